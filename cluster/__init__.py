@@ -1,0 +1,1 @@
+"""How N ranks are placed, started, watched and stopped."""

@@ -1,0 +1,1 @@
+"""One masked autoencoder: its configuration, data, training and evaluation."""

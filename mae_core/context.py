@@ -1,0 +1,39 @@
+"""What a running stage is given by its surroundings: callables and places, nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def _ignore_metrics(step: int, metrics: Mapping[str, float]) -> None:
+    """Drop metrics: the sink of a run that nobody watches."""
+
+
+def _never() -> bool:
+    return False
+
+
+def _no_fault(name: str) -> None:
+    """Do nothing at a fault point."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """The seam between `mae_core` and whoever runs it (rank entry point, debugger, test)."""
+
+    output_dir: Path
+    """Where the stage leaves its files; the same directory on every rank, rank 0 writes."""
+    checkpoint_dir: Path | None = None
+    """Where checkpoints are committed and found; None = no checkpoints."""
+    science_hash: str = ""
+    """Identity that a checkpoint must carry to be resumed from."""
+    rank: int = 0
+    world: int = 1
+    log_metrics: Callable[[int, Mapping[str, float]], None] = field(default=_ignore_metrics)
+    """`log_metrics(step, {"loss": 0.7})`; called on every rank, cheap, never blocks."""
+    should_stop: Callable[[], bool] = field(default=_never)
+    """True once somebody asked this rank to stop; the ranks agree on the step."""
+    fault_point: Callable[[str], None] = field(default=_no_fault)
+    """Called by name where a fault may be rehearsed; a no-op outside rehearsals."""

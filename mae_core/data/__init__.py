@@ -1,0 +1,1 @@
+"""Images in: Parquet and embedded sources, sample order, transforms, importers."""

@@ -1,0 +1,1 @@
+"""Evaluations of a pretrained encoder, each one stage."""

@@ -1,0 +1,1 @@
+"""When to run what: plan, store, controller, sweep, tracking, command line."""

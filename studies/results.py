@@ -1,0 +1,79 @@
+"""One row of the results table: what a stage of a cell measured, and where the cell stands.
+
+The table is the hand-over from running to analysis: `studies.analysis` reads nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+Role = Literal["grid", "untrained", "baseline", "sweep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRow:
+    """One finished stage of one cell. None where a column does not apply."""
+
+    study: str
+    cell: str
+    """Address within the study, such as `M/e300/s0`."""
+    stage: str
+    """Name of the stage within its cell, such as `knn` or `linear_100`."""
+    kind: str
+    """pretrain, knn, linear_probe, finetune."""
+    protocol: str
+    """What a reader must know to compare two numbers: `k-NN k=20 mean tokens`."""
+    role: Role
+    """grid: a curve point; untrained: duration 0; baseline: no encoder; sweep: a trial."""
+    science_hash: str
+    size: str | None = None
+    encoder_params: int | None = None
+    """Encoder parameters without head and fixed positions."""
+    total_params: int | None = None
+    """Encoder + decoder."""
+    duration: str | None = None
+    """`800ep`"""
+    epochs: float | None = None
+    """Passes over the training set; 0 for an untrained network."""
+    steps: int | None = None
+    images_seen: int | None = None
+    mask_ratio: float | None = None
+    decoder_depth: int | None = None
+    decoder_width: int | None = None
+    seed: int | None = None
+    """Pretraining seed; seeds pair cells of one grid."""
+    pretrain_flops: float | None = None
+    """Algorithmic FLOPs of the whole pretraining (reference count, not an optimisation's)."""
+    stage_flops: float | None = None
+    """Executed FLOPs of this stage."""
+    num_labels: int | None = None
+    eval_split: str | None = None
+    num_eval_images: int | None = None
+    top1: float | None = None
+    """Per cent."""
+    top5: float | None = None
+    """Per cent."""
+    loss: float | None = None
+    """Cross-entropy for evaluations, masked-patch error for pretraining (not comparable
+    across mask ratios or targets)."""
+    seconds: float | None = None
+    """Wall-clock seconds of the attempt that finished."""
+    world_size: int | None = None
+    device: str | None = None
+    images_per_s: float | None = None
+    finished_at: str | None = None
+    """ISO 8601, UTC."""
+    output_dir: str | None = None
+
+    @property
+    def rank_seconds(self) -> float:
+        """Wall-clock seconds × ranks: what was paid."""
+        return (self.seconds or 0.0) * (self.world_size or 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, in column order."""
+        return asdict(self)
+
+
+COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(ResultRow))
