@@ -92,8 +92,9 @@ class Duration:
         return round(self.value * steps_per_epoch)
 
     def __str__(self) -> str:
-        """Short form, `800ep`."""
-        return f"{self.value:g}{self.SHORT[self.unit]}"
+        """Short form, `800ep`; exact, so that `parse` gives the same duration back."""
+        value = int(self.value) if float(self.value).is_integer() else self.value
+        return f"{value}{self.SHORT[self.unit]}"
 
 
 @dataclass(frozen=True, kw_only=True)

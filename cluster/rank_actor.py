@@ -1,0 +1,94 @@
+"""One rank: a warm process that runs one opaque entry point after another."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.rank_env import free_port, visible_devices
+
+Entry = Callable[[dict[str, Any], "RankControl"], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RankControl:
+    """What an entry point may ask of the process it runs in."""
+
+    rank: int
+    world: int
+    stop_requested: Callable[[], bool]
+
+
+def load_entry(name: str) -> Entry:
+    """Import `package.module:function`."""
+    module, _, function = name.partition(":")
+    entry: Entry = getattr(importlib.import_module(module), function)
+    return entry
+
+
+class RankProcess:
+    """Body of the Ray actor; plain Python, so that it can be tested without Ray."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+
+    def info(self) -> dict[str, Any]:
+        """Say where this process is and which devices it has."""
+        return {"pid": os.getpid(), "devices": visible_devices()}
+
+    def warm(self, entry: str) -> float:
+        """Run an entry that imports what stages will need; return the seconds it took."""
+        began = time.monotonic()
+        load_entry(entry)({}, RankControl(0, 1, self._stop.is_set))
+        return time.monotonic() - began
+
+    def free_port(self) -> int:
+        """A free port on this node, for the gang to meet at."""
+        return free_port()
+
+    def stop(self) -> None:
+        """Ask the running entry to stop at the next step."""
+        self._stop.set()
+
+    def run(self, entry: str, payload: str, environment: dict[str, str]) -> dict[str, Any]:
+        """Run `entry` on the JSON `payload`; never raises, an error is part of the outcome."""
+        self._stop.clear()
+        os.environ.update(environment)
+        rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        outcome: dict[str, Any] = {"rank": rank, "pid": os.getpid()}
+        try:
+            control = RankControl(rank, world, self._stop.is_set)
+            outcome["value"] = load_entry(entry)(json.loads(payload), control)
+        except Exception as error:  # whatever a stage raises is evidence for the verdict
+            outcome["error"] = describe(error)
+        outcome["ended_at"] = time.time()
+        gc.collect()
+        outcome["rss_bytes"] = resident_bytes()
+        return outcome
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An exception as plain values: type names up to its root, message, traceback."""
+    names = [c.__name__ for c in type(error).__mro__ if c not in (object, BaseException)]
+    return {
+        "type": names[0],
+        "types": names,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error))[-8000:],
+        "at": time.time(),
+    }
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,73 @@
+"""The environment of a rank process: allocator and threads at its start, addresses per stage."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from pathlib import Path
+
+JEMALLOC_CONF = "thp:always,oversize_threshold:0,dirty_decay_ms:-1,muzzy_decay_ms:-1"
+
+
+def process_environment(threads: int) -> dict[str, str]:
+    """Variables that a rank needs before its process starts.
+
+    The allocator is the biggest lever of CPU training (11-13 % at small nets, more at large ones
+    over glibc's defaults): Ray's wheel carries jemalloc, glibc's knobs are the second best.
+    """
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        # A process that writes no .pyc pays 10 s of imports on every start.
+        "PYTHONDONTWRITEBYTECODE": "",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    jemalloc = _ray_jemalloc()
+    if jemalloc is not None:
+        environment |= {"LD_PRELOAD": str(jemalloc), "MALLOC_CONF": JEMALLOC_CONF}
+    else:
+        environment |= {
+            "MALLOC_TOP_PAD_": str(64 << 20),
+            "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+            "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+        }
+    return environment
+
+
+def _ray_jemalloc() -> Path | None:
+    spec = importlib.util.find_spec("ray")
+    if spec is None or spec.origin is None:
+        return None
+    library = Path(spec.origin).parent / "core" / "libjemalloc.so"
+    return library if library.exists() else None
+
+
+def stage_environment(
+    *, rank: int, world: int, local_rank: int, local_world: int, address: str, port: int
+) -> dict[str, str]:
+    """Variables that tell a rank where its gang meets."""
+    environment = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_world),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+    if address.startswith("127."):
+        # Else gloo listens on the address that the host name resolves to.
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    return environment
+
+
+def free_port() -> int:
+    """A port that was free a moment ago; the caller retries if another process was faster."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def visible_devices() -> list[str]:
+    """CUDA devices this process may see, settled before torch starts."""
+    return [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]

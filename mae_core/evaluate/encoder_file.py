@@ -1,0 +1,152 @@
+"""Encoder weights as one safetensors file that describes itself: config and shape in its metadata.
+
+Reading never unpickles, and every key and shape is checked against the config in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mae_core.config import DataConfig, EncoderConfig, num_patches, require
+from mae_core.errors import CheckpointError, ConfigError
+from mae_core.vit import Encoder
+
+FORMAT = "mae-study-encoder-1"
+EXTRA = "extra."
+"""Prefix of the caller's own metadata."""
+
+State = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderFile:
+    """What an encoder file holds, read but not yet built."""
+
+    config: EncoderConfig
+    image_size: int
+    """Side in pixels of the images it was trained on."""
+    num_channels: int
+    state: dict[str, torch.Tensor]
+    """float32 on the CPU."""
+    extra: dict[str, str]
+
+
+def save_encoder(
+    path: Path,
+    state_dict: State,
+    encoder: EncoderConfig,
+    image_size: int,
+    num_channels: int,
+    extra: Mapping[str, str],
+) -> None:
+    """Write encoder weights (stored as float32) and what is needed to rebuild the network."""
+    metadata = {EXTRA + key: value for key, value in extra.items()}
+    metadata |= describe(encoder, image_size, num_channels)
+    write_tensors(path, state_dict, metadata | {"format": FORMAT})
+
+
+def load_encoder(path: Path) -> Encoder:
+    """Build the encoder of a file, on the CPU in eval mode; errors as `read_encoder`."""
+    file = read_encoder(path)
+    encoder = Encoder(file.config, file.image_size, file.num_channels)
+    load_state(encoder, file.state, path)
+    return encoder.eval()
+
+
+def read_encoder(path: Path) -> EncoderFile:
+    """Read a file written by `save_encoder`; `CheckpointError` if it is damaged or another kind."""
+    state, metadata = read_tensors(path)
+    expect_format(path, metadata, FORMAT)
+    config, image_size, num_channels = parse_description(path, metadata)
+    extra = {k.removeprefix(EXTRA): v for k, v in metadata.items() if k.startswith(EXTRA)}
+    return EncoderFile(
+        config=config, image_size=image_size, num_channels=num_channels, state=state, extra=extra
+    )
+
+
+def check_fits(encoder: Encoder, data: DataConfig) -> None:
+    """Refuse (`ConfigError`) images of another size or channel count than the encoder's."""
+    patch_size = encoder.config.patch_size
+    has = (encoder.num_patches, encoder.patch_embed.in_features)
+    wants = (num_patches(data.image_size, patch_size), patch_size**2 * data.num_channels)
+    require(
+        has == wants,
+        f"the encoder takes {has[0]} patches of {has[1]} values, but images of {data.image_size} "
+        f"px with {data.num_channels} channels give {wants[0]} patches of {wants[1]}: evaluate at "
+        "the encoder's image size and channels",
+    )
+
+
+def describe(encoder: EncoderConfig, image_size: int, num_channels: int) -> dict[str, str]:
+    """Metadata from which `parse_description` rebuilds the three arguments."""
+    return {
+        "encoder": json.dumps(asdict(encoder), sort_keys=True),
+        "image_size": str(image_size),
+        "num_channels": str(num_channels),
+    }
+
+
+def parse_description(path: Path, metadata: Mapping[str, str]) -> tuple[EncoderConfig, int, int]:
+    """Read back what `describe` wrote; `CheckpointError` names what is missing or wrong."""
+    missing = {"encoder", "image_size", "num_channels"} - set(metadata)
+    if missing:
+        raise CheckpointError(f"{path}: metadata lacks {', '.join(sorted(missing))}; export again")
+    try:
+        fields: dict[str, Any] = json.loads(metadata["encoder"])
+        config = EncoderConfig(**fields)
+        return config, int(metadata["image_size"]), int(metadata["num_channels"])
+    except (TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: metadata describes no encoder: {error}") from error
+
+
+def expect_format(path: Path, metadata: Mapping[str, str], expected: str) -> None:
+    """Refuse (`CheckpointError`) a file whose metadata does not name the expected format."""
+    found = metadata.get("format", "none")
+    if found != expected:
+        raise CheckpointError(f"{path}: format {found!r} in its metadata, expected {expected!r}")
+
+
+def load_state(module: torch.nn.Module, state: State, path: Path) -> None:
+    """Copy `state` into `module`; `CheckpointError` on missing or unknown keys, wrong shapes."""
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if missing := sorted(set(wanted) - set(found)):
+        raise CheckpointError(f"{path}: lacks {len(missing)} tensors: {', '.join(missing[:5])}")
+    if unknown := sorted(set(found) - set(wanted)):
+        raise CheckpointError(f"{path}: {len(unknown)} unknown tensors: {', '.join(unknown[:5])}")
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise CheckpointError(f"{path}: {name} has shape {found[name]}, expected {shape}")
+    module.load_state_dict(dict(state))
+
+
+def write_tensors(path: Path, state: State, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically (temporary name, then rename); floats as float32."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tensors = {name: _portable(value) for name, value in state.items()}
+    save_file(tensors, temporary, metadata=dict(metadata))
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read the tensors (CPU) and metadata of a safetensors file; `CheckpointError` if damaged."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            names: list[str] = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def _portable(value: torch.Tensor) -> torch.Tensor:
+    value = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
+    return value.contiguous().clone()

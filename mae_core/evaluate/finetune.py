@@ -1,0 +1,267 @@
+"""End-to-end fine-tuning of an encoder with a linear head (paper Table 9, A.1).
+
+With `features="mean"` the final LN of the encoder gives way to a new LN after the mean of the
+patch tokens; with "cls" the final LN stays and the class token is classified. Positions start at
+their sin-cos values and are trained, as in the paper's code. No mixup, cutmix or RandAugment.
+Legend: N images, C channels, H, W pixels, B residual branches, D width, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mae_core import dist
+from mae_core.config import (
+    BatchSplit,
+    EncoderConfig,
+    Execution,
+    FeatureKind,
+    FinetuneRecipe,
+    split_batch,
+)
+from mae_core.context import RunContext
+from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
+from mae_core.data.sources import ImageData, Split
+from mae_core.errors import CheckpointError, ConfigError
+from mae_core.evaluate.encoder_file import (
+    check_fits,
+    describe,
+    expect_format,
+    load_state,
+    parse_description,
+    read_encoder,
+    read_tensors,
+    write_tensors,
+)
+from mae_core.evaluate.features import BATCH_SIZE, effective_batch, labelled_split, pool
+from mae_core.evaluate.predictions import Predictions, concatenate, finish, predict
+from mae_core.keyed import Stream, uniform
+from mae_core.lr_schedule import LrSchedule
+from mae_core.optim import layer_decay_groups
+from mae_core.training import TrainJob, train
+from mae_core.vit import NORM_EPS, Encoder, Linear
+
+FORMAT = "mae-study-classifier-1"
+FILE_NAME = "finetuned.safetensors"
+HEAD_STD = 2e-5
+"""Standard deviation of the head's initial weights (the paper's code)."""
+
+
+class Classifier(nn.Module):
+    """Encoder, pooling and linear head; its forward is the training loss."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        features: FeatureKind,
+        num_classes: int,
+        *,
+        label_smoothing: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Take over `encoder`; the head is drawn from `generator` (None = the global one)."""
+        super().__init__()
+        self.encoder = encoder
+        self.features: FeatureKind = features
+        self.label_smoothing = label_smoothing
+        width = encoder.config.width
+        self.norm: nn.Module = nn.Identity()
+        if features == "mean":
+            encoder.add_module("norm", nn.Identity())
+            self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.head = Linear(width, num_classes)
+        nn.init.normal_(self.head.weight, std=HEAD_STD, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def logits(self, images_NCHW: Tensor, drop_noise_NB: Tensor | None = None) -> Tensor:
+        """Score classes: (N, C, H, W) → float32 (N, K); without noise there is no drop path."""
+        tokens = self.encoder.forward_features(images_NCHW, drop_noise_NB)
+        scores: Tensor = self.head(self.norm(pool(tokens, self.features)))
+        return scores.float()
+
+    def forward(self, images_NCHW: Tensor, labels_N: Tensor, drop_noise_NB: Tensor) -> Tensor:
+        """Mean cross-entropy with label smoothing, a scalar in nats."""
+        logits_NK = self.logits(images_NCHW, drop_noise_NB)
+        return F.cross_entropy(logits_NK, labels_N, label_smoothing=self.label_smoothing)
+
+
+def run_finetune(
+    recipe: FinetuneRecipe,
+    encoder_path: Path | None,
+    execution: Execution,
+    ctx: RunContext,
+    data: ImageData,
+    *,
+    scratch: EncoderConfig | None = None,
+) -> dict[str, Any]:
+    """Fine-tune the encoder of a file, or train a `scratch` one; evaluate; save the classifier.
+
+    Raises:
+        ConfigError: neither or both of file and `scratch`; sizes that do not fit; a batch that
+            does not split over the ranks.
+        NumericsError: the loss became non-finite.
+        Stopped: somebody asked to stop; a checkpoint is committed.
+    """
+    split = labelled_split(recipe, data)
+    batch = split_batch(effective_batch(recipe.global_batch, len(split)), execution)
+    model = build_classifier(recipe, encoder_path, scratch, num_classes=len(split.class_names))
+    job = _job(recipe, execution, model, split, batch)
+    result = train(job, execution, ctx)
+    # A fresh module: DeepSpeed leaves the trained one in bf16 or in pieces.
+    trained = build_classifier(recipe, encoder_path, scratch, num_classes=len(split.class_names))
+    trained.load_state_dict(result.state)
+    if ctx.rank == 0:
+        _save(ctx.output_dir / FILE_NAME, recipe, trained, split.class_names)
+    local = evaluate(trained, recipe, data.split(recipe.eval_split))
+    scores = finish(local, split.class_names, ctx)
+    ctx.log_metrics(job.num_steps, {"top1": scores.top1, "eval_loss": scores.loss})
+    details = {
+        "effective_batch": batch.global_batch,
+        "micro_batch": batch.micro,
+        "accumulation": batch.accumulation,
+        "peak_lr": job.lr_schedule.peak_lr,
+        "steps": job.num_steps,
+        "train_loss": result.loss,
+        "resumed_from": result.resumed_from,
+        "images_per_s": result.images_per_s,
+    }
+    return scores.metrics(num_train_images=len(split), details=details)
+
+
+def build_classifier(
+    recipe: FinetuneRecipe,
+    encoder_path: Path | None,
+    scratch: EncoderConfig | None,
+    num_classes: int,
+) -> Classifier:
+    """Build the network before its first step; its draws come from `recipe.seed` alone."""
+    if (encoder_path is None) == (scratch is None):
+        raise ConfigError("fine-tuning takes either an encoder file or an encoder to train anew")
+    file = None if encoder_path is None else read_encoder(encoder_path)
+    config = scratch or (file.config if file else None)
+    assert config is not None
+    generator = torch.Generator().manual_seed(recipe.seed)
+    encoder = Encoder(
+        config,
+        file.image_size if file else recipe.data.image_size,
+        file.num_channels if file else recipe.data.num_channels,
+        drop_path=recipe.drop_path,
+        generator=generator,
+        trainable_positions=True,
+    )
+    check_fits(encoder, recipe.data)
+    if file is not None and encoder_path is not None:
+        positions = {"positions": encoder.positions.detach()}
+        load_state(encoder, positions | file.state, encoder_path)
+    return Classifier(
+        encoder,
+        recipe.features,
+        num_classes,
+        label_smoothing=recipe.label_smoothing,
+        generator=generator,
+    )
+
+
+def load_classifier(path: Path) -> tuple[Classifier, tuple[str, ...]]:
+    """Build the classifier of a file, on the CPU in eval mode, and name its classes.
+
+    Raises:
+        CheckpointError: the file is damaged or of another kind.
+    """
+    state, metadata = read_tensors(path)
+    expect_format(path, metadata, FORMAT)
+    config, image_size, num_channels = parse_description(path, metadata)
+    try:
+        class_names = tuple(str(name) for name in json.loads(metadata["class_names"]))
+        features: Any = metadata["features"]
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: metadata describes no classifier: {error}") from error
+    encoder = Encoder(config, image_size, num_channels, trainable_positions=True)
+    model = Classifier(encoder, features, len(class_names))
+    load_state(model, state, path)
+    return model.eval(), class_names
+
+
+@torch.inference_mode()
+def evaluate(model: Classifier, recipe: FinetuneRecipe, split: Split) -> Predictions:
+    """Predict this rank's share of a split in fp32, without drop path or augmentation."""
+    model.to(dist.device()).eval()
+    return concatenate(list(_predicted(model, recipe, split)))
+
+
+def _predicted(model: Classifier, recipe: FinetuneRecipe, split: Split) -> Iterator[Predictions]:
+    batches = eval_batches(split, recipe.data, BATCH_SIZE, rank=dist.rank(), world=dist.world())
+    for batch in batches:
+        log_prob_NK = model.logits(_images(recipe, batch, dist.device())).double().log_softmax(1)
+        yield predict(batch.index, batch.labels.numpy(), log_prob_NK.cpu().numpy())
+
+
+def _job(
+    recipe: FinetuneRecipe,
+    execution: Execution,
+    model: Classifier,
+    split: Split,
+    batch: BatchSplit,
+) -> TrainJob:
+    depth = model.encoder.config.depth
+
+    def prepare(micro_batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+        noise_NB = uniform(
+            recipe.seed, Stream.DROP_PATH, micro_batch.epoch, micro_batch.index, 2 * depth
+        )
+        images = _images(recipe, micro_batch, device)
+        return images, micro_batch.labels.to(device), torch.from_numpy(noise_NB).float().to(device)
+
+    lr_schedule = LrSchedule.from_config(
+        recipe.optimizer,
+        recipe.lr_schedule,
+        recipe.duration,
+        global_batch=batch.global_batch,
+        num_images=len(split),
+    )
+    loader = TrainLoader(
+        split,
+        recipe.data,
+        recipe.augmentation,
+        seed=recipe.seed,
+        batch=batch,
+        rank=dist.rank(),
+        threads=execution.loader_threads,
+    )
+    return TrainJob(
+        module=model,
+        param_groups=layer_decay_groups(
+            model, recipe.optimizer.weight_decay, recipe.layer_decay, depth
+        ),
+        optimizer=recipe.optimizer,
+        lr_schedule=lr_schedule,
+        precision=recipe.precision,
+        batch=batch,
+        num_steps=lr_schedule.total_steps,
+        loader=loader,
+        prepare=prepare,
+    )
+
+
+def _images(recipe: FinetuneRecipe, batch: Batch, device: torch.device) -> Tensor:
+    return normalise(batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, device)
+
+
+def _save(
+    path: Path, recipe: FinetuneRecipe, model: Classifier, class_names: tuple[str, ...]
+) -> None:
+    """Write the classifier with what is needed to rebuild it."""
+    metadata = describe(model.encoder.config, recipe.data.image_size, recipe.data.num_channels)
+    metadata |= {
+        "format": FORMAT,
+        "features": recipe.features,
+        "class_names": json.dumps(list(class_names)),
+    }
+    write_tensors(path, model.state_dict(), metadata)

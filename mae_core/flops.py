@@ -1,0 +1,161 @@
+"""Analytic parameter and FLOP counts, light to import (2 FLOPs per multiply-accumulate).
+
+Two counts are kept apart. *Algorithmic* is the reference formula (every patch embedded, every
+token predicted, training = 3 × forward): the x-axis of a scaling curve, which no optimisation of
+ours may move. *Executed* is what this code multiplies (visible patches embedded, masked tokens
+predicted, no gradient towards the pixels): for utilisation. Only matrix products count; norms,
+activations and softmax add about 0.1 %.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mae_core.config import (
+    EncoderConfig,
+    EvalRecipe,
+    FinetuneRecipe,
+    LinearProbeRecipe,
+    PretrainRecipe,
+    num_keep,
+    num_patches,
+)
+from mae_core.sizes import hidden_width
+
+ALGORITHMIC_VERSION = 1
+"""Raise it if the algorithmic formula ever changes: points of two versions share no axis."""
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """FLOPs of one image, counted twice; see the module docstring."""
+
+    algorithmic: int
+    executed: int
+
+
+@dataclass(frozen=True)
+class EvalFlops:
+    """FLOPs of an evaluation per image."""
+
+    train_image: FlopCount
+    """For each training image in each epoch (k-NN: once, to build the bank)."""
+    eval_image: FlopCount
+    """For each image that is scored."""
+
+
+def encoder_params(encoder: EncoderConfig, num_channels: int) -> int:
+    """Count an encoder's trainable parameters: no head, no fixed positions (B: 85.6 M)."""
+    patch = _patch_dim(encoder, num_channels)
+    embedding = patch * encoder.width + encoder.width
+    class_token, final_norm = encoder.width, 2 * encoder.width
+    hidden = hidden_width(encoder.width, encoder.mlp_ratio)
+    blocks = encoder.depth * _block_params(encoder.width, hidden)
+    return embedding + class_token + blocks + final_norm
+
+
+def pretrain_params(recipe: PretrainRecipe) -> int:
+    """Count the trainable parameters of encoder and decoder, no fixed positions (B: 111.7 M)."""
+    encoder, decoder = recipe.encoder, recipe.decoder
+    patch = _patch_dim(encoder, recipe.data.num_channels)
+    embedding = encoder.width * decoder.width + decoder.width
+    mask_token, final_norm = decoder.width, 2 * decoder.width
+    blocks = decoder.depth * _block_params(decoder.width, hidden_width(decoder.width))
+    head = decoder.width * patch + patch
+    return (
+        encoder_params(encoder, recipe.data.num_channels)
+        + embedding
+        + mask_token
+        + blocks
+        + final_norm
+        + head
+    )
+
+
+def pretrain_flops_per_image(recipe: PretrainRecipe) -> FlopCount:
+    """Count one training image: forward and backward, no optimizer (B at 224 px: 58.7 GFLOP)."""
+    encoder, decoder = recipe.encoder, recipe.decoder
+    patch = _patch_dim(encoder, recipe.data.num_channels)
+    patches = recipe.num_patches
+    visible = num_keep(patches, recipe.mask_ratio)
+    body = (
+        _encoder_blocks(encoder, visible + 1)
+        + _linear(visible + 1, encoder.width, decoder.width)
+        + _blocks(decoder.depth, patches + 1, decoder.width, hidden_width(decoder.width))
+    )
+    embed_all = _linear(patches, patch, encoder.width)
+    embed_visible = _linear(visible, patch, encoder.width)
+    predict_all = _linear(patches + 1, decoder.width, patch)
+    predict_masked = _linear(patches - visible, decoder.width, patch)
+    return FlopCount(
+        algorithmic=3 * (embed_all + body + predict_all),
+        executed=3 * (body + predict_masked) + 2 * embed_visible,
+    )
+
+
+def encoder_forward_flops(
+    encoder: EncoderConfig, image_size: int, num_channels: int, num_tokens: int | None = None
+) -> int:
+    """Count one forward pass of an encoder over one image.
+
+    `num_tokens` patches are embedded and processed, all of the image's by default; the class
+    token comes on top.
+    """
+    patches = num_patches(image_size, encoder.patch_size) if num_tokens is None else num_tokens
+    embedding = _linear(patches, _patch_dim(encoder, num_channels), encoder.width)
+    return embedding + _encoder_blocks(encoder, patches + 1)
+
+
+def eval_flops_per_image(recipe: EvalRecipe, encoder: EncoderConfig, num_classes: int) -> EvalFlops:
+    """Count an evaluation per image; `num_classes` is the width of the head (k-NN has none).
+
+    A probe is counted as the paper runs it, encoding each image in each epoch: features kept
+    from a deterministic view are an implementation's saving on the number of images encoded.
+    The search among k-NN's neighbours (2 · width per stored image) is left out.
+    """
+    data = recipe.data
+    embedding = _linear(
+        num_patches(data.image_size, encoder.patch_size),
+        _patch_dim(encoder, data.num_channels),
+        encoder.width,
+    )
+    forward = encoder_forward_flops(encoder, data.image_size, data.num_channels)
+    features = encoder.width
+    if recipe.features == "pixels":
+        embedding = forward = 0
+        features = data.num_channels * data.image_size**2
+    head = _linear(1, features, num_classes)
+    if isinstance(recipe, FinetuneRecipe):
+        whole = forward + head
+        return EvalFlops(FlopCount(3 * whole, 3 * whole - embedding), FlopCount(whole, whole))
+    if isinstance(recipe, LinearProbeRecipe):
+        # The frozen encoder needs no gradient, so the head's input needs none either.
+        train = FlopCount(forward + 3 * head, forward + 2 * head)
+        return EvalFlops(train, FlopCount(forward + head, forward + head))
+    return EvalFlops(FlopCount(forward, forward), FlopCount(forward, forward))
+
+
+def _patch_dim(encoder: EncoderConfig, num_channels: int) -> int:
+    return encoder.patch_size**2 * num_channels
+
+
+def _block_params(width: int, hidden: int) -> int:
+    attention = 4 * (width * width + width)
+    mlp = 2 * width * hidden + hidden + width
+    norms = 4 * width
+    return attention + mlp + norms
+
+
+def _linear(tokens: int, inputs: int, outputs: int) -> int:
+    return 2 * tokens * inputs * outputs
+
+
+def _blocks(depth: int, tokens: int, width: int, hidden: int) -> int:
+    projections = 4 * _linear(tokens, width, width) + 2 * _linear(tokens, width, hidden)
+    attention = 4 * tokens * tokens * width
+    return depth * (projections + attention)
+
+
+def _encoder_blocks(encoder: EncoderConfig, tokens: int) -> int:
+    hidden = hidden_width(encoder.width, encoder.mlp_ratio)
+    return _blocks(encoder.depth, tokens, encoder.width, hidden)

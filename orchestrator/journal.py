@@ -1,0 +1,79 @@
+"""The journal of an attempt: rank 0 appends metrics to a local file, a reader follows it.
+
+A line has a sequence number and its own timestamp, so that shipping it twice is the same as
+shipping it once. Training never waits for anything but this write.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+JOURNAL_FILE = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line."""
+
+    sequence: int
+    timestamp_ms: int
+    step: int
+    metrics: dict[str, float]
+
+
+class JournalWriter:
+    """Appends lines; each is flushed, so that a killed process loses none."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream: TextIO = path.open("a", encoding="utf-8")
+        self._sequence = 0
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line."""
+        line = {
+            "seq": self._sequence,
+            "t": time.time_ns() // 1_000_000,
+            "step": step,
+            "metrics": dict(metrics),
+        }
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
+        self._sequence += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+class JournalReader:
+    """Follows a journal that is being written; a torn last line waits for its rest."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def read_new(self) -> list[Entry]:
+        """Entries since the last call; empty if the file does not exist yet."""
+        try:
+            with self._path.open("rb") as stream:
+                stream.seek(self._offset)
+                content = stream.read()
+        except FileNotFoundError:
+            return []
+        whole, newline, _ = content.rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        return [e for line in whole.splitlines() if (e := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> Entry | None:
+    """A line as an entry; None for one that a crash has torn."""
+    try:
+        raw = json.loads(line)
+        return Entry(raw["seq"], raw["t"], raw["step"], raw["metrics"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,252 @@
+"""What would run and why: every stage of a study with its identity, status and cost."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from mae_core.config import EvalRecipe
+from orchestrator.datasets import Datasets, data_paths
+from orchestrator.estimate import Cost, Rates, Sample, cost_of
+from orchestrator.records import DoneRecord, Records
+from orchestrator.trials import Trials, apply_winner
+from studies.codec import to_plain
+from studies.fingerprint import differences
+from studies.identity import UNKNOWN_DATA, Identity, identify
+from studies.spec import Cell, Stage, Study
+
+
+class Status(enum.Enum):
+    """Where a planned stage stands."""
+
+    DONE = "done"
+    MISSING = "missing"
+    CHANGED = "changed"
+    """Its address is known with another identity: a decision is due."""
+    STALE = "stale"
+    """Done, but a parent was run again since."""
+    AFTER_SWEEP = "after sweep"
+    """Its settings come from a sweep that has no winner yet."""
+
+    @property
+    def is_work(self) -> bool:
+        """True if a run would start it."""
+        return self is not Status.DONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """One stage of one cell."""
+
+    cell: Cell
+    stage: Stage
+    identity: Identity
+    status: Status
+    reason: str
+    cost: Cost
+    record: DoneRecord | None = None
+    changes: tuple[tuple[str, Any, Any], ...] = ()
+    """Dotted key, accepted value, new value; for a changed stage."""
+
+    @property
+    def address(self) -> str:
+        """`cell#stage`"""
+        return f"{self.cell.address}#{self.stage.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """Where the sweep stands."""
+
+    trials: Trials
+    scores: dict[int, float]
+    winner: dict[str, Any] | None
+
+    @property
+    def missing(self) -> int:
+        """Trials still to finish."""
+        return 0 if self.winner else max(0, self.trials.sweep.num_trials - len(self.scores))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Of a whole study, with the sweep's winner filled in where there is one."""
+
+    study: Study
+    stages: tuple[PlannedStage, ...]
+    sweep: SweepPlan | None
+    rates: Rates
+    unknown_data: tuple[str, ...] = ()
+    """Data sets that nobody has scanned yet; `run` does."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def drift(self) -> list[PlannedStage]:
+        """Stages whose address is known with another identity."""
+        return [s for s in self.stages if s.status is Status.CHANGED]
+
+    @property
+    def work(self) -> list[PlannedStage]:
+        """Stages that a run would start, each identity once."""
+        unique = {s.identity.science_hash: s for s in self.stages if s.status.is_work}
+        return list(unique.values())
+
+    def seconds(self, stage: PlannedStage) -> float:
+        """Estimated wall-clock of one stage."""
+        return self.rates.seconds(stage.stage.kind, stage.cost)
+
+    @property
+    def sweep_rank_seconds(self) -> float:
+        """Estimated rank-seconds of the trials still to run."""
+        if self.sweep is None or not self.sweep.missing:
+            return 0.0
+        trial = [s for s in self.stages if s.cell.role == "sweep"]
+        cells = {s.cell.address for s in trial}
+        per_trial = sum(self.seconds(s) * s.cost.world_size for s in trial) / max(len(cells), 1)
+        return per_trial * self.sweep.missing
+
+    @property
+    def rank_seconds(self) -> float:
+        """Estimated rank-seconds of all work, sweep included."""
+        grid = [s for s in self.work if s.cell.role != "sweep"]
+        own = sum(self.seconds(s) * s.cost.world_size for s in grid)
+        return own + self.sweep_rank_seconds
+
+
+def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
+    """Plan a study against the store; raises `StudyError`, `ConfigError` for what cannot be run."""
+    paths = data_paths(study)
+    fingerprints = {path: datasets.fingerprint(path) for path in paths}
+    sweep = _plan_sweep(study, records, fingerprints)
+    winner = sweep.winner if sweep else None
+    if winner is not None:
+        study = apply_winner(study, winner["settings"])
+    accepted = load_accepted(records, study.name)
+    known = records.known_stages()
+    cells = [*_trial_cells(sweep), *study.cells]
+    planner = _Planner(records, datasets, fingerprints, accepted, known)
+    stages = tuple(p for cell in cells for p in planner.plan_cell(cell))
+    samples = [
+        Sample(s.stage.kind, s.cost, s.record.seconds) for s in stages if s.record is not None
+    ]
+    unknown = tuple(p for p, f in fingerprints.items() if f == UNKNOWN_DATA)
+    return Plan(
+        study=study,
+        stages=stages,
+        sweep=sweep,
+        rates=Rates(samples),
+        unknown_data=unknown,
+        fingerprints=fingerprints,
+    )
+
+
+def _plan_sweep(
+    study: Study, records: Records, fingerprints: dict[str, str]
+) -> SweepPlan | None:
+    if study.sweep is None:
+        return None
+    trials = Trials(records.store, study.sweep, fingerprints)
+    return SweepPlan(trials=trials, scores=trials.scores(records), winner=trials.winner())
+
+
+def _trial_cells(sweep: SweepPlan | None) -> list[Cell]:
+    """Cells of the trials so far; the base stands for them while there is none."""
+    if sweep is None:
+        return []
+    trials = sweep.trials
+    cells = [trials.cell(n, s) for n in trials.numbers() if (s := trials.settings(n)) is not None]
+    return cells or [trials.cell(0, {})]
+
+
+class _Planner:
+    def __init__(
+        self,
+        records: Records,
+        datasets: Datasets,
+        fingerprints: dict[str, str],
+        accepted: dict[str, Any],
+        known: set[str],
+    ) -> None:
+        self._records, self._datasets = records, datasets
+        self._fingerprints, self._accepted, self._known = fingerprints, accepted, known
+
+    def plan_cell(self, cell: Cell) -> list[PlannedStage]:
+        identities = identify(cell, self._fingerprints)
+        done: dict[str, DoneRecord | None] = {}
+        planned = []
+        for stage in cell.stages:
+            identity = identities[stage.name]
+            known = identity.science_hash in self._known
+            record = self._records.done(identity.science_hash) if known else None
+            parents = [done[p] for p in stage.parents]
+            status, reason, changes = self._status(cell, stage, identity, record, parents)
+            done[stage.name] = record if status is Status.DONE else None
+            split = stage.recipe.eval_split if isinstance(stage.recipe, EvalRecipe) else "test"
+            planned.append(
+                PlannedStage(
+                    cell=cell,
+                    stage=stage,
+                    identity=identity,
+                    status=status,
+                    reason=reason,
+                    cost=cost_of(cell, stage, self._datasets.size(stage.recipe.data, split)),
+                    record=record if status is Status.DONE else None,
+                    changes=changes,
+                )
+            )
+        return planned
+
+    def _status(
+        self,
+        cell: Cell,
+        stage: Stage,
+        identity: Identity,
+        record: DoneRecord | None,
+        parents: list[DoneRecord | None],
+    ) -> tuple[Status, str, tuple[tuple[str, Any, Any], ...]]:
+        if cell.uses_winner:
+            return Status.AFTER_SWEEP, "its settings come from the sweep's winner", ()
+        if record is not None:
+            current = {p.science_hash: p.outputs for p in parents if p is not None}
+            if current == record.parents:
+                return Status.DONE, f"attempt {record.attempt}, {record.finished_at}", ()
+            return Status.STALE, "a parent was run again since", ()
+        accepted = self._accepted.get(f"{cell.address}#{stage.name}")
+        if accepted and cell.role != "sweep" and accepted["hash"] != identity.science_hash:
+            changes = tuple(differences(accepted["science"], identity.science))
+            own = tuple(c for c in changes if c[0] != "parents" and c[1] != UNKNOWN_DATA)
+            return Status.CHANGED, _explain(own), own
+        return Status.MISSING, "never finished", ()
+
+
+def _explain(changes: tuple[tuple[str, Any, Any], ...]) -> str:
+    if not changes:
+        return "a parent's identity changed"
+    shown = [f"{key}: {_show(old)} → {_show(new)}" for key, old, new in changes[:3]]
+    more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return "; ".join(shown) + more
+
+
+def _show(value: Any) -> str:
+    return "default" if value is None else str(value)
+
+
+def load_accepted(records: Records, study: str) -> dict[str, Any]:
+    """Identities that were last run, by address: `{"hash", "science"}` each."""
+    last = records.store.last_numbered(f"studies/{study}/resolved")
+    return {} if last is None else dict(last[1]["stages"])
+
+
+def accept(records: Records, plan: Plan) -> None:
+    """Keep the plan as what this study's addresses stand for, if it differs from the last."""
+    prefix = f"studies/{plan.study.name}/resolved"
+    stages = load_accepted(records, plan.study.name) | {
+        s.address: {"hash": s.identity.science_hash, "science": s.identity.science}
+        for s in plan.stages
+        if s.status is not Status.AFTER_SWEEP and s.cell.role != "sweep"
+    }
+    resolved = {"study": to_plain(plan.study), "stages": stages}
+    last = records.store.last_numbered(prefix)
+    if last is None or last[1] != resolved:
+        records.store.append_numbered(prefix, resolved)

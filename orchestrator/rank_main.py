@@ -1,0 +1,208 @@
+"""What a rank runs: it joins `mae_core` with the journal and the attempt's directories.
+
+The same function serves a warm Ray actor, `mae-study debug`, and plain `torchrun`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.rank_actor import RankControl
+from orchestrator.journal import JOURNAL_FILE, JournalWriter
+
+if TYPE_CHECKING:
+    from mae_core.context import RunContext
+    from mae_core.data.sources import ImageData
+
+ENTRY = "orchestrator.rank_main:run_stage"
+WARM_ENTRY = "orchestrator.rank_main:warm"
+LOG_FILE = "rank{rank}.log"
+
+
+def warm(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    """Import what stages need, and make DeepSpeed's slow first engine on a toy."""
+    import mae_core.evaluate.finetune
+    import mae_core.evaluate.knn
+    import mae_core.evaluate.linear_probe
+    import mae_core.pretrain  # noqa: F401
+    from mae_core.engine import boot
+
+    boot()
+    return {}
+
+
+def run_stage(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    """Run one stage on this rank and return what rank 0 knows of it.
+
+    Payload: `recipe` (tagged by kind), `execution`, `facts`, `science_hash`, `directory` of the
+    attempt, `checkpoints`, `encoder` (path of the parent's, or None), `capture` (redirect the
+    process's output into the attempt's log).
+    """
+    directory = Path(payload["directory"])
+    log = directory / LOG_FILE.format(rank=control.rank)
+    scope = _captured(log) if payload.get("capture") else contextlib.nullcontext()
+    with scope:
+        try:
+            return _run(payload, control, directory)
+        except Exception:
+            import traceback
+
+            traceback.print_exc()  # into the log
+            _close_group()
+            raise
+
+
+def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict[str, Any]:
+    import torch
+
+    from mae_core import dist, engine
+    from mae_core.context import RunContext
+    from studies.codec import recipe_from_plain
+
+    began = time.monotonic()
+    torch.manual_seed(0)  # nothing may depend on it; a warm process must not differ from a new one
+    recipe = recipe_from_plain(payload["recipe"])
+    if control.world > 1 or recipe.KIND in ("pretrain", "finetune"):
+        engine.join_gang()
+    journal = JournalWriter(directory / JOURNAL_FILE) if control.rank == 0 else None
+    context = RunContext(
+        output_dir=directory / "outputs",
+        checkpoint_dir=Path(payload["checkpoints"]),
+        science_hash=payload["science_hash"],
+        rank=control.rank,
+        world=control.world,
+        log_metrics=journal.write if journal else _drop,
+        should_stop=control.stop_requested,
+    )
+    try:
+        data = _open_data(recipe.data, payload["facts"])
+        ready = time.monotonic()
+        metrics = _dispatch(recipe, payload, context, data)
+        dist.barrier()
+    finally:
+        if journal:
+            journal.close()
+    engine.leave_gang()
+    return {
+        "metrics": metrics,
+        "seconds": {"starting": ready - began, "working": time.monotonic() - ready},
+        "provenance": provenance() if control.rank == 0 else {},
+    }
+
+
+def _dispatch(
+    recipe: Any, payload: dict[str, Any], context: RunContext, data: ImageData
+) -> dict[str, Any]:
+    from mae_core.config import Execution
+    from studies.codec import from_plain
+
+    execution = from_plain(Execution, payload["execution"], "execution")
+    if recipe.KIND == "pretrain":
+        from mae_core.pretrain import run_pretrain
+
+        return run_pretrain(recipe, execution, context, data)
+    encoder = Path(payload["encoder"]) if payload["encoder"] else None
+    return _evaluation(recipe.KIND)(recipe, encoder, execution, context, data)
+
+
+def _evaluation(kind: str) -> Callable[..., dict[str, Any]]:
+    from mae_core.evaluate.finetune import run_finetune
+    from mae_core.evaluate.knn import run_knn
+    from mae_core.evaluate.linear_probe import run_linear_probe
+
+    return {"knn": run_knn, "linear_probe": run_linear_probe, "finetune": run_finetune}[kind]
+
+
+def _open_data(config: Any, facts: dict[str, Any]) -> ImageData:
+    return _cached_data(config, _frozen(facts))
+
+
+@functools.lru_cache(maxsize=4)
+def _cached_data(config: Any, facts: str) -> ImageData:
+    """Data stays open in a warm rank: the next stage often reads the same."""
+    import json
+
+    from mae_core.data.facts import DataFacts
+    from mae_core.data.sources import open_data
+
+    return open_data(config, DataFacts.from_json(json.loads(facts)))
+
+
+def _frozen(facts: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(facts, sort_keys=True)
+
+
+def _drop(step: int, metrics: Any) -> None:
+    """Ranks above 0 keep no journal."""
+
+
+def _close_group() -> None:
+    """Leave a broken process group, so that the peers notice and this process can be reused."""
+    with contextlib.suppress(Exception):
+        from mae_core import engine
+
+        engine.leave_gang()
+
+
+@contextlib.contextmanager
+def _captured(log: Path) -> Iterator[None]:
+    """Send this process's stdout and stderr, C++ included, to `log` inside the block."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    saved = [os.dup(1), os.dup(2)]
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    _flush()
+    try:
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        yield
+    finally:
+        _flush()
+        for descriptor, number in zip(saved, (1, 2), strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(target)
+
+
+def _flush() -> None:
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Versions and device that computed a result; the order-exactness of a run depends on them."""
+    import importlib.metadata as metadata
+
+    import torch
+
+    packages = ("torch", "deepspeed", "numpy", "pyarrow", "pillow", "mae-study")
+    versions = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _cpu_name()
+    return {
+        "versions": versions | {"python": platform.python_version()},
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "CPU"

@@ -1,0 +1,399 @@
+"""The first-curves report: result rows in; one offline page, figures and tables out.
+
+The page states what the rows show and what is missing; no law is fitted and nothing is run.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from studies.analysis import figures
+from studies.analysis.curves import (
+    EVALUATIONS,
+    UNTRAINED,
+    Curve,
+    PairedDifference,
+    Point,
+    cost,
+    curves,
+    duration_label,
+    duration_trends,
+    filled,
+    is_number,
+    ordered_durations,
+    plus_minus,
+    size_trends,
+    sweep_surface,
+    unmeasured,
+)
+from studies.analysis.figures import Drawing, GalleryEntry
+from studies.results import COLUMNS, ResultRow
+
+__all__ = ["GalleryEntry", "ReportFiles", "ReportMeta", "summary_text", "write_report"]
+
+
+_Protocol = tuple[str, str | None, int | None]
+"""Protocol, split and labels: a column of the table of cells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportMeta:
+    """What the page says beside the rows."""
+
+    study: str
+    question: str
+    command: str
+    created_at: str
+    """ISO 8601, UTC."""
+    notes: tuple[str, ...] = ()
+    """What the data can and cannot show."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    sweep_winner: Mapping[str, Any] | None = None
+    objective: str | None = None
+    """What the sweep ranked: a stage, kind or protocol."""
+    missing: Sequence[tuple[str, str, str]] = ()
+    """(cell, stage, why) of what the study expects and the rows lack."""
+    expected_seeds: int | None = None
+    """Seeds per grid cell; by default as many as the rows of the grid name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFiles:
+    """Where the report was written."""
+
+    html: Path
+    csv: Path
+    parquet: Path
+    summary: Path
+    figures: tuple[Path, ...]
+
+
+def write_report(
+    rows: Sequence[ResultRow],
+    *,
+    meta: ReportMeta,
+    gallery: Sequence[GalleryEntry],
+    directory: Path,
+) -> ReportFiles:
+    """Write index.html, figures/*.png, results.csv, results.parquet and summary.json.
+
+    Partial results are reported as such. Raises OSError if the directory cannot be written.
+    """
+    found = curves(rows)
+    sections, problems = _sections(rows, found, meta, gallery)
+    (directory / "figures").mkdir(parents=True, exist_ok=True)
+    drawings = [drawing for section in sections for drawing in section["drawings"]]
+    files = ReportFiles(
+        html=directory / "index.html",
+        csv=directory / "results.csv",
+        parquet=directory / "results.parquet",
+        summary=directory / "summary.json",
+        figures=tuple(directory / "figures" / f"{d.name}.png" for d in drawings),
+    )
+    for path, drawing in zip(files.figures, drawings, strict=True):
+        path.write_bytes(drawing.png)
+    _write_csv(rows, files.csv)
+    _write_parquet(rows, files.parquet)
+    summary = json.dumps(_plain(_summary(rows, found, meta)), indent=2, ensure_ascii=False)
+    files.summary.write_text(summary + "\n", encoding="utf-8")
+    page = _page(rows, found, meta, sections, problems)
+    files.html.write_text(page, encoding="utf-8")
+    return files
+
+
+def summary_text(rows: Sequence[ResultRow]) -> str:
+    """Size × duration tables of mean ± sd (seeds) per protocol, for a terminal."""
+    found = curves(rows)
+    blocks = [_text_table(curve) for curve in found]
+    return "\n\n".join(blocks) if blocks else "No evaluated cell yet."
+
+
+def _text_table(curve: Curve) -> str:
+    columns = _columns(curve)
+    table = [["top-1 %", *columns]]
+    for size in curve.sizes:
+        table.append([size, *(_value(curve.points.get((size, d))) for d in columns)])
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns) + 1)]
+    lines = [
+        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+        for line in table
+    ]
+    if curve.baseline:
+        lines.append(f"raw pixels: {sum(curve.baseline) / len(curve.baseline):.1f}")
+    return "\n".join([curve.label, *lines])
+
+
+def _columns(curve: Curve) -> list[str]:
+    start = any(duration == UNTRAINED for _, duration in curve.points)
+    return [*([UNTRAINED] if start else []), *curve.durations]
+
+
+def _value(point: Point | None) -> str:
+    return "–" if point is None else f"{plus_minus(point.mean, point.sd)} ({point.n})"
+
+
+def _sections(
+    rows: Sequence[ResultRow],
+    found: Sequence[Curve],
+    meta: ReportMeta,
+    entries: Sequence[GalleryEntry],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Titled groups of drawings, with the sentence to show when there is none."""
+    kinds = (
+        ("Accuracy against duration", "duration", figures.accuracy_by_duration),
+        ("Accuracy against encoder size", "parameters", figures.accuracy_by_parameters),
+        ("Accuracy against pretraining compute", "flops", figures.accuracy_by_flops),
+    )
+    sections = [
+        _section(title, [draw(c, f"{name}-{i + 1}-{c.kind}") for i, c in enumerate(found)])
+        for title, name, draw in kinds
+    ]
+    surface = sweep_surface(rows, meta.objective)
+    chosen = figures.sweep_map(surface, meta.sweep_winner, "sweep") if surface else None
+    sections.append(_section("Sweep: mask ratio and decoder", [chosen], winner=meta.sweep_winner))
+    pictures, problems = figures.gallery(entries, "gallery")
+    sections.append(_section("Reconstructions", [pictures], wide=True, problems=problems))
+    spent = cost(rows, lambda row: (row.kind, row.role))
+    sections.append(_section("Cost", [figures.cost_bars(spent, "cost")]))
+    return sections, problems
+
+
+def _section(title: str, drawings: Sequence[Drawing | None], **more: Any) -> dict[str, Any]:
+    return {"title": title, "drawings": [d for d in drawings if d is not None], **more}
+
+
+def sentence(curve: Curve, trend: PairedDifference) -> str:
+    """A paired difference in words, with both ends, the pairs and the verdict."""
+    ends = [f"{_value(p)} {p.duration}, size {p.size}" for p in (trend.start, trend.end)]
+    if trend.mean is None:
+        return f"{curve.label}: {ends[0]}; {ends[1]}; no seed was measured at both."
+    rises = sum(d > 0 for d in trend.differences.values())
+    return (
+        f"{curve.label}: from {ends[0]} to {ends[1]}; paired difference "
+        f"{plus_minus(trend.mean, trend.sd)} points, {rises} of {trend.n} seeds rise: "
+        f"{trend.verdict}."
+    )
+
+
+def _headline(found: Sequence[Curve]) -> str:
+    """The one sentence at the top: how many (protocol, size) pairs rise over the untrained."""
+    trends = [t for c in found for t in duration_trends(c) if t.start.duration == UNTRAINED]
+    judged = [t for t in trends if t.exceeds_seed_spread is not None]
+    if not found:
+        return "No evaluated cell yet: nothing can be said."
+    if not trends:
+        return "Pretraining cannot be compared with an untrained network: one of the two is absent."
+    if not judged:
+        return "Too few paired seeds (fewer than 3) to say whether pretraining helps beyond chance."
+    rising = sum(t.exceeds_seed_spread is True for t in judged)
+    rest = len(trends) - len(judged)
+    return (
+        f"From the untrained network to the longest duration, top-1 rises by more than the seed "
+        f"spread in {rising} of {len(judged)} (protocol, size) pairs with at least 3 paired seeds"
+        + (f"; {rest} more have too few." if rest else ".")
+    )
+
+
+def _evidence(found: Sequence[Curve]) -> list[dict[str, Any]]:
+    """A line for every paired difference of the page's evidence table."""
+    lines = []
+    for curve in found:
+        for trend in (*duration_trends(curve), *size_trends(curve)):
+            lines.append(
+                {
+                    "protocol": curve.label,
+                    "compares": trend.label,
+                    "primary": trend.start.duration == UNTRAINED
+                    and trend.end.duration != UNTRAINED,
+                    "start": f"{trend.start.size} {trend.start.duration}",
+                    "start_top1": _value(trend.start),
+                    "end": f"{trend.end.size} {trend.end.duration}",
+                    "end_top1": _value(trend.end),
+                    "difference": _signed(trend),
+                    "pairs": trend.n,
+                    "every_seed_rises": trend.every_seed_rises,
+                    "exceeds": trend.exceeds_seed_spread,
+                    "verdict": trend.verdict,
+                    "sentence": sentence(curve, trend),
+                }
+            )
+    return lines
+
+
+def _signed(trend: PairedDifference) -> str:
+    if trend.mean is None:
+        return "–"
+    return ("+" if trend.mean >= 0 else "") + plus_minus(trend.mean, trend.sd)
+
+
+def _coverage(
+    rows: Sequence[ResultRow], found: Sequence[Curve], meta: ReportMeta
+) -> dict[str, Any]:
+    """Seeds that every protocol has measured, by size and duration."""
+    grid = [r for r in filled(rows) if r.role in ("grid", "untrained")]
+    expected = meta.expected_seeds or len({r.seed for r in grid if r.seed is not None})
+    first = sorted({(r.encoder_params or 0, r.size or "size unknown") for r in grid})
+    durations = ordered_durations(
+        (duration_label(r), -1.0 if r.role == "untrained" else r.epochs) for r in grid
+    )
+    sizes = list(dict.fromkeys(size for _, size in first))
+    table = []
+    for size in sizes:
+        counts = [_complete(found, size, duration) for duration in durations]
+        cells = [{"found": n, "expected": expected, "full": n >= expected} for n in counts]
+        table.append({"size": size, "cells": cells})
+    return {"durations": durations, "rows": table}
+
+
+def _complete(found: Sequence[Curve], size: str, duration: str) -> int:
+    points = [curve.points.get((size, duration)) for curve in found]
+    seeds = [set(point.values) if point else set() for point in points]
+    return len(set.intersection(*seeds)) if seeds else 0
+
+
+def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[tuple[str, Any]]]]:
+    """Header and one line per cell: (shown, sort key) for every column."""
+    kinds = [r for r in rows if r.kind in EVALUATIONS]
+    protocols = sorted({_protocol(r) for r in kinds}, key=str)
+    names = [_protocol_name(*protocol) for protocol in protocols]
+    header = ["cell", "role", "size", "encoder parameters", "duration", "seed", "mask ratio"]
+    header += ["decoder", "pretraining FLOPs", *(f"top-1 %: {n}" for n in names), "rank-seconds"]
+    by_cell: dict[str, list[ResultRow]] = {}
+    for row in filled(rows):
+        by_cell.setdefault(row.cell, []).append(row)
+    return header, [_cell_line(group, protocols) for group in by_cell.values()]
+
+
+def _protocol(row: ResultRow) -> _Protocol:
+    return row.protocol, row.eval_split, row.num_labels
+
+
+def _protocol_name(protocol: str, split: str | None, num_labels: int | None) -> str:
+    more = [split or "", f"{num_labels} labels" if num_labels is not None else ""]
+    return " · ".join([protocol, *filter(None, more)])
+
+
+def _cell_line(rows: Sequence[ResultRow], protocols: Sequence[_Protocol]) -> list[tuple[str, Any]]:
+    r = rows[0]
+    top1 = {_protocol(row): row.top1 for row in rows}
+    decoder = "" if r.decoder_depth is None else f"{r.decoder_depth}×{r.decoder_width or '?'}"
+    duration = UNTRAINED if r.role == "untrained" else r.duration or ""
+    paid = sum(cost(rows, lambda row: ("", "")).values())
+    return [
+        (r.cell, r.cell),
+        (r.role, r.role),
+        (r.size or "", r.encoder_params or 0),
+        _number(r.encoder_params, ","),
+        (duration, r.epochs or 0.0),
+        _number(r.seed, "d"),
+        _number(r.mask_ratio, "g"),
+        (decoder, (r.decoder_depth or 0) * 100_000 + (r.decoder_width or 0)),
+        _number(r.pretrain_flops, ".3g"),
+        *(_number(top1.get(protocol), ".2f") for protocol in protocols),
+        _number(paid, ".1f"),
+    ]
+
+
+def _number(value: float | None, form: str) -> tuple[str, Any]:
+    """Shown and sort key; what is missing or NaN sorts below every number."""
+    return (format(value, form), value) if value is not None and is_number(value) else ("", "")
+
+
+def _page(
+    rows: Sequence[ResultRow],
+    found: Sequence[Curve],
+    meta: ReportMeta,
+    sections: Sequence[Mapping[str, Any]],
+    problems: Sequence[str],
+) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    header, cells = _cells(rows)
+    return environment.get_template("report.html").render(
+        meta=meta,
+        headline=_headline(found),
+        evidence=_evidence(found),
+        coverage=_coverage(rows, found, meta),
+        sections=sections,
+        header=header,
+        cells=cells,
+        num_rows=len(rows),
+        unmeasured=unmeasured(rows),
+        total_cost=sum(cost(rows, lambda row: (row.kind, row.role)).values()),
+        problems=problems,
+    )
+
+
+def _write_csv(rows: Sequence[ResultRow], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(row.to_dict() for row in rows)
+
+
+def _write_parquet(rows: Sequence[ResultRow], path: Path) -> None:
+    """Columns keep their types even where every value is missing."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    types: dict[str, pa.DataType] = {"int": pa.int64(), "float": pa.float64()}
+    hints = get_type_hints(ResultRow)
+    schema: pa.Schema = pa.schema(
+        [(name, types.get(_scalar(hints[name]), pa.string())) for name in COLUMNS]
+    )
+    parquet.write_table(pa.Table.from_pylist([r.to_dict() for r in rows], schema=schema), path)
+
+
+def _scalar(hint: Any) -> str:
+    """`int` for `int | None`; `str` for a Literal."""
+    return next((t.__name__ for t in (int, float) if hint in (t, t | None)), "str")
+
+
+def _summary(rows: Sequence[ResultRow], found: Sequence[Curve], meta: ReportMeta) -> dict[str, Any]:
+    return {
+        "study": meta.study,
+        "created_at": meta.created_at,
+        "headline": _headline(found),
+        "num_rows": len(rows),
+        "unmeasured": unmeasured(rows),
+        "curves": [_curve_summary(curve) for curve in found],
+        "evidence": _evidence(found),
+        "sweep": {"objective": meta.objective, "winner": meta.sweep_winner},
+        "rank_seconds": {"/".join(k): v for k, v in cost(rows, lambda r: (r.kind, r.role)).items()},
+        "missing": [list(item) for item in meta.missing],
+        "notes": list(meta.notes),
+        "provenance": dict(meta.provenance),
+    }
+
+
+def _curve_summary(curve: Curve) -> dict[str, Any]:
+    points = [
+        {**asdict(p), "values": {str(k): v for k, v in p.values.items()}, "mean": p.mean}
+        | {"sd": p.sd, "n": p.n}
+        for p in curve.points.values()
+    ]
+    return {
+        "protocol": curve.label,
+        "kind": curve.kind,
+        "baseline": list(curve.baseline),
+        "points": points,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: numbers that are none become null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,202 @@
+"""Study, Cell, Stage: a question, the points that answer it, and the work for each point."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mae_core.config import AnyRecipe, EvalRecipe, Execution, PretrainRecipe
+from studies.errors import StudyError, unknown
+from studies.results import Role
+
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
+
+
+def check_address(what: str, text: str) -> None:
+    """Refuse names that are not safe as a path: segments of letters, digits and `._+=-`."""
+    if not text or len(text) > 200 or not all(_SEGMENT.fullmatch(s) for s in text.split("/")):
+        raise StudyError(
+            f"{what} {text!r}: use segments of letters, digits and . _ + = -, "
+            "separated by /, each starting with a letter or digit"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One piece of work for a cell."""
+
+    name: str
+    """Unique within the cell, such as `knn` or `linear_100`."""
+    recipe: AnyRecipe
+    """Science: what is computed."""
+    parents: tuple[str, ...] = ()
+    """Stages of the same cell whose outputs this one reads."""
+    execution: Execution = field(default_factory=Execution)
+    """How it is computed; no part of the identity."""
+
+    def __post_init__(self) -> None:
+        check_address("stage name", self.name)
+
+    @property
+    def kind(self) -> str:
+        """What the stage does: pretrain, knn, linear_probe, finetune."""
+        return self.recipe.KIND
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One point of the study's grid."""
+
+    address: str
+    """Readable, unique within the study: `M/e300/s0`."""
+    stages: tuple[Stage, ...]
+    """In an order in which parents come first."""
+    role: Role = "grid"
+    uses_winner: bool = False
+    """The sweep's winning settings replace this cell's before it is planned."""
+
+    def __post_init__(self) -> None:
+        check_address("cell address", self.address)
+        seen: dict[str, Stage] = {}
+        for stage in self.stages:
+            _check_stage(self.address, stage, seen)
+            seen[stage.name] = stage
+
+    def stage(self, name: str) -> Stage:
+        """Return the stage of that name; raises `StudyError` if there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise unknown("stage", name, [s.name for s in self.stages], where=f"cell {self.address}")
+
+    @property
+    def pretrain(self) -> Stage | None:
+        """The pretraining of this cell, None for a baseline without encoder."""
+        return next((s for s in self.stages if isinstance(s.recipe, PretrainRecipe)), None)
+
+
+def _check_stage(cell: str, stage: Stage, earlier: dict[str, Stage]) -> None:
+    if stage.name in earlier:
+        raise StudyError(f"cell {cell} has two stages named {stage.name!r}")
+    for parent in stage.parents:
+        if parent not in earlier:
+            raise unknown("parent", parent, earlier, where=f"cell {cell}, stage {stage.name}")
+    if isinstance(stage.recipe, EvalRecipe) and stage.recipe.features != "pixels":
+        encoders = [p for p in stage.parents if earlier[p].kind == "pretrain"]
+        if len(encoders) != 1:
+            raise StudyError(
+                f"cell {cell}, stage {stage.name}: features {stage.recipe.features!r} need one "
+                f"pretrain stage among its parents, found {len(encoders)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """An axis of a sweep: one of some values."""
+
+    key: str
+    """Dotted key of a setting, such as `pretrain.decoder.depth`."""
+    values: tuple[float | int | str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) < 1:
+            raise StudyError(f"sweep axis {self.key!r} has no values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """An axis of a sweep: a number between two bounds, on a grid of `step` if given."""
+
+    key: str
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise StudyError(f"sweep axis {self.key!r}: low {self.low} must be < high {self.high}")
+
+
+Axis = Choices | Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A search over settings by an evaluation on the dev split; its winner flows into the grid."""
+
+    base: Cell
+    """The cell whose settings are varied; its address is the prefix of the trials'."""
+    space: tuple[Axis, ...]
+    objective: str
+    """Stage of `base` whose `metric` on dev is maximised; never a reconstruction loss."""
+    metric: str = "top1"
+    num_trials: int
+    """Finished trials to reach, whatever happened in between."""
+    seed: int = 0
+    """Of the sampler (TPE)."""
+
+    def __post_init__(self) -> None:
+        stage = self.base.stage(self.objective)
+        if not isinstance(stage.recipe, EvalRecipe):
+            raise StudyError(
+                f"sweep objective {self.objective!r} is a {stage.kind} stage: name an evaluation; "
+                "reconstruction losses at different mask ratios are not comparable"
+            )
+        if stage.recipe.eval_split != "dev":
+            raise StudyError(
+                f"sweep objective {self.objective!r} is scored on {stage.recipe.eval_split!r}: "
+                "nothing is chosen on the test set, use eval_split='dev'"
+            )
+        if self.num_trials < 1:
+            raise StudyError(f"sweep of {self.num_trials} trials: must be ≥ 1")
+        if not self.space:
+            raise StudyError("a sweep needs at least one axis")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question and the cells that answer it."""
+
+    name: str
+    question: str
+    cells: tuple[Cell, ...]
+    sweep: Sweep | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader of the report must know: what such data can show and what it cannot."""
+
+    def __post_init__(self) -> None:
+        check_address("study name", self.name)
+        seen = set()
+        for cell in self.cells:
+            if cell.address in seen:
+                raise StudyError(f"study {self.name} has two cells at address {cell.address!r}")
+            seen.add(cell.address)
+            if cell.uses_winner and self.sweep is None:
+                raise StudyError(f"cell {cell.address} uses a sweep's winner, and there is none")
+
+    def cell(self, address: str) -> Cell:
+        """Return the cell at `address`; raises `StudyError` if there is none."""
+        for cell in self.cells:
+            if cell.address == address:
+                return cell
+        known = [c.address for c in self.cells]
+        raise unknown("cell", address, known, where=f"study {self.name}")
+
+    def map_stages(self, change: Any) -> Study:
+        """Return a copy with `change(stage)` in place of each stage, the sweep's base included."""
+        cells = tuple(map_cell(c, change) for c in self.cells)
+        sweep = self.sweep and replace(self.sweep, base=map_cell(self.sweep.base, change))
+        return replace(self, cells=cells, sweep=sweep)
+
+    def all_stages(self) -> Iterator[Stage]:
+        """Every stage of the grid and of the sweep's base."""
+        for cell in (*self.cells, *((self.sweep.base,) if self.sweep else ())):
+            yield from cell.stages
+
+
+def map_cell(cell: Cell, change: Any) -> Cell:
+    """Return a copy of `cell` with `change(stage)` in place of each stage."""
+    return replace(cell, stages=tuple(change(s) for s in cell.stages))

@@ -1,0 +1,140 @@
+"""Fine-tuning through the real training loop, and the classifier it trains."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_core.config import (
+    NO_AUGMENTATION,
+    DataConfig,
+    Duration,
+    EncoderConfig,
+    Execution,
+    FinetuneRecipe,
+    LrScheduleConfig,
+)
+from mae_core.context import RunContext
+from mae_core.data.sources import ImageData, open_data
+from mae_core.errors import CheckpointError, ConfigError
+from mae_core.evaluate.encoder_file import read_tensors, save_encoder
+from mae_core.evaluate.finetune import build_classifier, load_classifier, run_finetune
+from mae_core.vit import Encoder
+
+DIGITS = DataConfig(
+    path="digits",
+    image_size=8,
+    num_channels=1,
+    pixel_mean=(0.3,),
+    pixel_std=(0.38,),
+    dev_fraction=0.1,
+)
+TINY = EncoderConfig(width=32, depth=2, num_heads=2, patch_size=2)
+FINETUNE = FinetuneRecipe(
+    data=DIGITS,
+    augmentation=NO_AUGMENTATION,
+    duration=Duration.epochs(6),
+    global_batch=64,
+    lr_schedule=LrScheduleConfig(warmup=Duration.epochs(1), min_lr=1e-6),
+    eval_split="dev",
+)
+FINETUNE = replace(FINETUNE, optimizer=replace(FINETUNE.optimizer, base_lr=1e-2))
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return open_data(DIGITS)
+
+
+@pytest.fixture
+def encoder_path(tmp_path: Path) -> Path:
+    path = tmp_path / "encoder.safetensors"
+    encoder = Encoder(TINY, 8, 1, generator=torch.Generator().manual_seed(5))
+    save_encoder(path, encoder.state_dict(), TINY, 8, 1, extra={})
+    return path
+
+
+def test_fine_tunes_evaluates_and_saves(
+    encoder_path: Path, tmp_path: Path, data: ImageData
+) -> None:
+    ctx = RunContext(output_dir=tmp_path)
+    metrics = run_finetune(FINETUNE, encoder_path, Execution(zero_stage=0), ctx, data)
+    json.dumps(metrics)
+    assert metrics["top1"] > 60
+    assert metrics["num_images"] == len(data.split("dev"))
+    assert metrics["details"]["effective_batch"] == 64
+    assert (tmp_path / "predictions.parquet").is_file()
+    model, class_names = load_classifier(tmp_path / "finetuned.safetensors")
+    assert class_names == tuple(data.split("dev").class_names)
+    assert not model.training
+    before = build_classifier(FINETUNE, encoder_path, None, len(class_names))
+    moved = [
+        name
+        for name, value in model.state_dict().items()
+        if not torch.equal(value, before.state_dict()[name])
+    ]
+    assert set(moved) == set(model.state_dict())  # positions and class token too
+
+
+def test_few_labels_from_scratch_use_the_whole_set(tmp_path: Path, data: ImageData) -> None:
+    recipe = replace(FINETUNE, num_labels=20, global_batch=1024, duration=Duration.epochs(2))
+    ctx = RunContext(output_dir=tmp_path)
+    metrics = run_finetune(recipe, None, Execution(zero_stage=0), ctx, data, scratch=TINY)
+    assert metrics["num_train_images"] == metrics["details"]["effective_batch"] == 20
+    assert metrics["details"]["steps"] == 2
+    assert metrics["details"]["peak_lr"] == pytest.approx(1e-2 * 20 / 256)
+
+
+def test_drop_path_only_with_noise(encoder_path: Path) -> None:
+    recipe = replace(FINETUNE, drop_path=0.9)
+    model = build_classifier(recipe, encoder_path, None, 10).train()
+    torch.nn.init.normal_(model.head.weight)
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = build_classifier(replace(recipe, drop_path=0.0), encoder_path, None, 10)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.logits(images), plain.logits(images))
+    dropped = model.logits(images, torch.zeros(4, 4))
+    assert not torch.allclose(dropped, plain.logits(images))
+
+
+@pytest.mark.parametrize("features", ["mean", "cls"])
+def test_pooling(encoder_path: Path, features: str) -> None:
+    recipe = replace(FINETUNE, features=features)
+    model = build_classifier(recipe, encoder_path, None, 10)
+    has_final_norm = any(name.startswith("encoder.norm.") for name in model.state_dict())
+    assert has_final_norm == (features == "cls")
+    assert ("norm.weight" in model.state_dict()) == (features == "mean")
+    assert float(model.head.weight.std()) == pytest.approx(2e-5, rel=0.2)
+    assert model.encoder.positions.requires_grad
+    start = read_tensors(encoder_path)[0]["blocks.0.attn.qkv.weight"]
+    assert torch.equal(model.encoder.state_dict()["blocks.0.attn.qkv.weight"], start)
+    images = torch.randn(3, 1, 8, 8)
+    labels, noise = torch.tensor([0, 1, 2]), torch.ones(3, 4) * 0.5
+    loss = model(images, labels, noise)
+    assert loss.ndim == 0
+    assert float(loss) == pytest.approx(2.3026, abs=0.01)
+
+
+def test_same_seed_same_start() -> None:
+    first, second, other = (
+        build_classifier(replace(FINETUNE, seed=seed), None, TINY, 10).state_dict()
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_what_cannot_be_is_refused(encoder_path: Path) -> None:
+    with pytest.raises(ConfigError, match="either an encoder file or"):
+        build_classifier(FINETUNE, None, None, 10)
+    with pytest.raises(ConfigError, match="either an encoder file or"):
+        build_classifier(FINETUNE, encoder_path, TINY, 10)
+    bigger = replace(FINETUNE, data=replace(DIGITS, image_size=16))
+    with pytest.raises(ConfigError, match="64 patches of 4"):
+        build_classifier(bigger, encoder_path, None, 10)
+    with pytest.raises(CheckpointError, match="expected 'mae-study-classifier-1'"):
+        load_classifier(encoder_path)
