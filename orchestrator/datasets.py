@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mae_core.config import DataConfig
 from mae_core.data.facts import DataFacts, find_facts, split_sizes
+
+from mae_core.config import DataConfig
 from orchestrator.estimate import DataSize
 from orchestrator.store import Store
 from studies.identity import UNKNOWN_DATA

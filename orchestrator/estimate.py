@@ -73,9 +73,7 @@ def cost_of(cell: Cell, stage: Stage, size: DataSize) -> Cost:
 
 
 @functools.lru_cache(maxsize=65536)
-def _cost(
-    recipe: Any, execution: Execution, encoder: EncoderConfig | None, size: DataSize
-) -> Cost:
+def _cost(recipe: Any, execution: Execution, encoder: EncoderConfig | None, size: DataSize) -> Cost:
     if isinstance(recipe, PretrainRecipe):
         return _pretrain_cost(recipe, execution, size)
     return _eval_cost(recipe, execution, encoder, size)
@@ -126,7 +124,9 @@ def _eval_cost(
         executed = float(passes) * flops.train_image.executed + evaluated
         algorithmic = float(trained) * flops.train_image.algorithmic + evaluated
     return Cost(
-        encoder_params=None if encoder is None else encoder_params(encoder, recipe.data.num_channels),
+        encoder_params=None
+        if encoder is None
+        else encoder_params(encoder, recipe.data.num_channels),
         flops_per_image=per_image,
         steps=steps,
         images=int(epochs * labelled) + size.num_eval,

@@ -6,9 +6,10 @@ shipping it once. Training never waits for anything but this write.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -56,6 +57,16 @@ class JournalReader:
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Go back to where the block began if it fails: what was not shipped is read again."""
+        before = self._offset
+        try:
+            yield
+        except BaseException:
+            self._offset = before
+            raise
 
     def read_new(self) -> list[Entry]:
         """Entries since the last call; empty if the file does not exist yet."""

@@ -77,6 +77,7 @@ class Plan:
     stages: tuple[PlannedStage, ...]
     sweep: SweepPlan | None
     rates: Rates
+    planner: Planner
     unknown_data: tuple[str, ...] = ()
     """Data sets that nobody has scanned yet; `run` does."""
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -125,7 +126,7 @@ def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
     accepted = load_accepted(records, study.name)
     known = records.known_stages()
     cells = [*_trial_cells(sweep), *study.cells]
-    planner = _Planner(records, datasets, fingerprints, accepted, known)
+    planner = Planner(records, datasets, fingerprints, accepted, known)
     stages = tuple(p for cell in cells for p in planner.plan_cell(cell))
     samples = [
         Sample(s.stage.kind, s.cost, s.record.seconds) for s in stages if s.record is not None
@@ -136,14 +137,13 @@ def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
         stages=stages,
         sweep=sweep,
         rates=Rates(samples),
+        planner=planner,
         unknown_data=unknown,
         fingerprints=fingerprints,
     )
 
 
-def _plan_sweep(
-    study: Study, records: Records, fingerprints: dict[str, str]
-) -> SweepPlan | None:
+def _plan_sweep(study: Study, records: Records, fingerprints: dict[str, str]) -> SweepPlan | None:
     if study.sweep is None:
         return None
     trials = Trials(records.store, study.sweep, fingerprints)
@@ -159,7 +159,9 @@ def _trial_cells(sweep: SweepPlan | None) -> list[Cell]:
     return cells or [trials.cell(0, {})]
 
 
-class _Planner:
+class Planner:
+    """Plans one cell after another against the store."""
+
     def __init__(
         self,
         records: Records,
@@ -172,6 +174,7 @@ class _Planner:
         self._fingerprints, self._accepted, self._known = fingerprints, accepted, known
 
     def plan_cell(self, cell: Cell) -> list[PlannedStage]:
+        """Identity, status and cost of each stage of a cell."""
         identities = identify(cell, self._fingerprints)
         done: dict[str, DoneRecord | None] = {}
         planned = []
@@ -182,7 +185,6 @@ class _Planner:
             parents = [done[p] for p in stage.parents]
             status, reason, changes = self._status(cell, stage, identity, record, parents)
             done[stage.name] = record if status is Status.DONE else None
-            split = stage.recipe.eval_split if isinstance(stage.recipe, EvalRecipe) else "test"
             planned.append(
                 PlannedStage(
                     cell=cell,
@@ -190,12 +192,21 @@ class _Planner:
                     identity=identity,
                     status=status,
                     reason=reason,
-                    cost=cost_of(cell, stage, self._datasets.size(stage.recipe.data, split)),
+                    cost=self.cost(cell, stage),
                     record=record if status is Status.DONE else None,
                     changes=changes,
                 )
             )
         return planned
+
+    def cost(self, cell: Cell, stage: Stage) -> Cost:
+        """Parameters, steps and FLOPs of a stage."""
+        split = stage.recipe.eval_split if isinstance(stage.recipe, EvalRecipe) else "test"
+        return cost_of(cell, stage, self._datasets.size(stage.recipe.data, split))
+
+    def num_train(self, stage: Stage) -> int:
+        """Training images of a stage's data."""
+        return self._datasets.size(stage.recipe.data).num_train
 
     def _status(
         self,

@@ -19,8 +19,9 @@ from cluster.rank_actor import RankControl
 from orchestrator.journal import JOURNAL_FILE, JournalWriter
 
 if TYPE_CHECKING:
-    from mae_core.context import RunContext
     from mae_core.data.sources import ImageData
+
+    from mae_core.context import RunContext
 
 ENTRY = "orchestrator.rank_main:run_stage"
 WARM_ENTRY = "orchestrator.rank_main:warm"

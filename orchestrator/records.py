@@ -99,6 +99,14 @@ class Records:
         key = f"{stage_key(record.science_hash)}/done.json"
         return self.store.create_json(key, asdict(record))
 
+    def supersede(self, science_hash: str) -> None:
+        """Set a completion record aside, kept, so that the stage can be done again."""
+        key = f"{stage_key(science_hash)}/done.json"
+        content = self.store.read_json(key)
+        if content is not None:
+            self.store.append_numbered(f"{stage_key(science_hash)}/superseded", content)
+            self.store.delete(key)
+
     def attempt_dir(self, science_hash: str, number: int) -> Path:
         """Directory of an attempt's journal, log and outputs."""
         return self.store.path(f"{stage_key(science_hash)}/attempts/{number:06d}")

@@ -115,6 +115,8 @@ class LocalStore(Store):
     def create(self, key: str, content: bytes) -> bool:
         """Write a synced temporary file and link it to its name."""
         path = self.path(key)
+        if path.exists():
+            return False
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

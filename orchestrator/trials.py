@@ -1,12 +1,13 @@
 """What the store holds of a sweep: its trials and its winner. Optuna is not needed to read it.
 
-    sweeps/<hash>/trials/000000.json    settings of a trial, created when it is asked for
-    sweeps/<hash>/winner.json           the decision, created once
+sweeps/<hash>/trials/000000.json    settings of a trial, created when it is asked for
+sweeps/<hash>/winner.json           the decision, created once
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from orchestrator.records import Records, now_iso
@@ -31,6 +32,10 @@ class Trials:
         }
         self.sweep_hash = digest(settings)
         self.prefix = f"sweeps/{self.sweep_hash}"
+
+    def path(self, name: str) -> Path:
+        """Path of a file beside the records."""
+        return self._store.path(f"{self.prefix}/{name}")
 
     def settings(self, number: int) -> dict[str, Any] | None:
         """Settings of a trial, None if it was never asked for."""

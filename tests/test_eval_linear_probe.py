@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as td
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from mae_core.config import (
     NO_AUGMENTATION,
@@ -219,7 +219,7 @@ def test_two_ranks_give_the_result_of_one(encoder_path: Path, tmp_path: Path) ->
     for output in outputs:
         output.mkdir()
     alone = evaluations(encoder_path, outputs[0], 0, 1)
-    mp.spawn(gang_member, (encoder_path, outputs[1]), nprocs=2)
+    spawn(gang_member, (encoder_path, outputs[1]), nprocs=2)
     ranks = [json.loads((outputs[1] / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]
     for kind, metrics in alone.items():

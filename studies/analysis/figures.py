@@ -197,13 +197,9 @@ def cost_bars(cost: Mapping[tuple[str, str], float], name: str) -> Drawing | Non
         widths = [cost.get((kind, role), 0.0) / scale for kind in kinds]
         axes.barh(kinds, widths, left=list(left.values()), color=ROLE_COLOURS[role], label=role)
         left = {kind: left[kind] + w for kind, w in zip(kinds, widths, strict=True)}
-    for i, kind in enumerate(kinds):
-        axes.annotate(
-            f" {left[kind]:{',.0f' if left[kind] >= 100 else '.3g'}}",
-            (left[kind], i),
-            va="center",
-            fontsize=8.5,
-        )
+    for i, total in enumerate(left.values()):
+        form = ",.0f" if total >= 100 else ".3g"
+        axes.annotate(f" {total:{form}}", (total, i), va="center", fontsize=8.5)
     axes.margins(x=0.12)
     axes.grid(axis="x")
     axes.set_xlabel(f"{unit} (wall-clock × ranks)")
@@ -224,9 +220,8 @@ def gallery(entries: Sequence[GalleryEntry], name: str) -> tuple[Drawing | None,
     if not loaded:
         return None, problems
     columns, notes = _gallery_columns(loaded)
-    figure = _tile(columns)
     caption = "One row per image. Grey patches were hidden from the encoder. " + " ".join(notes)
-    return _drawing(figure, name, caption), problems
+    return _drawing(_tile(columns), name, caption), problems
 
 
 def _size_line(
@@ -422,7 +417,7 @@ def _tile(columns: Sequence[tuple[str, Array]]) -> Figure:
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="none")
     axes.xaxis.tick_top()
-    _ticks(axes, [c * step + _TILE_PX / 2 for c in range(len(columns))], labels)
+    axes.set_xticks([c * step + _TILE_PX / 2 for c in range(len(columns))], labels)
     axes.tick_params(length=0, labelsize=8)
     axes.set_yticks([])
     axes.grid(False)

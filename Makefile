@@ -1,0 +1,57 @@
+# Every target sets up what it needs: `make quickstart` and `make test` work on a bare machine with
+# Python 3.11 or newer. PYTHON names the interpreter, VENV the environment, STORE the results.
+
+PYTHON ?= python3
+VENV ?= .venv
+STORE ?= mae-store
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := mae_core studies cluster orchestrator
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: quickstart test check format lint types clean bench-handover bench-cli
+
+quickstart: $(STAMP)
+	$(BIN)/mae-study run quickstart --store $(STORE)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench-handover: $(STAMP)
+	$(BIN)/python tests/bench_handover.py
+
+bench-cli: $(STAMP)
+	$(BIN)/python tests/bench_cli.py
+
+# torch first: DeepSpeed's build imports it, and must not fetch another one for itself. Its
+# extensions are never compiled (DS_BUILD_OPS=0): a rank uses torch's fused AdamW.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "mae-study needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch numpy
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet -c constraints.txt \
+	  --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m compileall -q $(VENV)/lib >/dev/null 2>&1 || true
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

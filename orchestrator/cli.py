@@ -1,0 +1,474 @@
+"""The command `mae-study`. Every verb imports what it needs when it runs: `--help` is instant."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.plan import Plan
+    from orchestrator.records import Records
+    from studies.spec import Study
+
+DEFAULT_STORE = "mae-store"
+EXIT_INTERRUPTED = 130
+_CODES = """Exit codes: 0 done; 1 a defect of mae-study; 2 bad input; 3 drift; 4 stages failed;
+5 study busy; 6 not enough resources or no cluster; 7 tracking; 8 store; 130 interrupted."""
+
+
+class _Group(click.Group):
+    """Suggests the nearest command for a mistyped one, and turns errors into messages."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is None and not ctx.resilient_parsing:
+            from studies.errors import unknown
+
+            raise click.UsageError(str(unknown("command", cmd_name, self.commands)))
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _plain_errors():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """One message and a documented exit code for what a user can act on; no traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        _fail(str(error), code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    from cluster.errors import ClusterError
+    from mae_core.errors import MaeCoreError
+    from orchestrator.errors import UserError
+    from studies.errors import StudyError
+
+    if isinstance(error, UserError):
+        return error.exit_code
+    if isinstance(error, ClusterError):
+        return 6
+    if isinstance(error, MaeCoreError | StudyError):
+        return 2
+    return None
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"mae-study: {message}", err=True)
+    sys.exit(code)
+
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _options(*options: Decorator) -> Decorator:
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return apply
+
+
+_store_option = click.option(
+    "--store",
+    envvar="MAE_STUDY_STORE",
+    default=DEFAULT_STORE,
+    show_default=True,
+    metavar="DIR",
+    help="Directory that holds all results.",
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+_study_options = _options(
+    click.argument("study_ref", metavar="STUDY"),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a setting, such as pretrain.global_batch=512; repeatable.",
+    ),
+    click.option(
+        "--data",
+        "data_path",
+        metavar="PATH",
+        help="Read images from here (short for --set data.path=PATH).",
+    ),
+    _store_option,
+)
+
+
+@click.group(cls=_Group, epilog=_CODES, context_settings={"max_content_width": 100})
+@click.version_option(package_name="mae-study", message="%(version)s")
+def main() -> None:
+    """Scaling studies of masked autoencoders: plan, run, resume, compare.
+
+    STUDY is a name of the catalogue (`mae-study list`), the path of a Python file with
+    `def study() -> Study`, or a resolved study in JSON.
+    """
+
+
+@main.command("list")
+@_json_option
+def list_command(as_json: bool) -> None:
+    """List the studies that ship."""
+    from studies.catalog import CATALOG
+    from studies.load import load_study
+
+    found = {name: load_study(name) for name in CATALOG}
+    if as_json:
+        _print_json(
+            [{"study": n, "question": s.question, "cells": len(s.cells)} for n, s in found.items()]
+        )
+        return
+    for name, study in found.items():
+        click.echo(f"{name:26} {len(study.cells):4} cells  {study.question}")
+
+
+@main.command()
+@_study_options
+@click.option("--all", "show_all", is_flag=True, help="List every stage, not only a summary.")
+@_json_option
+def plan(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    show_all: bool,
+    as_json: bool,
+) -> None:
+    """Show what would run and why: status, parameters, FLOPs, steps, time."""
+    from orchestrator.show_plan import plan_json, print_plan
+
+    _, made, _ = _plan(study_ref, settings, data_path, store)
+    if as_json:
+        _print_json(plan_json(made))
+    else:
+        print_plan(made, _console(), show_all=show_all)
+
+
+@main.command()
+@_study_options
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    envvar="MAE_STUDY_RAY_ADDRESS",
+    help="Attach to this Ray cluster (RAY_AUTH_TOKEN holds its token) instead of "
+    "starting an embedded one on loopback.",
+)
+@click.option("--cpus", type=click.IntRange(min=1), help="Cores the embedded Ray may use.")
+@click.option("--cpus-per-rank", type=click.IntRange(min=1), help="Cores of one rank.")
+@click.option("--slots", type=click.IntRange(min=1), help="Warm ranks to hold; default: all fit.")
+@click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    metavar="URI",
+    help="MLflow server; default: SQLite in the store.",
+)
+@click.option(
+    "--accept-changes", is_flag=True, help="Run cells whose settings changed; old results stay."
+)
+@click.option("--no-report", is_flag=True, help="Do not write the report at the end.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors and the result.")
+@_json_option
+def run(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    address: str | None,
+    cpus: int | None,
+    cpus_per_rank: int | None,
+    slots: int | None,
+    tracking_uri: str | None,
+    accept_changes: bool,
+    no_report: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run what is missing of a study. The same command continues whatever was killed."""
+    from orchestrator.run import RunOptions, run_study
+    from orchestrator.show_plan import print_outcome
+
+    options = RunOptions(
+        store=Path(store),
+        address=address,
+        num_cpus=cpus,
+        cpus_per_rank=cpus_per_rank,
+        slots=slots,
+        tracking_uri=tracking_uri,
+        accept_changes=accept_changes,
+        write_report=not no_report,
+    )
+    study = _study(study_ref, settings, data_path)
+    with _stop_on_sigterm():
+        outcome = run_study(study, options, _console(), quiet=quiet or as_json)
+    if as_json:
+        _print_json(
+            {
+                "study": study.name,
+                "started": outcome.num_started,
+                "done": sum(not s.status.is_work for s in outcome.plan.stages),
+                "report": outcome.report and str(outcome.report),
+                "tracking_problem": outcome.tracking_problem,
+            }
+        )
+    else:
+        print_outcome(outcome, _console(), quiet=quiet)
+
+
+@main.command()
+@_study_options
+@_json_option
+def status(
+    study_ref: str, settings: tuple[str, ...], data_path: str | None, store: str, as_json: bool
+) -> None:
+    """Show a size × duration matrix of what is done, and what runs or failed."""
+    from orchestrator.show_status import print_status, status_json
+
+    _, made, records = _plan(study_ref, settings, data_path, store)
+    if as_json:
+        _print_json(status_json(made, records))
+    else:
+        print_status(made, records, _console())
+
+
+@main.command()
+@_study_options
+@click.argument("cell")
+@click.argument("stage", required=False)
+@click.option("--attempt", type=int, help="Number of the attempt; default: the last.")
+@click.option("--rank", type=int, default=0, show_default=True)
+def logs(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    cell: str,
+    stage: str | None,
+    attempt: int | None,
+    rank: int,
+) -> None:
+    """Print what an attempt of a stage printed, how it ended, and its last metrics."""
+    from orchestrator.show_status import print_logs
+
+    _, made, records = _plan(study_ref, settings, data_path, store)
+    print_logs(made, records, _console(), cell=cell, stage=stage, attempt=attempt, rank=rank)
+
+
+@main.command()
+@_study_options
+@click.option("--out", metavar="DIR", help="Where to write; default: reports/ in the store.")
+@_json_option
+def report(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """Write the report of what is finished: HTML, PNG, CSV, Parquet."""
+    from orchestrator.report import write_report
+    from orchestrator.run import report_dir
+
+    _, made, records = _plan(study_ref, settings, data_path, store)
+    page = write_report(made, records, Path(out) if out else report_dir(records, made.study.name))
+    if as_json:
+        _print_json({"report": str(page)})
+    else:
+        click.echo(str(page))
+
+
+@main.command()
+@_study_options
+@click.argument("cell")
+@click.argument("stage")
+@click.option("--out", metavar="DIR", help="Where to write; default: debug/ in the store.")
+@_json_option
+def debug(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    cell: str,
+    stage: str,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """Run one stage in this process, without Ray: breakpoints work.
+
+    The result goes to a directory of its own and never counts as done. Under torchrun every
+    process is one rank: `torchrun --nproc-per-node 2 -m orchestrator.cli debug STUDY CELL STAGE`.
+    """
+    from orchestrator.debug import run_one
+
+    study, made, records = _plan(study_ref, settings, data_path, store)
+    outcome = run_one(made, records, cell=cell, stage=stage, out=Path(out) if out else None)
+    if outcome is None:
+        return  # a rank above 0
+    if as_json:
+        _print_json(outcome)
+        return
+    for key, value in outcome["metrics"].items():
+        if not isinstance(value, dict):
+            click.echo(f"{key:18} {value}")
+    click.echo(f"outputs in {outcome['directory']}")
+
+
+@main.group()
+def data() -> None:
+    """Import and inspect image data sets."""
+
+
+@data.command("import")
+@click.argument("source")
+@click.argument("destination")
+@_json_option
+def data_import(source: str, destination: str, as_json: bool) -> None:
+    """Write Parquet from an ImageFolder tree or a CIFAR-10/100 python archive."""
+    from mae_core.data.importers import import_any
+
+    from orchestrator.run import progress_bar
+
+    with progress_bar(_console(), f"importing {source}", quiet=as_json) as advance:
+        facts = import_any(source, destination, on_progress=advance)
+    summary = {
+        "train": facts.num_train,
+        "dev": facts.num_dev,
+        "test": facts.num_test,
+        "classes": len(facts.class_names),
+        "fingerprint": facts.fingerprint,
+        "destination": destination,
+    }
+    if as_json:
+        _print_json(summary)
+        return
+    for key, value in summary.items():
+        click.echo(f"{key:12} {value}")
+
+
+@data.command("inspect")
+@click.argument("path")
+@_json_option
+def data_inspect(path: str, as_json: bool) -> None:
+    """Show splits, classes, image sizes, problems and the fingerprint of a data set."""
+    from mae_core.data.scan import inspect
+
+    from orchestrator.run import progress_bar
+
+    with progress_bar(_console(), f"reading {path}", quiet=as_json) as advance:
+        found = inspect(path, on_progress=advance)
+    if as_json:
+        _print_json(found)
+        return
+    from orchestrator.show_status import print_mapping
+
+    print_mapping(found, _console())
+
+
+@main.command()
+@_store_option
+@click.option("--port", type=int, default=5000, show_default=True)
+def mlflow(store: str, port: int) -> None:
+    """Start the MLflow UI on the store's runs, on loopback."""
+    from orchestrator.errors import StoreError
+    from orchestrator.store import LocalStore
+    from orchestrator.tracking import artifact_root, database_exists, default_uri
+
+    local = LocalStore(Path(store))
+    if not database_exists(local):
+        raise StoreError(f"no MLflow runs in {local.root}: run a study first, or name its --store")
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--backend-store-uri",
+        default_uri(local),
+        "--default-artifact-root",
+        artifact_root(local).as_uri(),
+    ]
+    click.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C stops it)")
+    os.execv(sys.executable, command)
+
+
+def _study(reference: str, settings: tuple[str, ...], data_path: str | None) -> Study:
+    from studies.load import load_study
+    from studies.overrides import override_study, parse
+
+    overrides = parse(settings)
+    if data_path is not None:
+        overrides["data.path"] = data_path
+    study = load_study(reference)
+    return override_study(study, overrides) if overrides else study
+
+
+def _plan(
+    reference: str, settings: tuple[str, ...], data_path: str | None, store: str
+) -> tuple[Study, Plan, Records]:
+    from orchestrator.datasets import Datasets
+    from orchestrator.plan import make_plan
+    from orchestrator.records import Records
+    from orchestrator.store import LocalStore
+
+    study = _study(reference, settings, data_path)
+    local = LocalStore(Path(store))
+    records = Records(local)
+    return study, make_plan(study, records, Datasets(local)), records
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Piped output is read by programs and people's pagers: wide enough not to fold tables.
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1, default=str))
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: running stages commit a checkpoint and everything is taken down."""
+    import signal
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""From a plan's finished stages to the rows of the results table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mae_core.config import EvalRecipe, FinetuneRecipe, KnnRecipe, PretrainRecipe
+from orchestrator.plan import Plan, PlannedStage, Planner
+from orchestrator.records import Records
+from studies.results import ResultRow, Role
+from studies.spec import Cell
+
+
+def make_rows(plan: Plan, records: Records) -> list[ResultRow]:
+    """One row per finished stage of every cell, trials of the sweep included."""
+    return [_row(plan, s, records) for s in plan.stages if s.record is not None]
+
+
+def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
+    record = planned.record
+    assert record is not None
+    recipe, metrics = planned.stage.recipe, record.metrics
+    is_eval = isinstance(recipe, EvalRecipe)
+    return ResultRow(
+        study=plan.study.name,
+        cell=planned.cell.address,
+        stage=planned.stage.name,
+        kind=planned.stage.kind,
+        protocol=protocol_name(recipe),
+        role=role_of(planned),
+        science_hash=planned.identity.science_hash,
+        **axes_of(planned.cell, plan.planner),
+        stage_flops=planned.cost.flops,
+        num_labels=recipe.num_labels if is_eval else None,
+        eval_split=recipe.eval_split if is_eval else None,
+        num_eval_images=metrics.get("num_images") if is_eval else None,
+        top1=metrics.get("top1"),
+        top5=metrics.get("top5"),
+        loss=metrics.get("loss"),
+        seconds=record.seconds,
+        world_size=record.world_size,
+        device=record.provenance.get("device"),
+        images_per_s=metrics.get("images_per_s"),
+        finished_at=record.finished_at,
+        output_dir=str(records.outputs(record.science_hash, record.attempt)),
+    )
+
+
+def role_of(planned: PlannedStage) -> Role:
+    """Role of a cell's rows; an untrained network is one whatever its cell says."""
+    pretrain = planned.cell.pretrain
+    if planned.cell.role == "grid" and pretrain is not None:
+        recipe = pretrain.recipe
+        if isinstance(recipe, PretrainRecipe) and recipe.duration.value == 0:
+            return "untrained"
+    return planned.cell.role
+
+
+def axes_of(cell: Cell, planner: Planner) -> dict[str, Any]:
+    """Where a cell stands: the axes of its pretraining; only the seed for a baseline."""
+    pretrain = cell.pretrain
+    if pretrain is None:
+        return {"seed": cell.stages[0].recipe.seed}
+    recipe = pretrain.recipe
+    assert isinstance(recipe, PretrainRecipe)
+    cost, images = planner.cost(cell, pretrain), planner.num_train(pretrain)
+    return {
+        "size": recipe.encoder.name or f"{recipe.encoder.width}x{recipe.encoder.depth}",
+        "encoder_params": cost.encoder_params,
+        "total_params": cost.total_params,
+        "duration": str(recipe.duration),
+        "epochs": cost.images / images if images else None,
+        "steps": cost.steps,
+        "images_seen": cost.images,
+        "mask_ratio": recipe.mask_ratio,
+        "decoder_depth": recipe.decoder.depth,
+        "decoder_width": recipe.decoder.width,
+        "seed": recipe.seed,
+        "pretrain_flops": cost.algorithmic_flops,
+    }
+
+
+def protocol_name(recipe: Any) -> str:
+    """What a reader must know to compare two numbers."""
+    if isinstance(recipe, PretrainRecipe):
+        target = "normalised pixels" if recipe.norm_pix_loss else "pixels"
+        return f"MAE pretraining, {target}, mask {recipe.mask_ratio:g}"
+    features = {"cls": "class token", "mean": "mean of patch tokens", "pixels": "raw pixels"}
+    labels = f", {recipe.num_labels} labels" if recipe.num_labels else ""
+    base = {"knn": "k-NN", "linear_probe": "linear probe", "finetune": "fine-tune"}[recipe.KIND]
+    detail = f" (k={recipe.k})" if isinstance(recipe, KnnRecipe) else ""
+    if isinstance(recipe, FinetuneRecipe):
+        detail = f" ({recipe.duration})"
+    # The raw-pixel baseline belongs to the same protocol: only its features differ.
+    shown = "" if recipe.features == "pixels" else f", {features[recipe.features]}"
+    split = ", dev" if recipe.eval_split == "dev" else ""
+    return f"{base}{detail}{shown}{labels}{split}"

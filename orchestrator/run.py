@@ -1,0 +1,230 @@
+"""From a request to a finished study: data, plan, lease, cluster, controller, tracking, report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from orchestrator.controller import Controller, Observer
+from orchestrator.datasets import Datasets, data_paths
+from orchestrator.errors import DriftError, StagesFailed, UserError
+from orchestrator.lease import Lease, hold
+from orchestrator.plan import Plan, accept, make_plan
+from orchestrator.progress import Display
+from orchestrator.rank_main import WARM_ENTRY
+from orchestrator.records import Records
+from orchestrator.report import write_report
+from orchestrator.results import make_rows
+from orchestrator.store import LocalStore
+from orchestrator.tracked import Tracking, sync_key
+from studies.analysis.report import summary_text
+from studies.spec import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How to run a study."""
+
+    store: Path
+    address: str | None = None
+    num_cpus: int | None = None
+    cpus_per_rank: int | None = None
+    slots: int | None = None
+    tracking_uri: str | None = None
+    accept_changes: bool = False
+    write_report: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome:
+    """What a run did."""
+
+    plan: Plan
+    num_started: int
+    report: Path | None
+    tracking_problem: str | None = None
+    summary: str = ""
+    """The curves as a table of text."""
+
+
+def run_study(study: Study, options: RunOptions, console: Console, *, quiet: bool) -> RunOutcome:
+    """Do what is missing of a study; raises `UserError` and its like for what stops it."""
+    store = LocalStore(options.store)
+    store.check_writable()
+    records, datasets = Records(store), Datasets(store)
+    scan_data(study, datasets, console, quiet=quiet)
+    plan = make_plan(study, records, datasets)
+    _check_drift(plan, options)
+    missing_trials = plan.sweep.missing if plan.sweep else 0
+    if not plan.work and not missing_trials:
+        return _nothing_to_do(plan, records, options)
+    session = _Session(study, plan, records, datasets, options, console, quiet)
+    with hold(store, study.name) as lease:
+        accept(records, plan)
+        return session.run(lease)
+
+
+def scan_data(study: Study, datasets: Datasets, console: Console, *, quiet: bool) -> None:
+    """Compute the facts of data sets that nobody has looked at yet, with a progress bar."""
+    for path in data_paths(study):
+        if datasets.facts(path) is None:
+            with progress_bar(console, f"reading {path}", quiet=quiet) as advance:
+                datasets.ensure(path, advance)
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, text: str, *, quiet: bool) -> Iterator[Any]:
+    """Yield `advance(done, total)` of a bar that only shows on a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    disable = quiet or not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=disable) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _check_drift(plan: Plan, options: RunOptions) -> None:
+    if not plan.drift or options.accept_changes:
+        return
+    shown = "\n".join(f"  {s.address}: {s.reason}" for s in plan.drift[:10])
+    more = f"\n  and {len(plan.drift) - 10} more" if len(plan.drift) > 10 else ""
+    raise DriftError(
+        f"{len(plan.drift)} stages of {plan.study.name} are known with other settings:\n"
+        f"{shown}{more}\n"
+        "--accept-changes makes new results under these settings; the old ones stay in the store"
+    )
+
+
+def _nothing_to_do(plan: Plan, records: Records, options: RunOptions) -> RunOutcome:
+    """Everything is done: at most MLflow or the report has to catch up."""
+    accept(records, plan)
+    problem = None
+    uri = options.tracking_uri or Tracking.default(records.store)
+    if records.store.read(sync_key(uri, plan)) is None:
+        problem = _sync(plan, records, options)
+    report = report_dir(records, plan.study.name) / "index.html"
+    if options.write_report and not report.exists():
+        write_report(plan, records, report.parent)
+    return RunOutcome(
+        plan=plan,
+        num_started=0,
+        report=report if report.exists() else None,
+        tracking_problem=problem,
+    )
+
+
+def _sync(plan: Plan, records: Records, options: RunOptions) -> str | None:
+    with Tracking(records.store, plan, options.tracking_uri) as tracking:
+        tracking.sync(plan, records, None)
+    if tracking.problem is None:
+        records.store.create_json(sync_key(tracking.uri, plan), {})
+    return tracking.problem
+
+
+def report_dir(records: Records, study: str) -> Path:
+    """Where a study's report is written."""
+    return records.store.path(f"reports/{study}")
+
+
+@dataclass
+class _Session:
+    """One run that has work to do."""
+
+    study: Study
+    plan: Plan
+    records: Records
+    datasets: Datasets
+    options: RunOptions
+    console: Console
+    quiet: bool
+
+    def run(self, lease: Lease) -> RunOutcome:
+        # MLflow first: its database is migrated before any other process exists.
+        tracking = Tracking(self.records.store, self.plan, self.options.tracking_uri)
+        with tracking, Display(self.console, quiet=self.quiet) as display:
+            display.say(f"tracking into {tracking.uri}")
+            failed = self._drive(lease, (tracking, display), display)
+            final = make_plan(self.study, self.records, self.datasets)
+            accept(self.records, final)
+            report = None
+            if self.options.write_report:
+                report = write_report(
+                    final, self.records, report_dir(self.records, self.study.name)
+                )
+            tracking.sync(final, self.records, report and report.parent)
+        if tracking.problem is None:
+            self.records.store.create_json(sync_key(tracking.uri, final), {})
+        if failed:
+            raise StagesFailed(_describe_failures(failed, final, report))
+        return RunOutcome(
+            plan=final,
+            num_started=len(self.plan.work),
+            report=report,
+            tracking_problem=tracking.problem,
+            summary=summary_text(make_rows(final, self.records)),
+        )
+
+    def _drive(self, lease: Lease, observers: tuple[Observer, ...], display: Display) -> list[Any]:
+        from cluster.connect import connect
+        from cluster.gang import SlotPool, max_slots, slot_shape
+
+        packages = tuple(str(p) for p in _package_dirs()) if self.options.address else ()
+        with connect(
+            self.options.address, num_cpus=self.options.num_cpus, py_modules=packages
+        ) as capacity:
+            shape = slot_shape(capacity, cpus_per_rank=self.options.cpus_per_rank)
+            needed = max(s.cost.world_size for s in self.plan.stages)
+            wanted = self.options.slots or max(needed, max_slots(capacity, shape))
+            display.say(
+                f"{capacity.nodes} node(s), {capacity.cpus} CPUs, {capacity.gpus} GPUs: "
+                f"starting {wanted} warm rank(s)"
+            )
+            name = f"mae-study/{self.study.name}"
+            pool = SlotPool(name, wanted, capacity, shape=shape, warm_entry=WARM_ENTRY)
+            if needed > wanted:
+                raise UserError(
+                    f"a stage of this study needs {needed} ranks and --slots is {wanted}: "
+                    "raise --slots or lower execution.world_size"
+                )
+            with pool:
+                controller = Controller(
+                    self.plan,
+                    records=self.records,
+                    datasets=self.datasets,
+                    pool=pool,
+                    lease=lease,
+                    observers=observers,
+                    replan=self._replan,
+                )
+                try:
+                    controller.run()
+                except KeyboardInterrupt:
+                    display.say("stopping: running stages commit a checkpoint first")
+                    controller.stop()
+                    raise
+                return controller.failed()
+
+    def _replan(self) -> Plan:
+        plan = make_plan(self.study, self.records, self.datasets)
+        _check_drift(plan, self.options)
+        accept(self.records, plan)
+        return plan
+
+
+def _package_dirs() -> list[Path]:
+    root = Path(__file__).resolve().parent.parent
+    return [root / name for name in ("mae_core", "studies", "cluster", "orchestrator")]
+
+
+def _describe_failures(failed: list[Any], plan: Plan, report: Path | None) -> str:
+    lines = [f"  {t.planned.address}: {t.reason}" for t in failed[:10]]
+    more = [f"  and {len(failed) - 10} more"] if len(failed) > 10 else []
+    logs = f"`mae-study logs {plan.study.name} CELL STAGE` shows the full story"
+    shown = "\n".join([*lines, *more])
+    done = f"what succeeded is kept{f', report in {report}' if report else ''}"
+    return f"{len(failed)} stages failed:\n{shown}\n{logs}; {done}"

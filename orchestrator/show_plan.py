@@ -1,0 +1,211 @@
+"""A plan and the outcome of a run as people read them, and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.plan import Plan, PlannedStage, Status
+from orchestrator.progress import duration_text
+
+if TYPE_CHECKING:
+    from orchestrator.run import RunOutcome
+
+MAX_ROWS = 60
+
+
+def print_plan(plan: Plan, console: Console, *, show_all: bool) -> None:
+    """Print sizes, then what there is to do, then stages."""
+    study = plan.study
+    console.print(f"[bold]{study.name}[/]: {study.question}", highlight=False)
+    for path in plan.unknown_data:
+        console.print(
+            f"[yellow]data {path!r} has not been read yet[/]: counts below are the study's own "
+            "expectation; `run` reads it, or `mae-study data inspect` shows it",
+            highlight=False,
+        )
+    console.print(_sizes_table(plan))
+    console.print(_status_table(plan))
+    _print_sweep(plan, console)
+    if show_all or plan.drift:
+        console.print(_stages_table(plan.drift if plan.drift and not show_all else plan.stages))
+    _print_bill(plan, console)
+
+
+def _sizes_table(plan: Plan) -> Table:
+    """One row per size and duration: parameters, FLOPs, steps, batch, time."""
+    table = Table(title="pretraining", title_justify="left", box=None)
+    headings = ("size", "duration", "cells", "encoder M", "with decoder M", "GFLOP/image",
+                "executed", "steps", "micro×accum×world", "total FLOPs", "each")  # fmt: skip
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "size" else "right")
+    groups: dict[tuple[str, str], list[PlannedStage]] = {}
+    for planned in plan.stages:
+        if planned.stage.kind == "pretrain" and planned.cell.role != "sweep":
+            recipe: Any = planned.stage.recipe
+            groups.setdefault((recipe.encoder.name, str(recipe.duration)), []).append(planned)
+    for (size, duration), members in groups.items():
+        cost, split = members[0].cost, members[0].cost.split
+        assert cost.flops_per_image is not None and split is not None
+        table.add_row(
+            size,
+            duration,
+            str(len(members)),
+            _millions(cost.encoder_params),
+            _millions(cost.total_params),
+            _giga(cost.flops_per_image.algorithmic),
+            _giga(cost.flops_per_image.executed),
+            f"{cost.steps:,}",
+            f"{split.micro}×{split.accumulation}×{split.world} = {split.global_batch}",
+            f"{cost.algorithmic_flops:.2e}",
+            duration_text(plan.seconds(members[0])),
+        )
+    return table
+
+
+def _status_table(plan: Plan) -> Table:
+    """Stages by kind and status."""
+    table = Table(title="stages", title_justify="left", box=None)
+    table.add_column("stage")
+    for status in Status:
+        table.add_column(status.value, justify="right")
+    table.add_column("estimated rank time", justify="right")
+    counts: dict[str, Counter[Status]] = {}
+    seconds: Counter[str] = Counter()
+    for planned in plan.stages:
+        if planned.cell.role == "sweep":
+            continue
+        counts.setdefault(planned.stage.name, Counter())[planned.status] += 1
+        if planned.status.is_work:
+            seconds[planned.stage.name] += round(plan.seconds(planned) * planned.cost.world_size)
+    for name, by_status in counts.items():
+        cells = [str(by_status[s] or "·") for s in Status]
+        table.add_row(name, *cells, duration_text(seconds[name]) if seconds[name] else "·")
+    return table
+
+
+def _print_sweep(plan: Plan, console: Console) -> None:
+    sweep = plan.sweep
+    if sweep is None:
+        return
+    total = sweep.trials.sweep.num_trials
+    objective = f"{sweep.trials.sweep.objective}.{sweep.trials.sweep.metric} on dev"
+    axes = ", ".join(axis.key for axis in sweep.trials.sweep.space)
+    console.print(
+        f"sweep over {axes}: {min(len(sweep.scores), total)} of {total} trials done, "
+        f"objective {objective}",
+        highlight=False,
+    )
+    if sweep.winner:
+        settings = ", ".join(f"{k}={v}" for k, v in sweep.winner["settings"].items())
+        console.print(
+            f"  winner: trial {sweep.winner['trial']}, {sweep.winner['score']:.1f} % ({settings})",
+            highlight=False,
+        )
+
+
+def _stages_table(stages: Any) -> Table:
+    table = Table(box=None)
+    for heading in ("cell", "stage", "identity", "status", "why"):
+        table.add_column(heading, overflow="fold")
+    for planned in stages:
+        table.add_row(
+            planned.cell.address,
+            planned.stage.name,
+            planned.identity.science_hash,
+            planned.status.value,
+            planned.reason,
+        )
+    return table
+
+
+def _print_bill(plan: Plan, console: Console) -> None:
+    work = len([s for s in plan.work if s.cell.role != "sweep"])
+    trials = plan.sweep.missing if plan.sweep else 0
+    if not work and not trials:
+        console.print("nothing to do: every stage is done")
+        return
+    basis = (
+        "by the stages that finished in this store"
+        if plan.rates.is_measured
+        else "assuming 125 TFLOP/s per GPU in bf16, 40 GFLOP/s per core in fp32"
+    )
+    trial_text = f" and {trials} trials" if trials else ""
+    console.print(
+        f"to do: {work} stages{trial_text}, about {duration_text(plan.rank_seconds)} of rank time "
+        f"({basis})",
+        highlight=False,
+    )
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Everything that `plan` knows, as plain values."""
+    sweep = plan.sweep
+    return {
+        "study": plan.study.name,
+        "question": plan.study.question,
+        "unknown_data": list(plan.unknown_data),
+        "fingerprints": plan.fingerprints,
+        "rank_seconds": plan.rank_seconds,
+        "sweep": sweep
+        and {
+            "sweep_hash": sweep.trials.sweep_hash,
+            "trials_done": len(sweep.scores),
+            "trials_wanted": sweep.trials.sweep.num_trials,
+            "winner": sweep.winner,
+        },
+        "stages": [_stage_json(plan, s) for s in plan.stages],
+    }
+
+
+def _stage_json(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
+    cost = planned.cost
+    flops = cost.flops_per_image
+    return {
+        "cell": planned.cell.address,
+        "stage": planned.stage.name,
+        "kind": planned.stage.kind,
+        "role": planned.cell.role,
+        "science_hash": planned.identity.science_hash,
+        "status": planned.status.value,
+        "reason": planned.reason,
+        "changes": [{"key": k, "accepted": a, "new": b} for k, a, b in planned.changes],
+        "encoder_params": cost.encoder_params,
+        "total_params": cost.total_params,
+        "flops_per_image": flops and {"algorithmic": flops.algorithmic, "executed": flops.executed},
+        "steps": cost.steps,
+        "micro_batch": cost.split and cost.split.micro,
+        "accumulation": cost.split and cost.split.accumulation,
+        "world_size": cost.world_size,
+        "flops": cost.flops,
+        "seconds": plan.seconds(planned),
+    }
+
+
+def print_outcome(outcome: RunOutcome, console: Console, *, quiet: bool) -> None:
+    """Print the curves in words, and where everything is."""
+    if not outcome.num_started:
+        console.print(f"nothing to do: every stage of {outcome.plan.study.name} is done")
+    elif not quiet:
+        console.print(outcome.summary, highlight=False)
+    if outcome.report:
+        console.print(f"report: {outcome.report}", highlight=False, soft_wrap=True)
+    if outcome.tracking_problem:
+        console.print(
+            f"[yellow]MLflow lacks something[/] ({outcome.tracking_problem}); the store has it "
+            "all, the same command ships it",
+            highlight=False,
+        )
+
+
+def _millions(value: int | None) -> str:
+    if value is None:
+        return ""
+    return f"{value / 1e6:.1f}" if value >= 1e6 else f"{value / 1e6:.3f}"
+
+
+def _giga(value: float) -> str:
+    return f"{value / 1e9:.1f}" if value >= 1e9 else f"{value / 1e9:.4f}"

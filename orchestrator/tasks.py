@@ -1,0 +1,121 @@
+"""A stage on its way through a run: its state, its attempts, its payload."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cluster.gang import Gang
+from orchestrator.datasets import Datasets
+from orchestrator.plan import PlannedStage
+from orchestrator.policies import PastAttempt, TaskState, TaskView
+from orchestrator.records import DoneRecord, Records
+from studies.codec import to_plain
+
+ENCODER_FILE = "encoder.safetensors"
+
+
+@dataclass
+class Task:
+    """One identity to compute; several cells may share it."""
+
+    planned: PlannedStage
+    parents: tuple[str, ...]
+    """Science hashes."""
+    state: TaskState = TaskState.WAITING
+    attempts: list[PastAttempt] = field(default_factory=list)
+    gang: Gang | None = None
+    attempt: int = 0
+    """Number of the running or last attempt, in the store."""
+    began: float = 0.0
+    reason: str = ""
+    estimate_s: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Science hash."""
+        return self.planned.identity.science_hash
+
+    @property
+    def num_ranks(self) -> int:
+        """Size of its gang."""
+        return self.planned.stage.execution.world_size
+
+    def view(self) -> TaskView:
+        """What a policy sees: evaluations first, then trials, then the longest pretrainings."""
+        rank = 0 if self.planned.stage.parents else 1 if self.planned.cell.role == "sweep" else 2
+        return TaskView(
+            key=self.key,
+            state=self.state,
+            num_ranks=self.num_ranks,
+            parents=self.parents,
+            attempts=tuple(self.attempts),
+            priority=(rank, -self.estimate_s),
+        )
+
+
+def make_payload(task: Task, attempt: int, records: Records, datasets: Datasets) -> dict[str, Any]:
+    """Everything a rank needs, as JSON."""
+    stage = task.planned.stage
+    facts = datasets.ensure(stage.recipe.data.path)
+    return {
+        "recipe": to_plain(stage.recipe),
+        "execution": to_plain(stage.execution),
+        "facts": facts.to_json(),
+        "science_hash": task.key,
+        "directory": str(records.attempt_dir(task.key, attempt)),
+        "checkpoints": str(records.checkpoints(task.key)),
+        "encoder": encoder_of(task.parents, records),
+        "capture": True,
+    }
+
+
+def encoder_of(parents: tuple[str, ...], records: Records) -> str | None:
+    """Path of the encoder that a parent left, None for a baseline without one."""
+    for parent in parents:
+        record = records.done(parent)
+        if record is not None and ENCODER_FILE in record.outputs:
+            return str(records.outputs(parent, record.attempt) / ENCODER_FILE)
+    return None
+
+
+def completion(task: Task, values: dict[str, Any], seconds: float, records: Records) -> DoneRecord:
+    """The completion record of a task whose gang succeeded, from what rank 0 returned."""
+    from orchestrator.records import digest_outputs
+
+    parents = {}
+    for parent in task.parents:
+        record = records.done(parent)
+        parents[parent] = record.outputs if record else {}
+    return DoneRecord(
+        science_hash=task.key,
+        kind=task.planned.stage.kind,
+        attempt=task.attempt,
+        metrics=values["metrics"],
+        outputs=digest_outputs(records.outputs(task.key, task.attempt)),
+        parents=parents,
+        seconds=round(seconds, 3),
+        world_size=task.num_ranks,
+        provenance=values["provenance"]
+        | {"code": code_version(), "execution": asdict(task.planned.stage.execution)},
+    )
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """Commit of this code, and whether the tree differs from it; empty outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()
