@@ -73,7 +73,7 @@ def _uncompiled() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.compile = compile_  # type: ignore[assignment]
+        torch.compile = compile_
 
 
 def join_gang() -> None:

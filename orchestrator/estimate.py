@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mae_core.config import (
@@ -62,21 +62,33 @@ class Cost:
     """By the reference count, the whole stage: the x-axis of curves."""
     split: BatchSplit | None = None
     world_size: int = 1
-    low_precision: bool = False
+    on_gpu: bool = False
+    """Assumed of a cell that pretrains in bf16, for the time only."""
 
 
 def cost_of(cell: Cell, stage: Stage, size: DataSize) -> Cost:
     """Cost of `stage`; raises `ConfigError` if its batch does not split over its ranks."""
     pretrain = cell.pretrain
-    encoder = pretrain.recipe.encoder if pretrain else None  # type: ignore[union-attr]
-    return _cost(stage.recipe, stage.execution, encoder, size)
+    recipe = pretrain.recipe if pretrain else None
+    assert recipe is None or isinstance(recipe, PretrainRecipe)
+    encoder = recipe.encoder if recipe else None
+    on_gpu = recipe is not None and recipe.precision == "bf16"
+    return _cost(stage.recipe, stage.execution, encoder, size, on_gpu)
 
 
 @functools.lru_cache(maxsize=65536)
-def _cost(recipe: Any, execution: Execution, encoder: EncoderConfig | None, size: DataSize) -> Cost:
+def _cost(
+    recipe: Any,
+    execution: Execution,
+    encoder: EncoderConfig | None,
+    size: DataSize,
+    on_gpu: bool,
+) -> Cost:
     if isinstance(recipe, PretrainRecipe):
-        return _pretrain_cost(recipe, execution, size)
-    return _eval_cost(recipe, execution, encoder, size)
+        cost = _pretrain_cost(recipe, execution, size)
+    else:
+        cost = _eval_cost(recipe, execution, encoder, size)
+    return replace(cost, on_gpu=on_gpu)
 
 
 def _pretrain_cost(recipe: PretrainRecipe, execution: Execution, size: DataSize) -> Cost:
@@ -94,7 +106,6 @@ def _pretrain_cost(recipe: PretrainRecipe, execution: Execution, size: DataSize)
         algorithmic_flops=float(images) * per_image.algorithmic,
         split=split,
         world_size=execution.world_size,
-        low_precision=recipe.precision == "bf16",
     )
 
 
@@ -134,7 +145,6 @@ def _eval_cost(
         algorithmic_flops=algorithmic,
         split=split,
         world_size=execution.world_size,
-        low_precision=getattr(recipe, "precision", "fp32") == "bf16",
     )
 
 
@@ -167,7 +177,7 @@ class Rates:
 
 
 def _assumed_seconds(cost: Cost) -> float:
-    speed = GPU_FLOPS_PER_S if cost.low_precision else CPU_FLOPS_PER_S
+    speed = GPU_FLOPS_PER_S if cost.on_gpu else CPU_FLOPS_PER_S
     compute = cost.flops / (speed * cost.world_size)
-    overhead = 0.0 if cost.low_precision else STEP_OVERHEAD_S
+    overhead = 0.0 if cost.on_gpu else STEP_OVERHEAD_S
     return STAGE_OVERHEAD_S + compute + (cost.steps or 0) * overhead

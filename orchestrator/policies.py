@@ -134,5 +134,5 @@ def _is_ready(task: TaskView, by_key: dict[str, TaskView], now: float) -> bool:
         return False
     if not task.attempts:
         return True
-    wait = BACKOFF_S * 2 ** (len(task.attempts) - 1)
+    wait: float = BACKOFF_S * 2.0 ** (len(task.attempts) - 1)
     return now - task.attempts[-1].ended_at >= wait

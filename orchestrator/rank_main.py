@@ -119,7 +119,12 @@ def _evaluation(kind: str) -> Callable[..., dict[str, Any]]:
     from mae_core.evaluate.knn import run_knn
     from mae_core.evaluate.linear_probe import run_linear_probe
 
-    return {"knn": run_knn, "linear_probe": run_linear_probe, "finetune": run_finetune}[kind]
+    evaluations: dict[str, Callable[..., dict[str, Any]]] = {
+        "knn": run_knn,
+        "linear_probe": run_linear_probe,
+        "finetune": run_finetune,
+    }
+    return evaluations[kind]
 
 
 def _open_data(config: Any, facts: dict[str, Any]) -> ImageData:

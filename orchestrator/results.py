@@ -20,7 +20,7 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
     record = planned.record
     assert record is not None
     recipe, metrics = planned.stage.recipe, record.metrics
-    is_eval = isinstance(recipe, EvalRecipe)
+    evaluation = recipe if isinstance(recipe, EvalRecipe) else None
     return ResultRow(
         study=plan.study.name,
         cell=planned.cell.address,
@@ -31,9 +31,9 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
         science_hash=planned.identity.science_hash,
         **axes_of(planned.cell, plan.planner),
         stage_flops=planned.cost.flops,
-        num_labels=recipe.num_labels if is_eval else None,
-        eval_split=recipe.eval_split if is_eval else None,
-        num_eval_images=metrics.get("num_images") if is_eval else None,
+        num_labels=evaluation.num_labels if evaluation else None,
+        eval_split=evaluation.eval_split if evaluation else None,
+        num_eval_images=metrics.get("num_images") if evaluation else None,
         top1=metrics.get("top1"),
         top5=metrics.get("top5"),
         loss=metrics.get("loss"),

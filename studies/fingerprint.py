@@ -54,15 +54,16 @@ def _mapping(value: dict[Any, Any], where: str) -> dict[str, Any]:
 
 
 def _fields(value: Any, where: str) -> dict[str, Any]:
+    cls: Any = type(value)
     return {
         name: canonical(item, f"{where}.{name}")
-        for name, default in _science_fields(type(value))
+        for name, default in _science_fields(cls)
         if (item := getattr(value, name)) != default
     }
 
 
 @functools.cache
-def _science_fields(cls: type) -> tuple[tuple[str, Any], ...]:
+def _science_fields(cls: Any) -> tuple[tuple[str, Any], ...]:
     """Names and defaults of the fields that count."""
     found = []
     for f in dataclasses.fields(cls):

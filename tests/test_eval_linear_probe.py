@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as td
+from mae_core.data.sources import ImageData, open_data
 from torch.multiprocessing.spawn import spawn
 
 from mae_core.config import (
@@ -29,7 +30,6 @@ from mae_core.config import (
     OptimizerConfig,
 )
 from mae_core.context import RunContext
-from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import ConfigError, NumericsError
 from mae_core.evaluate.encoder_file import read_tensors, save_encoder
 from mae_core.evaluate.features import Extractor, Features, labelled_split
@@ -211,6 +211,7 @@ def gang_member(rank: int, encoder_path: Path, output: Path) -> None:
     )
     result = evaluations(encoder_path, output, rank, 2)
     (output / f"rank{rank}.json").write_text(json.dumps(result))
+    td.barrier()
     td.destroy_process_group()
 
 

@@ -1,0 +1,163 @@
+"""The store's contract, as one suite that every implementation inherits; leases; journals."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import StoreError, StudyBusy
+from orchestrator.journal import JournalReader, JournalWriter
+from orchestrator.lease import acquire, hold
+from orchestrator.records import DoneRecord, Records
+from orchestrator.store import LocalStore, Store
+
+
+class StoreContract(ABC):
+    """What every store promises."""
+
+    @abstractmethod
+    def make(self, tmp_path: Path) -> Store: ...
+
+    def test_what_was_created_is_read(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path)
+        assert store.read("a/b") is None
+        assert store.create("a/b", b"x")
+        assert store.read("a/b") == b"x"
+
+    def test_create_is_exclusive_and_leaves_the_first(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path)
+        assert store.create("k", b"1") and not store.create("k", b"2")
+        assert store.read("k") == b"1"
+
+    def test_of_many_writers_exactly_one_succeeds(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path)
+        barrier, won = threading.Barrier(8), []
+
+        def write(i: int) -> None:
+            barrier.wait()
+            if store.create("race", str(i).encode()):
+                won.append(i)
+
+        threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert len(won) == 1 and store.read("race") == str(won[0]).encode()
+
+    def test_list_is_sorted_and_shallow(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path)
+        for key in ("d/b", "d/a", "d/sub/c", "other"):
+            store.create(key, b"")
+        assert store.list("d") == ["a", "b", "sub"]
+        assert store.list("nothing") == []
+
+    def test_delete(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path)
+        store.create("d/a", b"")
+        store.delete("d")
+        store.delete("d")
+        assert store.list("d") == []
+
+    def test_numbered_records_never_overwrite(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path)
+        assert [store.append_numbered("log", {"i": i}) for i in range(3)] == [1, 2, 3]
+        assert store.last_numbered("log") == (3, {"i": 2})
+
+    @pytest.mark.parametrize("key", ["../outside", "/etc/passwd", "a/../../b"])
+    def test_no_key_leaves_the_store(self, tmp_path: Path, key: str) -> None:
+        with pytest.raises(StoreError, match="leaves the store"):
+            self.make(tmp_path).create(key, b"")
+
+    def test_a_damaged_record_is_named(self, tmp_path: Path) -> None:
+        store = self.make(tmp_path)
+        store.create("r.json", b"{torn")
+        with pytest.raises(StoreError, match="'r.json'"):
+            store.read_json("r.json")
+
+
+class TestLocalStore(StoreContract):
+    def make(self, tmp_path: Path) -> Store:
+        return LocalStore(tmp_path / "store")
+
+    def test_a_file_in_the_way_is_explained(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(StoreError, match="--store"):
+            LocalStore(tmp_path / "file").check_writable()
+
+
+def test_completion_is_created_once(tmp_path: Path) -> None:
+    records = Records(LocalStore(tmp_path))
+    record = DoneRecord(
+        science_hash="ab12", kind="knn", attempt=1, metrics={"top1": 1.0}, outputs={}, parents={},
+        seconds=1.0, world_size=1,
+    )  # fmt: skip
+    assert records.complete(record) and not records.complete(record)
+    assert records.done("ab12") == record
+    assert records.known_stages() == {"ab12"}
+    records.supersede("ab12")
+    assert records.done("ab12") is None
+
+
+def test_attempts_are_numbered_and_ended_once(tmp_path: Path) -> None:
+    records = Records(LocalStore(tmp_path))
+    assert [records.begin_attempt("ab12", {}) for _ in range(2)] == [1, 2]
+    records.end_attempt("ab12", 1, {"cause": "rank died"})
+    first, second = records.attempts("ab12")
+    assert first["end"]["cause"] == "rank died" and second["end"] is None
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    with hold(store, "s") as lease:
+        with pytest.raises(StudyBusy, match=str(os.getpid())):
+            acquire(store, "s")
+        assert lease.is_current
+    with hold(store, "s") as later:
+        assert later.epoch == 2
+        with pytest.raises(StudyBusy):
+            lease.check()
+
+
+def test_the_lease_of_a_killed_driver_is_taken_over(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from orchestrator.lease import acquire; from orchestrator.store import LocalStore\n"
+        "acquire(LocalStore(Path(sys.argv[1])), 's').__enter__(); os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, timeout=60)
+    with hold(LocalStore(tmp_path), "s") as lease:
+        assert lease.epoch == 2
+
+
+def test_a_journal_is_followed_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    reader = JournalReader(path)
+    assert reader.read_new() == []
+    writer = JournalWriter(path)
+    writer.write(1, {"loss": 2.0})
+    assert [e.step for e in reader.read_new()] == [1]
+    with path.open("a") as torn:
+        torn.write('{"seq": 1, "t": 5, "st')
+    assert reader.read_new() == []
+    with path.open("a") as rest:
+        rest.write('ep": 2, "metrics": {"loss": 1.0}}\n')
+    assert [e.metrics for e in reader.read_new()] == [{"loss": 1.0}]
+    writer.close()
+
+
+def test_a_failed_shipment_reads_the_same_entries_again(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "j")
+    writer.write(1, {"loss": 2.0})
+    reader = JournalReader(tmp_path / "j")
+    with pytest.raises(OSError), reader.transaction():
+        assert len(reader.read_new()) == 1
+        raise OSError
+    assert len(reader.read_new()) == 1
+    writer.close()
