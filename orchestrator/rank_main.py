@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import platform
 import sys
@@ -29,14 +30,17 @@ LOG_FILE = "rank{rank}.log"
 
 
 def warm(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
-    """Import what stages need, and make DeepSpeed's slow first engine on a toy."""
+    """Import what stages need, and make DeepSpeed's slow first engine with a toy."""
     import mae_core.evaluate.finetune
     import mae_core.evaluate.knn
     import mae_core.evaluate.linear_probe
     import mae_core.pretrain  # noqa: F401
-    from mae_core.engine import boot
+    from mae_core.engine import rehearse
 
-    boot()
+    rehearse()
+    # What is loaded now stays: collecting after each stage need not look at it again.
+    gc.collect()
+    gc.freeze()
     return {}
 
 

@@ -15,7 +15,7 @@ from orchestrator.records import DoneRecord, Records
 from orchestrator.results import axes_of, make_rows
 from orchestrator.store import Store
 from orchestrator.tasks import Task, code_version
-from orchestrator.tracking import RunInfo, Shipper, Tracker, artifact_root, default_uri
+from orchestrator.tracking import RunInfo, Shipper, Target, artifact_root, default_uri
 from studies.results import ResultRow
 
 AXES = (
@@ -44,8 +44,10 @@ class Tracking:
         root = artifact_root(store) if uri is None else None
         if root is not None:
             root.mkdir(parents=True, exist_ok=True)
-        self._tracker = Tracker(self.uri, plan.study.name, plan.study.question, root)
-        self._shipper = Shipper(self._tracker)
+        study = plan.study
+        self._shipper = Shipper(
+            Target(uri=self.uri, study=study.name, question=study.question, artifacts=root)
+        )
         self.problem: str | None = None
 
     @staticmethod
@@ -88,9 +90,7 @@ class Tracking:
             by_cell.setdefault(planned.cell.address, []).append(planned)
         for stages in by_cell.values():
             self._ship_cell(stages, rows)
-        if report is not None:
-            self._tracker.artifacts(self._tracker.study_run, report, "report")
-        self._tracker.finish(self._tracker.study_run)
+        self._shipper.finish_study(report)
 
     def _follow_done(self, planned: PlannedStage, record: DoneRecord, records: Records) -> None:
         info = self._stage_info(planned)
@@ -133,7 +133,6 @@ class Tracking:
             identity=f"cell:{cell.address}:{key}",
             tags=self._tags(stages[0]) | {"role": cell.role},
             params=self._axes(stages[0]),
-            parent=self._tracker.study_run,
         )
 
     def _stage_info(self, planned: PlannedStage) -> RunInfo:
@@ -150,7 +149,6 @@ class Tracking:
             identity=f"stage:{planned.identity.science_hash}",
             tags=tags,
             params=self._axes(planned) | {"kind": planned.stage.kind},
-            parent=self._tracker.study_run,
             upstream=f"stage:{parents[0]}" if parents else None,
         )
 

@@ -1,8 +1,8 @@
 """The one file that knows MLflow: what the store holds, shipped so that people can compare it.
 
 One experiment per study, one study run, and beneath it one run per cell (results of all its
-evaluations) and one per stage (training curves, attempts), told apart by the tag `level`. Only the
-driver talks to MLflow; ranks write journals, and a shipper thread replays them with their own
+evaluations) and one per stage (training curves, attempts), told apart by the tag `level`. Ranks
+write journals and never talk to MLflow; the driver's shipper process replays them with their own
 timestamps, which makes shipping twice the same as shipping once.
 """
 
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import multiprocessing
 import os
 import queue
-import threading
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,47 +57,41 @@ class RunInfo:
     """Unique within the experiment: the run is found again by it."""
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
-    parent: str | None = None
-    """Run id of the study run."""
     upstream: str | None = None
     """Identity of the run whose output this one reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a study is tracked; all that the shipper needs to open it."""
+
+    uri: str
+    study: str
+    question: str
+    artifacts: Path | None
+    """Artifact root for a database that has no server of its own."""
 
 
 class Tracker:
     """Writes runs of one study; every call is idempotent."""
 
-    def __init__(self, uri: str, study: str, question: str, artifacts: Path | None) -> None:
+    def __init__(self, target: Target) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT_S))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-        check_uri(uri)
         import logging
 
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         from mlflow.tracking import MlflowClient
 
-        self._uri, self._study = uri, study
-        try:
-            self._client = MlflowClient(tracking_uri=uri)
-            self._experiment = self._get_experiment(artifacts)
-            self._runs = self._find_runs()
-            self.study_run = self.run(
-                RunInfo(
-                    name=study,
-                    level="study",
-                    identity=f"study:{study}",
-                    tags={"study": study, "mlflow.note.content": question},
-                )
-            )
-        except TrackingError:
-            raise
-        except Exception as error:  # mlflow, sqlalchemy, requests: whatever refuses
-            first = (str(error).strip().splitlines() or [repr(error)])[0]
-            raise TrackingError(
-                f"MLflow at {uri} cannot be used ({first[:200]}); start it, or leave out "
-                "--tracking-uri to track into the store; nothing was run"
-            ) from error
+        self._study = target.study
+        self._client = MlflowClient(tracking_uri=target.uri)
+        self._experiment = self._get_experiment(target.artifacts)
+        self._runs = self._find_runs()
+        tags = {"study": target.study, "mlflow.note.content": target.question}
+        self.study_run = self.run(
+            RunInfo(name=target.study, level="study", identity="study", tags=tags)
+        )
 
     def _get_experiment(self, artifacts: Path | None) -> str:
         name = f"mae-study/{self._study}"
@@ -126,8 +122,8 @@ class Tracker:
 
         tags = {"level": info.level, "identity": info.identity, **info.tags}
         tags |= {"mlflow.runName": info.name, "user": _user(), "mlflow.user": _user()}
-        if info.parent is not None:
-            tags["mlflow.parentRunId"] = info.parent
+        if info.level != "study":
+            tags["mlflow.parentRunId"] = self.study_run
         if info.upstream in self._runs:
             tags["upstream_run_id"] = self._runs[info.upstream]
         run_id = str(self._client.create_run(self._experiment, tags=tags).info.run_id)
@@ -190,20 +186,21 @@ def check_uri(uri: str) -> None:
 
 
 class Shipper:
-    """A thread that follows journals and ships them; training and controller never wait for it."""
+    """A process that follows journals and ships them; training and controller never wait for it.
 
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-        self._work: queue.Queue[Any] = queue.Queue()
-        self._followed: dict[str, JournalReader] = {}
-        self._error: str | None = None
-        self._thread = threading.Thread(target=self._loop, name="mlflow-shipper", daemon=True)
-        self._thread.start()
+    A process of its own, at low priority: MLflow's client costs seconds of import and tens of
+    milliseconds of Python per call, which neither the controller nor a rank should pay.
+    """
 
-    @property
-    def error(self) -> str | None:
-        """The last failure, None while all is well."""
-        return self._error
+    def __init__(self, target: Target) -> None:
+        check_uri(target.uri)
+        context = multiprocessing.get_context("spawn")
+        self._work: Any = context.Queue()
+        self._answers: Any = context.Queue()
+        arguments = (target, self._work, self._answers)
+        self._process = context.Process(target=_ship, args=arguments, name="shipper", daemon=True)
+        with _without_main_module():
+            self._process.start()
 
     def follow(self, info: RunInfo, directory: Path, tags: dict[str, Any]) -> None:
         """Make the run of a stage and ship its journal from now on."""
@@ -221,43 +218,83 @@ class Shipper:
         """Make sure of a run and log final numbers onto it."""
         self._work.put(("result", info, Entry(0, timestamp_ms, 0, metrics), tags or {}, status))
 
-    def close(self, timeout_s: float = 60.0) -> str | None:
+    def finish_study(self, report: Path | None) -> None:
+        """Attach the report to the study run and close it."""
+        self._work.put(("study", report))
+
+    def close(self, timeout_s: float = 120.0) -> str | None:
         """Ship what is left; return what went wrong, None if everything arrived."""
         self._work.put(None)
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            return f"shipping did not end within {timeout_s:g} s; `mae-study mlflow sync` goes on"
-        return self._error
+        try:
+            problem: str | None = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            problem = f"shipping did not end within {timeout_s:g} s"
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()
+        return problem
 
-    def _loop(self) -> None:
-        while True:
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Keep a spawned process from running the caller's script again."""
+    main = sys.modules["__main__"]
+    saved = {name: getattr(main, name, None) for name in ("__file__", "__spec__")}
+    try:
+        main.__file__, main.__spec__ = None, None
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(main, name, value)
+
+
+def _ship(target: Target, work: Any, answers: Any) -> None:
+    """Body of the shipper's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver says when to end
+    with contextlib.suppress(OSError):
+        os.nice(10)
+    try:
+        problem = _ShipLoop(Tracker(target), work).run()
+    except Exception as error:  # the store has it all; the driver says what is missing
+        problem = _one_line(error)
+    answers.put(problem)
+
+
+class _ShipLoop:
+    def __init__(self, tracker: Tracker, work: Any) -> None:
+        self._tracker, self._work = tracker, work
+        self._followed: dict[str, JournalReader] = {}
+        self._error: str | None = None
+        self._parent = os.getppid()
+
+    def run(self) -> str | None:
+        """Work until told to end, or until the driver is gone; return the last failure."""
+        while os.getppid() == self._parent:
             try:
                 item = self._work.get(timeout=SHIP_EVERY_S)
             except queue.Empty:
-                item = ()
-            with self._noting_errors():
-                if item:
-                    self._handle(*item)
-                if not item:
-                    self._ship_journals()
+                item = ("journals",)
             if item is None:
-                return
+                break
+            try:
+                getattr(self, f"_do_{item[0]}")(*item[1:])
+            except Exception as error:  # an outage must not end the loop
+                self._error = _one_line(error)
+        return self._error
 
-    @contextlib.contextmanager
-    def _noting_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # an outage must not end the thread; the store has it all
-            self._error = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    def _do_journals(self) -> None:
+        for run_id in list(self._followed):
+            self._ship_journal(run_id)
 
-    def _handle(self, action: str, info: RunInfo, *rest: Any) -> None:
+    def _do_follow(self, info: RunInfo, directory: Path, tags: dict[str, Any]) -> None:
         run_id = self._tracker.run(info)
-        if action == "follow":
-            directory, tags = rest
-            self._followed[run_id] = JournalReader(directory / JOURNAL_FILE)
-            self._tracker.tags(run_id, tags)
-            return
-        entry, tags, status = rest
+        self._followed[run_id] = JournalReader(directory / JOURNAL_FILE)
+        self._tracker.tags(run_id, tags)
+
+    def _do_result(
+        self, info: RunInfo, entry: Entry, tags: dict[str, Any], status: str | None
+    ) -> None:
+        run_id = self._tracker.run(info)
         self._ship_journal(run_id)
         if entry.metrics:
             self._tracker.metrics(run_id, [entry])
@@ -267,9 +304,10 @@ class Shipper:
             self._followed.pop(run_id, None)
             self._tracker.finish(run_id, status)
 
-    def _ship_journals(self) -> None:
-        for run_id in list(self._followed):
-            self._ship_journal(run_id)
+    def _do_study(self, report: Path | None) -> None:
+        if report is not None:
+            self._tracker.artifacts(self._tracker.study_run, report, "report")
+        self._tracker.finish(self._tracker.study_run)
 
     def _ship_journal(self, run_id: str) -> None:
         reader = self._followed.get(run_id)
@@ -279,6 +317,10 @@ class Shipper:
             entries = reader.read_new()
             if entries:
                 self._tracker.metrics(run_id, entries)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def _user() -> str:

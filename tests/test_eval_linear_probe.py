@@ -212,7 +212,9 @@ def gang_member(rank: int, encoder_path: Path, output: Path) -> None:
     result = evaluations(encoder_path, output, rank, 2)
     (output / f"rank{rank}.json").write_text(json.dumps(result))
     td.barrier()
-    td.destroy_process_group()
+    # A gloo thread may still release a tensor of the last all_gather; if the interpreter is being
+    # finalised by then, it cannot take the GIL and aborts the process (torch 2.13, 1 run in 20).
+    os._exit(0)
 
 
 def test_two_ranks_give_the_result_of_one(encoder_path: Path, tmp_path: Path) -> None:

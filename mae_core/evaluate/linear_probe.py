@@ -8,11 +8,13 @@ Legend: N images of a global batch, D feature width, C classes.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -102,7 +104,8 @@ def run_linear_probe(
         batches = encoded_batches(recipe, extractor, split, batch_size, steps, execution)
     evaluation = extract(extractor, data.split(recipe.eval_split))
     head = Head(extractor.width, len(split.class_names), recipe.seed).to(extractor.device)
-    loss = train_head(head, batches, recipe, lr_schedule, ctx)
+    with contextlib.closing(batches):
+        loss = train_head(head, batches, recipe, lr_schedule, ctx)
     _adopt_rank_zero(head)
     local = predict_head(head, evaluation)
     scores = finish(local, split.class_names, ctx)
@@ -126,14 +129,15 @@ def cached_batches(
     split: Split,
     batch_size: int,
     steps: int,
-) -> Iterator[StepBatch]:
+) -> Generator[StepBatch]:
     """Encode every image once and deal the vectors in training order."""
     train = gather_features(extract(extractor, split))
     vectors = torch.from_numpy(train.vectors)
     labels = torch.from_numpy(train.labels)
     order = SampleOrder(len(split), recipe.seed, batch_size)
     for step in range(steps):
-        rows = torch.from_numpy(order.global_batch(step)).sort().values
+        _, positions = order.step(step)
+        rows = torch.from_numpy(np.sort(positions))
         yield vectors[rows].to(extractor.device), labels[rows].to(extractor.device)
 
 
@@ -144,7 +148,7 @@ def encoded_batches(
     batch_size: int,
     steps: int,
     execution: Execution,
-) -> Iterator[StepBatch]:
+) -> Generator[StepBatch]:
     """Encode each global batch anew, every rank its share, and put it together on every rank."""
     loader = TrainLoader(
         split,
@@ -155,8 +159,9 @@ def encoded_batches(
         rank=dist.rank(),
         threads=execution.loader_threads,
     )
-    for micro_batches in loader.steps(0, steps):
-        yield assemble(extractor, micro_batches)
+    with contextlib.closing(loader.steps(0, steps)) as shares:
+        for micro_batches in shares:
+            yield assemble(extractor, micro_batches)
 
 
 def assemble(extractor: Extractor, micro_batches: list[Batch]) -> StepBatch:

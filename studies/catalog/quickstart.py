@@ -28,10 +28,10 @@ from studies.results import Role
 from studies.spec import Cell, Choices, Stage, Study, Sweep
 
 SIZES = ("N1", "N2", "N3", "N4")
-EPOCHS = (50, 150, 450)
+EPOCHS = (30, 100, 300)
 SEEDS = (0, 1, 2)
 FINETUNED = "N4"
-SWEEP_EPOCHS = 60
+SWEEP_EPOCHS = 40
 SWEEP_SEED = 3
 """A seed of its own: the winner is run again on the grid's seeds."""
 

@@ -1,0 +1,230 @@
+"""Batches: which samples a rank sees at a step, decoded ahead of time by threads.
+
+A step's batches depend on (seed, step) only, so training goes on from any step without state.
+Threads suffice, and start at once: Pillow and torch release the interpreter lock where they work.
+Legend: B images of a batch, C channels, S image size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mae_core.config import NO_AUGMENTATION, AugmentationConfig, BatchSplit, DataConfig, require
+from mae_core.data.order import SampleOrder, blocks_open
+from mae_core.data.sources import Split
+from mae_core.data.transforms import crop_draws, flip_draws, training_image
+
+I64 = npt.NDArray[np.int64]
+
+PREFETCH_STEPS = 2
+"""Steps that are decoded while the current one trains."""
+TASK_IMAGES = 8
+"""Images per task of a thread: hundreds of microseconds of work at the least."""
+EVAL_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images with their labels and keys."""
+
+    images: Tensor
+    """uint8 (B, C, S, S), on the CPU."""
+    labels: Tensor
+    """int64 (B,)."""
+    index: I64
+    """Sample index (B,): with `epoch` and a seed the key of all that is random about an image."""
+    epoch: I64
+    """Epoch that each image is seen in, (B,); 0 in evaluations."""
+
+
+class TrainLoader:
+    """Augmented training batches of one rank."""
+
+    def __init__(
+        self,
+        split: Split,
+        data: DataConfig,
+        augmentation: AugmentationConfig,
+        *,
+        seed: int,
+        batch: BatchSplit,
+        rank: int,
+        threads: int,
+    ) -> None:
+        """Raise `ConfigError` if the global batch is larger than the split or the rank wrong."""
+        require(0 <= rank < batch.world, f"rank {rank} in a world of {batch.world}")
+        self.order = SampleOrder(len(split), seed, batch.global_batch)
+        self._batch, self._rank, self._threads = batch, rank, threads
+        self._reader = _Reader(split, data, augmentation, seed)
+        if self.order.is_blocked:
+            split.samples.keep_open(blocks_open(batch.world))
+
+    def steps(self, start_step: int, num_steps: int) -> Generator[list[Batch], None, None]:
+        """Yield this rank's micro-batches for each of the steps `start_step` .. `num_steps` − 1.
+
+        Errors of reading threads are raised here. Closing the generator ends its threads.
+        """
+        requests = map(self._requests, range(start_step, num_steps))
+        return _stream(self._reader, requests, self._threads)
+
+    def _requests(self, step: int) -> list[_Request]:
+        positions = self.order.rank_batch(step, self._rank, self._batch.world)
+        epoch = self.order.epoch_of(step)
+        parts = positions.reshape(self._batch.accumulation, self._batch.micro)
+        return [_Request(part, epoch) for part in parts]
+
+
+def eval_batches(
+    split: Split,
+    data: DataConfig,
+    batch_size: int,
+    rank: int,
+    world: int,
+    *,
+    threads: int = EVAL_THREADS,
+) -> Iterator[Batch]:
+    """Yield this rank's share of a split without augmentation, in order, the last batch partial.
+
+    The ranks' shares are runs of neighbours; together they hold every sample exactly once.
+    """
+    start, end = (len(split) * r // world for r in (rank, rank + 1))
+    reader = _Reader(split, data, NO_AUGMENTATION, seed=0)
+    requests = (
+        [_Request(np.arange(first, min(first + batch_size, end), dtype=np.int64), 0)]
+        for first in range(start, end, batch_size)
+    )
+    for batches in _stream(reader, requests, threads):
+        yield from batches
+
+
+def normalise(
+    images: Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Move uint8 images (B, C, H, W) to the device and return (x / 255 − mean) / std there."""
+    moved = images.to(device, non_blocking=True).to(torch.float32)
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(1, -1, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return moved.mul_(scale).sub_(shift.view(1, -1, 1, 1)).to(dtype)
+
+
+@dataclass(frozen=True)
+class _Request:
+    positions: I64
+    epoch: int
+
+
+class _Reader:
+    """Turns requests into batches."""
+
+    def __init__(
+        self, split: Split, data: DataConfig, augmentation: AugmentationConfig, seed: int
+    ) -> None:
+        self.split, self.data, self.augmentation, self.seed = split, data, augmentation, seed
+        self._labels = torch.from_numpy(split.labels)
+        first = split.pixels(np.zeros(1, dtype=np.int64)) if len(split) else None
+        shape = (data.num_channels, data.image_size, data.image_size)
+        self._may_index = (
+            augmentation.crop_scale is None and first is not None and first.shape[1:] == shape
+        )
+
+    def start(self, request: _Request, pool: ThreadPoolExecutor) -> Callable[[], Batch]:
+        """Begin to read in the pool; the function returned waits for the batch."""
+        if self._may_index:
+            return pool.submit(self.read, request).result
+        batch, work = self._prepare(request)
+        starts = range(0, len(request.positions), TASK_IMAGES)
+        tasks = [pool.submit(work, start, start + TASK_IMAGES) for start in starts]
+
+        def finish() -> Batch:
+            for task in tasks:
+                task.result()
+            return batch
+
+        return finish
+
+    def read(self, request: _Request) -> Batch:
+        """Read in this thread."""
+        if self._may_index:
+            batch = self._indexed(request)
+            if batch is not None:
+                return batch
+        batch, work = self._prepare(request)
+        work(0, len(request.positions))
+        return batch
+
+    def is_ready(self) -> bool:
+        """True if a batch is a mere look-up, not worth a thread."""
+        return self._may_index and self.split.is_decoded
+
+    def _indexed(self, request: _Request) -> Batch | None:
+        """Look up whole images; None if they turn out to have several sizes."""
+        pixels = self.split.pixels(request.positions)
+        if pixels is None:
+            return None
+        batch = self._batch(request, torch.from_numpy(pixels))
+        if self.augmentation.flip:
+            flip = torch.from_numpy(flip_draws(self.seed, batch.epoch, batch.index))
+            batch.images[flip] = batch.images[flip].flip(-1)
+        return batch
+
+    def _prepare(self, request: _Request) -> tuple[Batch, Callable[[int, int], None]]:
+        """An empty batch, and what fills a range of it."""
+        data, config, count = self.data, self.augmentation, len(request.positions)
+        size = data.image_size
+        images = torch.empty((count, data.num_channels, size, size), dtype=torch.uint8)
+        batch = self._batch(request, images)
+        flips = np.zeros(count, dtype=bool)
+        if config.flip:
+            flips = flip_draws(self.seed, batch.epoch, batch.index)
+        crops = None
+        if config.crop_scale is not None:
+            crops = crop_draws(self.seed, batch.epoch, batch.index)
+
+        def work(start: int, end: int) -> None:
+            for i in range(start, min(end, count)):
+                image = self.split.decode(int(request.positions[i]))
+                crop = None if crops is None else crops[i]
+                images[i] = training_image(image, size, config, crop, bool(flips[i]))
+
+        return batch, work
+
+    def _batch(self, request: _Request, images: Tensor) -> Batch:
+        positions = request.positions
+        return Batch(
+            images=images,
+            labels=self._labels[torch.from_numpy(positions)],
+            index=self.split.sample_index[positions],
+            epoch=np.full(len(positions), request.epoch, dtype=np.int64),
+        )
+
+
+def _stream(
+    reader: _Reader, steps: Iterable[list[_Request]], threads: int
+) -> Generator[list[Batch], None, None]:
+    if threads == 0 or reader.is_ready():
+        for requests in steps:
+            yield [reader.read(request) for request in requests]
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+    try:
+        ahead: deque[list[Callable[[], Batch]]] = deque()
+        for requests in steps:
+            ahead.append([reader.start(request, pool) for request in requests])
+            if len(ahead) > PREFETCH_STEPS:
+                yield [finish() for finish in ahead.popleft()]
+        while ahead:
+            yield [finish() for finish in ahead.popleft()]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
