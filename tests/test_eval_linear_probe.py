@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as td
-from mae_core.data.sources import ImageData, open_data
 from torch.multiprocessing.spawn import spawn
 
 from mae_core.config import (
@@ -30,6 +29,7 @@ from mae_core.config import (
     OptimizerConfig,
 )
 from mae_core.context import RunContext
+from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import ConfigError, NumericsError
 from mae_core.evaluate.encoder_file import read_tensors, save_encoder
 from mae_core.evaluate.features import Extractor, Features, labelled_split
@@ -222,7 +222,7 @@ def test_two_ranks_give_the_result_of_one(encoder_path: Path, tmp_path: Path) ->
     for output in outputs:
         output.mkdir()
     alone = evaluations(encoder_path, outputs[0], 0, 1)
-    spawn(gang_member, (encoder_path, outputs[1]), nprocs=2)
+    spawn(gang_member, (encoder_path, outputs[1]), nprocs=2)  # type: ignore[no-untyped-call]
     ranks = [json.loads((outputs[1] / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert ranks[0] == ranks[1]
     for kind, metrics in alone.items():

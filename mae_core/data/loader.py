@@ -76,8 +76,7 @@ class TrainLoader:
         return _stream(self._reader, requests, self._threads)
 
     def _requests(self, step: int) -> list[_Request]:
-        positions = self.order.rank_batch(step, self._rank, self._batch.world)
-        epoch = self.order.epoch_of(step)
+        epoch, positions = self.order.rank_step(step, self._rank, self._batch.world)
         parts = positions.reshape(self._batch.accumulation, self._batch.micro)
         return [_Request(part, epoch) for part in parts]
 

@@ -74,7 +74,7 @@ class Rows:
         self.labels: I64 = np.concatenate(labels)
         self.class_names = self._class_names()
         self._starts = [chunk.first_row for chunk in self.chunks]
-        self._cache: OrderedDict[int, Future[pa.Array]] = OrderedDict()
+        self._cache: OrderedDict[int, Future[pa.Array[Any]]] = OrderedDict()
         self._cached_bytes = 0
         self._min_chunks = 1
         self._lock = threading.Lock()
@@ -102,7 +102,7 @@ class Rows:
         number = bisect_right(self._file_starts, row) - 1
         return f"{self.files[number]} row {row - self._file_starts[number]}"
 
-    def iterate(self) -> Iterator[tuple[Chunk, pa.Array]]:
+    def iterate(self) -> Iterator[tuple[Chunk, pa.Array[Any]]]:
         """Read every chunk once, in order, past the cache."""
         for chunk in self.chunks:
             yield chunk, self._read(chunk)
@@ -155,7 +155,7 @@ class Rows:
             return found
         return tuple(str(i) for i in range(int(self.labels.max(initial=-1)) + 1))
 
-    def _chunk(self, number: int) -> pa.Array:
+    def _chunk(self, number: int) -> pa.Array[Any]:
         with self._lock:
             future = self._cache.get(number)
             if mine := future is None:
@@ -184,15 +184,15 @@ class Rows:
                 del self._cache[number]
                 self._cached_bytes -= oldest.result().nbytes
 
-    def _read(self, chunk: Chunk) -> pa.Array:
+    def _read(self, chunk: Chunk) -> pa.Array[Any]:
         try:
             with self._open(chunk.file) as opened:
                 table = opened.read_row_group(chunk.row_group, columns=["image.bytes"])
-            image = table["image"].combine_chunks()
+            image: Any = table["image"].combine_chunks()
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(chunk.file, error) from error
         image = image.chunk(0) if isinstance(image, pa.ChunkedArray) else image
-        values = pa.StructArray.flatten(image)[0]  # nulls of the struct become nulls of the field
+        values: pa.Array[Any] = image.flatten()[0]  # nulls of the struct become nulls of the field
         if chunk.whole:
             return values
         # A copy, so that the rest of a large row group is not kept alive.
@@ -388,7 +388,7 @@ class SplitWriter:
 def _schema(class_names: Sequence[str]) -> pa.Schema:
     label = {"_type": "ClassLabel", "names": list(class_names)}
     features = {"image": {"_type": "Image"}, "label": label}
-    metadata = {
+    metadata: dict[bytes | str, bytes | str] = {
         "huggingface": json.dumps({"info": {"features": features}}),
         "class_names": json.dumps(list(class_names)),
     }

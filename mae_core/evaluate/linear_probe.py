@@ -129,7 +129,7 @@ def cached_batches(
     split: Split,
     batch_size: int,
     steps: int,
-) -> Generator[StepBatch]:
+) -> Generator[StepBatch, None, None]:
     """Encode every image once and deal the vectors in training order."""
     train = gather_features(extract(extractor, split))
     vectors = torch.from_numpy(train.vectors)
@@ -148,7 +148,7 @@ def encoded_batches(
     batch_size: int,
     steps: int,
     execution: Execution,
-) -> Generator[StepBatch]:
+) -> Generator[StepBatch, None, None]:
     """Encode each global batch anew, every rank its share, and put it together on every rank."""
     loader = TrainLoader(
         split,

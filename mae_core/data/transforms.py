@@ -1,0 +1,122 @@
+"""Decoded image in, uint8 network input out: crop, antialiased bicubic resize, flip.
+
+Random draws are keyed by (seed, epoch, sample index). Pixels stay uint8 until they are on the
+device (`normalise`), which is a quarter of the bytes to move. Legend: H height, W width, C
+channels, S network's image size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mae_core.config import AugmentationConfig
+from mae_core.keyed import F64, Stream, uniform
+
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+"""Top, left, height and width in pixels."""
+
+CROP_TRIES = 10
+"""Tries before the fallback (torchvision's RandomResizedCrop)."""
+CROP_DRAWS = 2 * CROP_TRIES + 2
+"""Uniform numbers per crop: an area and an aspect for each try, then a place."""
+EVAL_MARGIN = 256 / 224
+"""Short side over crop side of the evaluation transform (paper A.1, as usual on ImageNet)."""
+
+
+def crop_draws(seed: int, epoch: I64, index: I64) -> F64:
+    """Numbers in [0, 1) for the crops of some samples: float64 (N, CROP_DRAWS)."""
+    return uniform(seed, Stream.CROP, epoch, index, CROP_DRAWS)
+
+
+def flip_draws(seed: int, epoch: I64, index: I64) -> npt.NDArray[np.bool_]:
+    """Whether each sample is mirrored: bool (N,)."""
+    mirrored: npt.NDArray[np.bool_] = uniform(seed, Stream.FLIP, epoch, index)[:, 0] < 0.5
+    return mirrored
+
+
+def random_crop_box(height: int, width: int, config: AugmentationConfig, draws: F64) -> Box:
+    """Box of a random resized crop (Szegedy et al. 2014), by torchvision's published algorithm.
+
+    Up to ten tries of an area uniform in `crop_scale` and an aspect log-uniform in `crop_aspect`;
+    the first box that fits is placed uniformly. If none fits, the largest central box whose
+    aspect is allowed. `draws` are CROP_DRAWS numbers in [0, 1).
+    """
+    low, high = config.crop_scale or (1.0, 1.0)
+    logs = math.log(config.crop_aspect[0]), math.log(config.crop_aspect[1])
+    area = height * width * (low + (high - low) * draws[:CROP_TRIES])
+    aspect = np.exp(logs[0] + (logs[1] - logs[0]) * draws[CROP_TRIES : 2 * CROP_TRIES])
+    widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    if not fits.any():
+        return _central_box(height, width, config.crop_aspect)
+    first = int(fits.argmax())
+    crop_height, crop_width = int(heights[first]), int(widths[first])
+    top = int(draws[-2] * (height - crop_height + 1))
+    left = int(draws[-1] * (width - crop_width + 1))
+    return top, left, crop_height, crop_width
+
+
+def _central_box(height: int, width: int, aspects: tuple[float, float]) -> Box:
+    low, high = aspects
+    crop_height, crop_width = height, width
+    if width / height < low:
+        crop_height = min(height, max(1, round(width / low)))
+    elif width / height > high:
+        crop_width = min(width, max(1, round(height * high)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def resize(image_HWC: U8, height: int, width: int) -> Tensor:
+    """Resize to uint8 (C, height, width), bicubic with antialiasing, up or down.
+
+    torch's uint8 path on channels-last memory: the pixels of Pillow's filter, but for rounding.
+    """
+    image_1CHW = torch.from_numpy(image_HWC).permute(2, 0, 1)[None]
+    if image_HWC.shape[:2] == (height, width):
+        return image_1CHW[0]
+    resized: Tensor = F.interpolate(
+        image_1CHW, size=(height, width), mode="bicubic", antialias=True, align_corners=False
+    )
+    return resized[0]
+
+
+def training_image(
+    image_HWC: U8, size: int, config: AugmentationConfig, crop: F64 | None, flip: bool
+) -> Tensor:
+    """Augment one image: uint8 (H, W, C) to uint8 (C, S, S).
+
+    `crop` are the draws of `crop_draws`; None is the evaluation transform, mirrored if `flip`.
+    """
+    if crop is None:
+        image = evaluation_image(image_HWC, size)
+    else:
+        full_height, full_width, _ = image_HWC.shape
+        top, left, height, width = random_crop_box(full_height, full_width, config, crop)
+        image = resize(image_HWC[top : top + height, left : left + width], size, size)
+    return image.flip(-1) if flip else image
+
+
+def evaluation_image(image_HWC: U8, size: int) -> Tensor:
+    """Centre view of one image: uint8 (H, W, C) to uint8 (C, S, S).
+
+    The short side becomes round(S · 256 / 224), then the centre is cropped. An image whose short
+    side is S or less is a small image, not a photograph with a margin to spare: its short side
+    becomes S, so that an S × S image is used as it is.
+    """
+    height, width = image_HWC.shape[:2]
+    short = min(height, width)
+    target = size if short <= size else round(size * EVAL_MARGIN)
+    new_height = target if height == short else target * height // short
+    new_width = target if width == short else target * width // short
+    image = resize(image_HWC, new_height, new_width)
+    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+    return image[:, top : top + size, left : left + size]
