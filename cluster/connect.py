@@ -11,7 +11,9 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,14 +71,13 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
     import ray
 
     try:
-        ray.init(
+        _init(
+            ray,
             address="local",
             _node_ip_address="127.0.0.1",
             include_dashboard=False,
             num_cpus=num_cpus or len(os.sched_getaffinity(0)),
             object_store_memory=OBJECT_STORE_BYTES,
-            logging_level="error",
-            log_to_driver=False,
             _temp_dir=temp_dir,
         )
         yield ray
@@ -93,11 +94,10 @@ def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Any]
 
     runtime_env = {"py_modules": list(py_modules)} if py_modules else None
     try:
-        ray.init(
+        _init(
+            ray,
             address=address,
             runtime_env=runtime_env,
-            logging_level="error",
-            log_to_driver=False,
         )
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, RpcError
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -109,6 +109,14 @@ def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Any]
         yield ray
     finally:
         ray.shutdown()
+
+
+def _init(ray: Any, **options: Any) -> None:
+    """`ray.init`, keeping this process's own SIGTERM handler: Ray's would end it on the spot."""
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(logging_level="error", log_to_driver=False, **options)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def sweep_temp_dirs() -> None:

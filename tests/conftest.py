@@ -28,9 +28,10 @@ TWO = Execution(world_size=2, zero_stage=2, loader_threads=0, checkpoint_every_s
 def cell(epochs, seed):
     pretrain = base.pretrain("N1", epochs, seed)
     pretrain = replace(pretrain, execution=TWO)
-    quick = [replace(s, recipe=replace(s.recipe, duration=Duration.epochs(5),
-                                       lr_schedule=LrScheduleConfig(warmup=Duration.epochs(1))))
-             if hasattr(s.recipe, "duration") else s for s in base.evaluations(seed, features="mean")]
+    warmup = LrScheduleConfig(warmup=Duration.epochs(1))
+    quick = [replace(s, recipe=replace(s.recipe, duration=Duration.epochs(5), lr_schedule=warmup))
+             if hasattr(s.recipe, "duration") else s
+             for s in base.evaluations(seed, features="mean")]
     quick[1] = replace(quick[1], execution=TWO)
     tune = base.finetune(seed)
     tune = replace(tune, recipe=replace(tune.recipe, duration=Duration.epochs(2)), execution=TWO)

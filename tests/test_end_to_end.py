@@ -170,9 +170,15 @@ def test_a_stage_runs_under_torchrun(finished: tuple[Path, Path], tmp_path: Path
 def mlflow_server(tmp_path: Path) -> Iterator[str]:
     """A real server on loopback."""
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-               "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
-               "--default-artifact-root", f"file://{tmp_path}/artifacts", "--workers", "1"]  # fmt: skip
+    options = {
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--backend-store-uri": f"sqlite:///{tmp_path}/server.db",
+        "--default-artifact-root": f"file://{tmp_path}/artifacts",
+        "--workers": "1",
+    }
+    flat = [text for pair in options.items() for text in pair]
+    command = [sys.executable, "-m", "mlflow", "server", *flat]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               start_new_session=True)  # fmt: skip
     uri = f"http://127.0.0.1:{port}"

@@ -95,7 +95,8 @@ def test_a_study_file_is_run_by_its_path(tmp_path: Path) -> None:
     path.write_text(
         "from dataclasses import replace\n"
         "from studies.catalog.quickstart import study as base\n"
-        "def study():\n    return replace(base(), name='mine', sweep=None, cells=base().cells[:3])\n"
+        "def study():\n"
+        "    return replace(base(), name='mine', sweep=None, cells=base().cells[:3])\n"
     )
     assert load_study(str(path)).name == "mine"
 

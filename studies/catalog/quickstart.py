@@ -28,7 +28,7 @@ from studies.results import Role
 from studies.spec import Cell, Choices, Stage, Study, Sweep
 
 SIZES = ("N1", "N2", "N3", "N4")
-EPOCHS = (30, 100, 300)
+EPOCHS = (25, 80, 240)
 SEEDS = (0, 1, 2)
 FINETUNED = "N4"
 SWEEP_EPOCHS = 40
@@ -161,7 +161,7 @@ def sweep() -> Sweep:
         space=(
             Choices(key="pretrain.mask_ratio", values=(0.5, 0.625, 0.75, 0.875)),
             Choices(key="pretrain.decoder.depth", values=(1, 2)),
-            Choices(key="pretrain.decoder.width", values=(16, 32, 48)),
+            Choices(key="pretrain.decoder.width", values=(16, 32)),
         ),
         objective="linear_probe",
         num_trials=12,

@@ -1,0 +1,81 @@
+"""Entry points that the cluster tests run on ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.rank_actor import RankControl
+
+
+def echo(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    return {"said": payload.get("say"), "rank": control.rank, "world": control.world,
+            "pid": os.getpid(), "master": os.environ["MASTER_ADDR"]}  # fmt: skip
+
+
+def fail_on_rank_1(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    if control.rank == 1:
+        raise ValueError("boom")
+    time.sleep(payload["sleep_s"])
+    return {}
+
+
+def wait_for_stop(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    deadline = time.monotonic() + 30
+    while not control.stop_requested() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return {"stopped": control.stop_requested()}
+
+
+def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    """Pretrain on the digits; stop after `stop_at` steps if given; return digests and metrics."""
+    from mae_core import engine
+    from mae_core.config import Duration, Execution, OptimizerConfig
+    from mae_core.context import RunContext
+    from mae_core.data.sources import open_data
+    from mae_core.pretrain import run_pretrain
+    from mae_core.training import Stopped
+    from studies.catalog import quickstart
+
+    recipe = quickstart.pretrain("N1", 1, 0).recipe
+    recipe = dataclasses.replace(
+        recipe,
+        duration=Duration.steps(payload["steps"]),
+        global_batch=96,
+        precision=payload.get("precision", "fp32"),
+    )
+    if "sgd" in payload:  # SGD without decay, its gradients clipped to this norm
+        sgd = OptimizerConfig(name="sgd", weight_decay=0.0, clip_grad_norm=payload["sgd"])
+        recipe = dataclasses.replace(recipe, optimizer=sgd)
+    execution = Execution(**{"loader_threads": 0} | payload["execution"])
+    losses: list[tuple[int, float]] = []
+    done: list[int] = []
+    folder = Path(payload["folder"])
+    (folder / "outputs").mkdir(parents=True, exist_ok=True)
+    context = RunContext(
+        output_dir=folder / "outputs",
+        checkpoint_dir=folder / "checkpoints",
+        science_hash=payload.get("science_hash", "test"),
+        rank=control.rank,
+        world=control.world,
+        log_metrics=lambda step, metrics: losses.append((step, metrics["loss"])),
+        fault_point=lambda name: done.append(1) if name == "step" else None,
+        should_stop=lambda: len(done) >= payload.get("stop_at", 10**9),
+    )
+    engine.join_gang()
+    try:
+        metrics = run_pretrain(recipe, execution, context, open_data(recipe.data))
+    except Stopped:
+        return {"stopped": True, "losses": losses}
+    finally:
+        engine.leave_gang()
+    digest = ""
+    if control.rank == 0:
+        weights = (folder / "outputs" / "encoder.safetensors").read_bytes()
+        decoder = (folder / "outputs" / "decoder.safetensors").read_bytes()
+        digest = hashlib.sha256(weights + decoder).hexdigest()
+    return {"digest": digest, "losses": losses, "metrics": metrics}

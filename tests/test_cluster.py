@@ -1,0 +1,228 @@
+"""Gangs on a real embedded Ray: placement, warmth, failure, stopping, cleaning up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.connect import Capacity, connect
+from cluster.errors import ResourcesUnavailable
+from cluster.gang import Gang, SlotPool, slot_shape
+from cluster.verdict import Cause, Verdict, judge
+
+TESTS = str(Path(__file__).parent)
+
+
+@pytest.fixture(scope="module")
+def capacity() -> Iterator[Capacity]:
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
+    with connect(num_cpus=2) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def pool(capacity: Capacity) -> Iterator[SlotPool]:
+    with SlotPool("tests", 2, capacity, shape=slot_shape(capacity)) as pool:
+        yield pool
+
+
+def finish(pool: SlotPool, gang: Gang | None, timeout_s: float = 60) -> Verdict:
+    assert gang is not None
+    deadline = time.monotonic() + timeout_s
+    while not gang.is_finished:
+        assert time.monotonic() < deadline, "the gang does not end"
+        pool.wait([gang], 0.2)
+    verdict = judge(list(gang.outcomes.values()))
+    pool.release(gang)
+    return verdict
+
+
+def values(gang: Gang | None) -> list[dict[str, Any]]:
+    assert gang is not None
+    return [gang.outcomes[r]["value"] for r in sorted(gang.outcomes)]
+
+
+def test_a_gang_is_all_or_nothing_and_slots_stay_warm(pool: SlotPool) -> None:
+    first = pool.launch("rank_entries:echo", {"say": 1}, 2)
+    assert pool.launch("rank_entries:echo", {}, 1) is None
+    assert finish(pool, first).cause is Cause.SUCCESS
+    assert [(v["rank"], v["world"], v["said"]) for v in values(first)] == [(0, 2, 1), (1, 2, 1)]
+    again = pool.launch("rank_entries:echo", {}, 1)
+    finish(pool, again)
+    assert values(again)[0]["pid"] in {v["pid"] for v in values(first)}
+    assert values(again)[0]["world"] == 1
+
+
+def test_an_error_on_one_rank_ends_the_gang_and_names_it(
+    pool: SlotPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.gang.COLLATERAL_GRACE_S", 1.0)
+    gang = pool.launch("rank_entries:fail_on_rank_1", {"sleep_s": 60}, 2)
+    verdict = finish(pool, gang)
+    assert "boom" in verdict.message or verdict.cause is Cause.RANK_DIED
+    assert finish(pool, pool.launch("rank_entries:echo", {}, 2)).cause is Cause.SUCCESS
+
+
+def test_a_killed_rank_is_the_cause_and_is_replaced(pool: SlotPool) -> None:
+    before = pool.launch("rank_entries:echo", {}, 2)
+    finish(pool, before)
+    gang = pool.launch("rank_entries:wait_for_stop", {}, 2)
+    assert gang is not None
+    time.sleep(0.5)
+    victim = values(before)[1]["pid"]
+    os.kill(victim, signal.SIGKILL)
+    while 1 not in gang.outcomes:
+        pool.wait([gang], 0.2)
+    gang.request_stop()
+    verdict = finish(pool, gang)
+    assert (verdict.cause, verdict.rank) == (Cause.RANK_DIED, 1)
+    after = pool.launch("rank_entries:echo", {}, 2)
+    assert finish(pool, after).cause is Cause.SUCCESS
+    assert victim not in {v["pid"] for v in values(after)}
+
+
+def test_a_stop_reaches_running_ranks(pool: SlotPool) -> None:
+    gang = pool.launch("rank_entries:wait_for_stop", {}, 2)
+    assert gang is not None
+    gang.request_stop()
+    assert finish(pool, gang).cause is Cause.SUCCESS
+    assert all(v["stopped"] for v in values(gang))
+
+
+def test_more_than_the_cluster_has_is_refused_with_numbers(capacity: Capacity) -> None:
+    with pytest.raises(ResourcesUnavailable, match="has 2 CPUs and 0 GPUs"):
+        SlotPool("big", 3, capacity, shape=slot_shape(capacity))
+
+
+def test_everything_listens_on_loopback(pool: SlotPool) -> None:
+    """Ray's processes are children of this one."""
+    family = psutil.Process().children(recursive=True)
+    listening = {
+        c.laddr.ip
+        for process in family
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        for c in process.net_connections("inet")
+        if c.status == psutil.CONN_LISTEN
+    }
+    assert listening and all(ip.removeprefix("::ffff:").startswith("127.") or ip == "::1"
+                             for ip in listening), listening  # fmt: skip
+
+
+def test_a_pool_removes_its_placement_group(capacity: Capacity, pool: SlotPool) -> None:
+    from ray.util import placement_group_table
+
+    states = {e["name"]: e["state"] for e in placement_group_table().values()}
+    assert states["tests"] == "CREATED"
+    assert [n for n, s in states.items() if s == "CREATED"] == ["tests"]
+
+
+# Training in gangs: the same Ray, the same warm ranks.
+
+
+def train(pool: SlotPool, folder: Path, world: int, **payload: Any) -> dict[str, Any]:
+    zero = payload.pop("zero", 1)
+    execution = {"world_size": world, "zero_stage": zero} | payload.pop("execution", {})
+    gang = pool.launch(
+        "rank_entries:train_digits",
+        {"folder": str(folder), "steps": 12, "execution": execution} | payload,
+        world,
+    )
+    verdict = finish(pool, gang, 120)
+    assert verdict.cause is Cause.SUCCESS, verdict.message + verdict.traceback
+    return values(gang)[0]
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision"),
+    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")],
+)
+def test_a_stopped_training_resumes_bit_exactly(
+    pool: SlotPool, tmp_path: Path, zero: int, precision: str
+) -> None:
+    whole = train(pool, tmp_path / "whole", 2, zero=zero, precision=precision)
+    stopped = train(pool, tmp_path / "parts", 2, zero=zero, precision=precision, stop_at=5)
+    assert stopped.get("stopped")
+    resumed = train(pool, tmp_path / "parts", 2, zero=zero, precision=precision)
+    assert resumed["metrics"]["resumed_from"] == 5
+    assert resumed["digest"] == whole["digest"]
+
+
+def test_losses_agree_over_zero_stages_world_sizes_and_accumulation(
+    pool: SlotPool, tmp_path: Path
+) -> None:
+    """Micro × accumulation × world = global: the same samples, masks and mean gradient."""
+    cases = {
+        "one": (1, 1, {}),
+        "two": (2, 1, {}),
+        "zero3": (2, 3, {}),
+        "accumulated": (2, 2, {"micro_batch": 16}),
+    }
+    losses = {
+        name: dict(train(pool, tmp_path / name, world, zero=zero, execution=extra)["losses"])
+        for name, (world, zero, extra) in cases.items()
+    }
+    for name, found in losses.items():
+        for step, loss in losses["one"].items():
+            assert found[step] == pytest.approx(loss, rel=2e-5), name
+
+
+def test_clipping_bounds_the_update(pool: SlotPool, tmp_path: Path) -> None:
+    """Gradients clipped to nothing leave SGD's network as it was."""
+    free = train(pool, tmp_path / "free", 1, sgd=1e9)
+    clipped = train(pool, tmp_path / "clipped", 1, sgd=1e-30)
+    untrained = train(pool, tmp_path / "untrained", 1, steps=0)
+    assert clipped["digest"] == untrained["digest"] != free["digest"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_not_used(pool: SlotPool, tmp_path: Path, damage: str) -> None:
+    whole = train(pool, tmp_path / "whole", 2)
+    train(pool, tmp_path / "run", 2, stop_at=4)
+    train(pool, tmp_path / "run", 2, stop_at=4)  # counts its own steps: stops at 8
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert [c.name for c in checkpoints] == ["step-000000004", "step-000000008"]
+    shard = max((checkpoints[1] / "shards").iterdir(), key=lambda p: p.stat().st_size)
+    content = shard.read_bytes()
+    if damage == "flip":
+        shard.write_bytes(content[:999] + bytes([content[999] ^ 1]) + content[1000:])
+    elif damage == "truncate":
+        shard.write_bytes(content[:-7])
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        (checkpoints[1] / "manifest.json").write_text('{"step": 8')
+    resumed = train(pool, tmp_path / "run", 2)
+    assert resumed["metrics"]["resumed_from"] == 4
+    assert resumed["digest"] == whole["digest"]
+
+
+def test_a_checkpoint_of_another_identity_is_not_resumed(pool: SlotPool, tmp_path: Path) -> None:
+    train(pool, tmp_path, 1, stop_at=5)
+    other = train(pool, tmp_path, 1, science_hash="other")
+    assert other["metrics"]["resumed_from"] == 0
+
+
+def test_a_checkpoint_of_another_world_size_is_refused_with_advice(
+    pool: SlotPool, tmp_path: Path
+) -> None:
+    train(pool, tmp_path, 2, stop_at=5)
+    gang = pool.launch(
+        "rank_entries:train_digits",
+        {"folder": str(tmp_path), "steps": 12, "execution": {"world_size": 1}},
+        1,
+    )
+    verdict = finish(pool, gang)
+    assert verdict.cause is Cause.BAD_INPUT
+    assert "execution.world_size=2" in verdict.message
+
+
+def test_an_untrained_network_is_a_result(pool: SlotPool, tmp_path: Path) -> None:
+    result = train(pool, tmp_path, 1, steps=0)
+    assert result["metrics"]["steps"] == 0 and result["digest"]
