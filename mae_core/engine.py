@@ -189,7 +189,7 @@ class Engine:
 
 
 def rehearse() -> None:
-    """Train a toy for a step, alone: the first engine of a process costs 1-2 s, later ones 0.1 s."""
+    """Train a toy for a step, alone: a process's first engine costs 1-2 s, later ones 0.1 s."""
     os.environ.setdefault("LOCAL_RANK", "0")
     with tempfile.TemporaryDirectory() as directory:
         boot().init_distributed(

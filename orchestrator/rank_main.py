@@ -20,9 +20,8 @@ from cluster.rank_actor import RankControl
 from orchestrator.journal import JOURNAL_FILE, JournalWriter
 
 if TYPE_CHECKING:
-    from mae_core.data.sources import ImageData
-
     from mae_core.context import RunContext
+    from mae_core.data.sources import ImageData
 
 ENTRY = "orchestrator.rank_main:run_stage"
 WARM_ENTRY = "orchestrator.rank_main:warm"

@@ -83,7 +83,7 @@ def _known_keys(stages: list[Stage]) -> list[str]:
     for stage in stages:
         for name, hint in field_types(type(stage.recipe)).items():
             if dataclasses.is_dataclass(hint) and name != "data":
-                keys |= {f"{stage.kind}.{name}.{f}" for f in field_types(hint)}  # type: ignore[arg-type]
+                keys |= {f"{stage.kind}.{name}.{f}" for f in field_types(hint)}
             else:
                 keys.add(f"{stage.kind}.{name}")
         keys |= {f"data.{f}" for f in field_types(type(stage.recipe.data))}

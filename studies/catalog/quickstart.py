@@ -115,10 +115,7 @@ def evaluations(seed: int, *, features: str, split: EvalSplit = "test") -> tuple
     )
     named = (("knn", knn), ("linear_probe", probe), ("linear_100", few))
     execution = Execution(loader_threads=0)
-    return tuple(
-        Stage(name=n, recipe=r, parents=parents, execution=execution)
-        for n, r in named
-    )
+    return tuple(Stage(name=n, recipe=r, parents=parents, execution=execution) for n, r in named)
 
 
 def finetune(seed: int) -> Stage:
