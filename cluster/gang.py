@@ -301,10 +301,12 @@ def _outcome(ref: Any, rank: int) -> dict[str, Any]:
         return value
     except ray.exceptions.RayError as error:
         kind = type(error).__name__
-        oom = isinstance(error, ray.exceptions.OutOfMemoryError) or "OOM" in str(error)
+        # By type: the text of every death mentions memory as one of its possible causes.
+        out_of_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+        name = "HostOutOfMemory" if out_of_memory else "RankDied"
         died = {
-            "type": "HostOutOfMemory" if oom else "RankDied",
-            "types": ["HostOutOfMemory" if oom else "RankDied"],
+            "type": name,
+            "types": [name],
             "message": f"the process of rank {rank} died ({kind})",
             "traceback": str(error)[-4000:],
             "at": time.time(),

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 
 from mae_core import dist
 from mae_core.config import Execution, PretrainRecipe, num_keep, split_batch
 from mae_core.context import RunContext
 from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
 from mae_core.data.sources import ImageData
-from mae_core.evaluate.encoder_file import save_encoder
+from mae_core.evaluate.encoder_file import save_encoder, write_tensors
 from mae_core.lr_schedule import LrSchedule
 from mae_core.mae import MAE
 from mae_core.masking import mask_noise
@@ -99,7 +98,7 @@ def _save(recipe: PretrainRecipe, result: TrainResult, ctx: RunContext, data: Im
     """Write the encoder (for evaluations), the decoder (for whoever reconstructs) and a gallery."""
     prefix = "encoder."
     encoder = {k.removeprefix(prefix): v for k, v in result.state.items() if k.startswith(prefix)}
-    decoder = {k: v.contiguous() for k, v in result.state.items() if not k.startswith(prefix)}
+    decoder = {k: v for k, v in result.state.items() if not k.startswith(prefix)}
     save_encoder(
         ctx.output_dir / ENCODER_FILE,
         encoder,
@@ -108,7 +107,7 @@ def _save(recipe: PretrainRecipe, result: TrainResult, ctx: RunContext, data: Im
         num_channels=recipe.data.num_channels,
         extra={"science_hash": ctx.science_hash},
     )
-    save_file(decoder, ctx.output_dir / DECODER_FILE)
+    write_tensors(ctx.output_dir / DECODER_FILE, decoder, {})
     arrays = _gallery(recipe, result, data)
     np.savez_compressed(ctx.output_dir / GALLERY_FILE, **arrays)  # type: ignore[arg-type]
 

@@ -63,13 +63,13 @@ def axes_of(cell: Cell, planner: Planner) -> dict[str, Any]:
         return {"seed": cell.stages[0].recipe.seed}
     recipe = pretrain.recipe
     assert isinstance(recipe, PretrainRecipe)
-    cost, images = planner.cost(cell, pretrain), planner.num_train(pretrain)
+    cost = planner.cost(cell, pretrain)
     return {
         "size": recipe.encoder.name or f"{recipe.encoder.width}x{recipe.encoder.depth}",
         "encoder_params": cost.encoder_params,
         "total_params": cost.total_params,
         "duration": str(recipe.duration),
-        "epochs": cost.images / images if images else None,
+        "epochs": _epochs(recipe, cost.images, planner.num_train(pretrain)),
         "steps": cost.steps,
         "images_seen": cost.images,
         "mask_ratio": recipe.mask_ratio,
@@ -78,6 +78,13 @@ def axes_of(cell: Cell, planner: Planner) -> dict[str, Any]:
         "seed": recipe.seed,
         "pretrain_flops": cost.algorithmic_flops,
     }
+
+
+def _epochs(recipe: PretrainRecipe, images: int, num_train: int) -> float | None:
+    """Epochs as the study asks for them; else passes over the training set."""
+    if recipe.duration.unit == "epochs":
+        return float(recipe.duration.value)
+    return images / num_train if num_train else None
 
 
 def protocol_name(recipe: Any) -> str:

@@ -69,7 +69,9 @@ def test_damaged_encoder_files_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match="format 'none'"):
         load_encoder(path)
-    save_file({"a": torch.zeros(1)}, path, metadata={"format": "mae-study-encoder-1"})
+    save_file(
+        {"a": torch.zeros(1)}, path, metadata={"mae_study": '{"format": "mae-study-encoder-1"}'}
+    )
     with pytest.raises(CheckpointError, match="metadata lacks encoder"):
         load_encoder(path)
     path.write_bytes(b"not safetensors")

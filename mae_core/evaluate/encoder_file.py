@@ -21,6 +21,8 @@ from mae_core.errors import CheckpointError, ConfigError
 from mae_core.vit import Encoder
 
 FORMAT = "mae-study-encoder-1"
+METADATA = "mae_study"
+"""The one entry of a file's metadata: JSON of everything in it."""
 EXTRA = "extra."
 """Prefix of the caller's own metadata."""
 
@@ -130,10 +132,15 @@ def load_state(module: torch.nn.Module, state: State, path: Path) -> None:
 
 
 def write_tensors(path: Path, state: State, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically (temporary name, then rename); floats as float32."""
+    """Write a safetensors file atomically (temporary name, then rename); floats as float32.
+
+    Equal content gives equal bytes: the metadata is one entry, since safetensors writes several in
+    an order that changes from call to call.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {name: _portable(value) for name, value in state.items()}
-    save_file(tensors, temporary, metadata=dict(metadata))
+    described = {METADATA: json.dumps(dict(metadata), sort_keys=True)}
+    save_file(tensors, temporary, metadata=described)
     os.replace(temporary, path)
 
 
@@ -142,8 +149,9 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             names: list[str] = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            return {name: file.get_tensor(name) for name in names}, metadata
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
 
 

@@ -83,8 +83,8 @@ def pretrain(size: str, epochs: int, seed: int) -> Stage:
         decoder=DecoderConfig(width=32, depth=1, num_heads=2),
         augmentation=NO_AUGMENTATION,
         duration=Duration.epochs(epochs),
-        global_batch=256,
-        optimizer=OptimizerConfig(base_lr=2e-3),
+        global_batch=128,
+        optimizer=OptimizerConfig(base_lr=4e-3),
         # In proportion to the duration: a fixed warm-up would favour long runs.
         lr_schedule=LrScheduleConfig(warmup=Duration.epochs(epochs // 10)),
         seed=seed,
