@@ -32,6 +32,8 @@ class Capacity:
     cpus: int
     gpus: int
     nodes: int
+    is_local: bool
+    """An embedded Ray on this machine."""
 
 
 @contextlib.contextmanager
@@ -52,7 +54,10 @@ def connect(
     with scope as ray:
         total = ray.cluster_resources()
         yield Capacity(
-            cpus=int(total.get("CPU", 0)), gpus=int(total.get("GPU", 0)), nodes=len(ray.nodes())
+            cpus=int(total.get("CPU", 0)),
+            gpus=int(total.get("GPU", 0)),
+            nodes=len(ray.nodes()),
+            is_local=address is None,
         )
 
 

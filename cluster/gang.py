@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from cluster.connect import Capacity
 from cluster.errors import ClusterError, ResourcesUnavailable
 from cluster.rank_actor import RankProcess
 from cluster.rank_env import process_environment, stage_environment
+from cluster.verdict import COLLATERAL
 
 COLLATERAL_GRACE_S = 10.0
 """After one rank failed, the others get this long to fail by themselves before they are killed."""
@@ -65,7 +67,8 @@ class Gang:
 
     slots: list[Slot]
     refs: list[Any]
-    started_at: float
+    run_id: str
+    """Names this use of the slots, so that a stop never reaches the next one."""
     outcomes: dict[int, dict[str, Any]] = field(default_factory=dict)
     first_failure: float | None = None
 
@@ -77,7 +80,7 @@ class Gang:
     def request_stop(self) -> None:
         """Ask every rank to stop at the next step."""
         for slot in self.slots:
-            slot.actor.stop.remote()
+            slot.actor.stop.remote(self.run_id)
 
 
 class SlotPool:
@@ -91,6 +94,7 @@ class SlotPool:
         *,
         shape: SlotShape,
         warm_entry: str | None = None,
+        sweep_prefix: str | None = None,
         placement_timeout_s: float = 600.0,
     ) -> None:
         if num_slots > max_slots(capacity, shape):
@@ -101,6 +105,7 @@ class SlotPool:
             )
         self.name, self.num_slots, self.shape = name, num_slots, shape
         self._warm_entry, self._timeout = warm_entry, placement_timeout_s
+        self._sweep_prefix, self._is_local = sweep_prefix or name, capacity.is_local
         self._slots: list[Slot] = []
         self._group: Any = None
 
@@ -108,7 +113,7 @@ class SlotPool:
         import ray
         from ray.util.placement_group import placement_group, remove_placement_group
 
-        sweep(self.name)
+        sweep(self._sweep_prefix)
         bundle: dict[str, float] = {"CPU": self.shape.cpus}
         if self.shape.gpus:
             bundle["GPU"] = self.shape.gpus
@@ -117,7 +122,6 @@ class SlotPool:
             # Elsewhere busy is a wait, not a failure; a wait without end is one.
             ray.get(self._group.ready(), timeout=self._timeout)
             self._slots = self._start(range(self.num_slots))
-            self._check_devices()
         except BaseException as error:
             remove_placement_group(self._group)
             if isinstance(error, ray.exceptions.GetTimeoutError):
@@ -150,9 +154,13 @@ class SlotPool:
         slots = _choose(self.idle, num_ranks)
         if slots is None:
             return None
-        port = ray.get(slots[0].actor.free_port.remote()) if num_ranks > 1 else 0
+        try:
+            port = ray.get(slots[0].actor.free_port.remote(), timeout=60)
+        except ray.exceptions.RayError:  # an idle rank has died, or hangs
+            self._replace(slots[:1])
+            return None
         text = json.dumps(payload)
-        gang = Gang(slots, [], time.time())
+        gang = Gang(slots, [], uuid.uuid4().hex)
         for rank, slot in enumerate(slots):
             slot.busy = True
             peers = [s for s in slots if s.node == slot.node]
@@ -165,7 +173,7 @@ class SlotPool:
                 address=slots[0].node_ip,
                 port=port,
             )
-            gang.refs.append(slot.actor.run.remote(entry, text, environment))
+            gang.refs.append(slot.actor.run.remote(gang.run_id, entry, text, environment))
         return gang
 
     def wait(self, gangs: Sequence[Gang], timeout_s: float) -> None:
@@ -208,6 +216,7 @@ class SlotPool:
         for rank, slot in enumerate(gang.slots):
             if rank not in gang.outcomes:
                 ray.kill(slot.actor)
+                gang.outcomes[rank] = _died(rank, COLLATERAL, "ended because a peer failed")
 
     def _replace(self, retired: list[Slot]) -> None:
         import ray
@@ -225,33 +234,36 @@ class SlotPool:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         actor_class = ray.remote(_RankActor)
-        environment = {"env_vars": process_environment(self.shape.cpus)}
+        variables = process_environment(self.shape.cpus, is_local=self._is_local)
         actors = [
             actor_class.options(
                 num_cpus=self.shape.cpus,
                 num_gpus=self.shape.gpus,
                 max_concurrency=2,  # `stop` must get through while `run` works
-                runtime_env=environment,
+                runtime_env={"env_vars": variables},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     self._group, placement_group_bundle_index=index
                 ),
             ).remote()
             for index in indices
         ]
-        if self._warm_entry:
-            ray.get([actor.warm.remote(self._warm_entry) for actor in actors])
-        infos = ray.get([actor.info.remote() for actor in actors])
-        return [
+        infos = ray.get([actor.info.remote() for actor in actors], timeout=self._timeout)
+        slots = [
             Slot(index, actor, info["node"], info["node_ip"], tuple(info["devices"]))
             for index, actor, info in zip(indices, actors, infos, strict=True)
         ]
+        self._check_devices([s for s in self._slots if s.index not in indices] + slots)
+        if self._warm_entry:
+            warm = [actor.warm.remote(self._warm_entry) for actor in actors]
+            ray.get(warm, timeout=self._timeout)
+        return slots
 
-    def _check_devices(self) -> None:
+    def _check_devices(self, slots: Sequence[Slot]) -> None:
         """Refuse slots that share a GPU, before torch starts on any of them."""
         if not self.shape.gpus:
             return
-        seen = [(s.node, d) for s in self._slots for d in s.devices]
-        if len(set(seen)) != self.num_slots or any(len(s.devices) != 1 for s in self._slots):
+        seen = [(s.node, d) for s in slots for d in s.devices]
+        if len(set(seen)) != len(slots) or any(len(s.devices) != 1 for s in slots):
             raise ClusterError(
                 f"the ranks do not have one GPU each, distinct per node: {seen}; was Ray started "
                 "by a launcher that hides or shares devices?"
@@ -269,14 +281,14 @@ class _RankActor(RankProcess):
         return super().info() | where
 
 
-def sweep(name: str) -> None:
-    """Remove placement groups of this name that a killed driver left on a shared cluster."""
+def sweep(prefix: str) -> None:
+    """Remove placement groups that a killed driver of this study and store left behind."""
     from ray.util import placement_group_table
     from ray.util.placement_group import PlacementGroup, remove_placement_group
     from ray._raylet import PlacementGroupID  # isort: skip
 
     for group_id, entry in placement_group_table().items():
-        if entry["name"] == name and entry["state"] not in ("REMOVED",):
+        if entry["name"].startswith(prefix) and entry["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
 
 
@@ -304,14 +316,14 @@ def _outcome(ref: Any, rank: int) -> dict[str, Any]:
         # By type: the text of every death mentions memory as one of its possible causes.
         out_of_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
         name = "HostOutOfMemory" if out_of_memory else "RankDied"
-        died = {
-            "type": name,
-            "types": [name],
-            "message": f"the process of rank {rank} died ({kind})",
-            "traceback": str(error)[-4000:],
-            "at": time.time(),
-        }
-        return {"rank": rank, "error": died, "ended_at": time.time()}
+        return _died(rank, name, f"the process of rank {rank} died ({kind})", str(error)[-4000:])
+
+
+def _died(rank: int, name: str, message: str, trace: str = "") -> dict[str, Any]:
+    """Outcome of a rank whose process is gone."""
+    now = time.time()
+    error = {"type": name, "types": [name], "message": message, "traceback": trace, "at": now}
+    return {"rank": rank, "error": error, "ended_at": now}
 
 
 def _must_retire(slot: Slot, outcome: dict[str, Any]) -> bool:
@@ -319,7 +331,7 @@ def _must_retire(slot: Slot, outcome: dict[str, Any]) -> bool:
     error = outcome.get("error")
     if error is not None:
         types = set(error["types"])
-        if types & {"RankDied", "HostOutOfMemory"} or "CUDA" in error["message"]:
+        if types & {"RankDied", "HostOutOfMemory", COLLATERAL} or "CUDA" in error["message"]:
             return True
     rss = outcome.get("rss_bytes", 0)
     slot.base_rss = slot.base_rss or rss

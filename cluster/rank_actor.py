@@ -6,7 +6,6 @@ import gc
 import importlib
 import json
 import os
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -38,7 +37,7 @@ class RankProcess:
     """Body of the Ray actor; plain Python, so that it can be tested without Ray."""
 
     def __init__(self) -> None:
-        self._stop = threading.Event()
+        self._stopped: set[str] = set()
 
     def info(self) -> dict[str, Any]:
         """Say where this process is and which devices it has."""
@@ -47,25 +46,26 @@ class RankProcess:
     def warm(self, entry: str) -> float:
         """Run an entry that imports what stages will need; return the seconds it took."""
         began = time.monotonic()
-        load_entry(entry)({}, RankControl(0, 1, self._stop.is_set))
+        load_entry(entry)({}, RankControl(0, 1, lambda: False))
         return time.monotonic() - began
 
     def free_port(self) -> int:
         """A free port on this node, for the gang to meet at."""
         return free_port()
 
-    def stop(self) -> None:
-        """Ask the running entry to stop at the next step."""
-        self._stop.set()
+    def stop(self, run_id: str) -> None:
+        """Ask a run to stop at the next step, also one that has not begun yet."""
+        self._stopped.add(run_id)
 
-    def run(self, entry: str, payload: str, environment: dict[str, str]) -> dict[str, Any]:
+    def run(
+        self, run_id: str, entry: str, payload: str, environment: dict[str, str]
+    ) -> dict[str, Any]:
         """Run `entry` on the JSON `payload`; never raises, an error is part of the outcome."""
-        self._stop.clear()
         os.environ.update(environment)
         rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         outcome: dict[str, Any] = {"rank": rank, "pid": os.getpid()}
         try:
-            control = RankControl(rank, world, self._stop.is_set)
+            control = RankControl(rank, world, lambda: run_id in self._stopped)
             outcome["value"] = load_entry(entry)(json.loads(payload), control)
         except Exception as error:  # whatever a stage raises is evidence for the verdict
             outcome["error"] = describe(error)

@@ -10,7 +10,7 @@ from pathlib import Path
 JEMALLOC_CONF = "thp:always,dirty_decay_ms:60000,muzzy_decay_ms:60000"
 
 
-def process_environment(threads: int) -> dict[str, str]:
+def process_environment(threads: int, *, is_local: bool) -> dict[str, str]:
     """Variables that a rank needs before its process starts.
 
     The allocator is the biggest lever of CPU training (11-13 % at small nets, more at large ones
@@ -25,7 +25,8 @@ def process_environment(threads: int) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    jemalloc = _ray_jemalloc()
+    # On another machine the library may lie elsewhere; glibc's knobs work everywhere.
+    jemalloc = _ray_jemalloc() if is_local else None
     if jemalloc is not None:
         environment |= {"LD_PRELOAD": str(jemalloc), "MALLOC_CONF": JEMALLOC_CONF}
     else:

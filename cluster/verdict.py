@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+COLLATERAL = "EndedWithItsGang"
+"""Type of the error of a rank that was ended because a peer had failed."""
+
 
 class Cause(enum.Enum):
     """Why an attempt ended."""
@@ -57,7 +60,12 @@ _SPECIFIC_FIRST = (
     Cause.ERROR,
     Cause.STOPPED,
 )
-_COLLATERAL = ("Connection reset", "Connection closed by peer", "Broken pipe", "gloo/transport")
+_COLLATERAL_TEXTS = (
+    "Connection reset",
+    "Connection closed by peer",
+    "Broken pipe",
+    "gloo/transport",
+)
 
 
 def judge(outcomes: Sequence[dict[str, Any]]) -> Verdict:
@@ -87,4 +95,6 @@ def cause_of(error: dict[str, Any]) -> Cause:
 
 
 def _is_collateral(error: dict[str, Any]) -> bool:
-    return any(text in error["message"] for text in _COLLATERAL)
+    return COLLATERAL in error["types"] or any(
+        text in error["message"] for text in _COLLATERAL_TEXTS
+    )

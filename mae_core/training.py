@@ -125,11 +125,7 @@ class _Loop:
     def _log(self, done: int) -> None:
         mean = dist.all_reduce_sum(self.window_loss.clone()) / (self.window_steps * dist.world())
         self.loss = float(mean)
-        if not math.isfinite(self.loss):
-            raise NumericsError(
-                f"the loss is {self.loss} within the {self.window_steps} steps before {done}; "
-                "lower the learning rate, clip gradients or use fp32"
-            )
+        self._check_finite(done)
         now = time.monotonic()
         rate = self.window_steps * self.job.batch.global_batch / max(now - self.window_began, 1e-9)
         metrics = {
@@ -143,9 +139,17 @@ class _Loop:
         self.window_loss.zero_()
         self.window_steps, self.window_began = 0, now
 
+    def _check_finite(self, done: int) -> None:
+        """Raise on every rank if any rank's loss has become non-finite since the last log."""
+        [is_bad] = dist.any_rank(not math.isfinite(float(self.window_loss)))
+        if is_bad:
+            raise NumericsError(
+                f"the loss is not finite within the {self.window_steps} steps before {done}; "
+                "lower the learning rate, clip gradients or use fp32"
+            )
+
     def _save(self, done: int) -> None:
-        if self.window_steps:
-            self._log(done)  # also refuses to commit a poisoned state
+        self._check_finite(done)  # a poisoned state is never committed
         if self.ctx.checkpoint_dir is not None:
             self.ctx.fault_point("save")
             checkpoint.commit(

@@ -15,7 +15,7 @@ from typing import Protocol
 from cluster.gang import SlotPool
 from cluster.verdict import Cause, Verdict, judge
 from orchestrator.datasets import Datasets
-from orchestrator.lease import Lease
+from orchestrator.lease import Lease, is_alive
 from orchestrator.plan import Plan, PlannedStage, Status
 from orchestrator.policies import Block, Fail, PastAttempt, Start, TaskState, decide
 from orchestrator.rank_main import ENTRY
@@ -24,6 +24,7 @@ from orchestrator.sweep import SweepDriver
 from orchestrator.tasks import Task, code_version, completion, make_payload
 
 POLL_S = 0.2
+ELSEWHERE_POLL_S = 5.0
 
 
 class Observer(Protocol):
@@ -113,7 +114,7 @@ class Controller:
         hashes = {(s.cell.address, s.stage.name): s.identity.science_hash for s in stages}
         for planned in stages:
             key = planned.identity.science_hash
-            if planned.status is Status.AFTER_SWEEP or key in self.tasks:
+            if planned.cell.uses_winner or key in self.tasks:
                 continue
             parents = tuple(hashes[planned.cell.address, p] for p in planned.stage.parents)
             task = Task(planned, parents, estimate_s=self.plan.seconds(planned))
@@ -169,18 +170,35 @@ class Controller:
             elif isinstance(decision, Block):
                 task.state, task.reason = TaskState.BLOCKED, f"{decision.parent} failed"
 
+    def _is_elsewhere(self, task: Task) -> bool:
+        """True if another study's driver has finished this stage, or is at it."""
+        if self._records.done(task.key) is not None:
+            task.state = TaskState.DONE
+            return True
+        for attempt in self._records.attempts(task.key)[-1:]:
+            driver = attempt.get("driver")
+            if attempt["end"] is None and driver and driver != self._lease.holder:
+                if is_alive(self._records.store, driver):
+                    task.deferred_until = time.time() + ELSEWHERE_POLL_S
+                    return True
+        return False
+
     def _start(self, task: Task) -> None:
         self._lease.check()
+        if self._is_elsewhere(task):
+            return
         start = {
             "address": task.planned.address,
-            "lease_epoch": self._lease.epoch,
+            "driver": self._lease.holder,
             "world_size": task.num_ranks,
             "code": code_version(),
         }
         task.attempt = self._records.begin_attempt(task.key, start)
         payload = make_payload(task, task.attempt, self._records, self._datasets)
         task.gang = self._pool.launch(ENTRY, payload, task.num_ranks)
-        assert task.gang is not None, "the policy starts only what fits"
+        if task.gang is None:  # a rank died while it was idle; it is being replaced
+            self._records.end_attempt(task.key, task.attempt, {"cause": "not started"})
+            return
         task.began, task.state = time.monotonic(), TaskState.RUNNING
         for observer in self._observers:
             observer.stage_started(task, self._records.attempt_dir(task.key, task.attempt))
@@ -216,6 +234,7 @@ class Controller:
             "cause": verdict.cause.value,
             "message": verdict.message,
             "rank": verdict.rank,
+            "wall_s": round(time.monotonic() - task.began, 3),
             "traceback": verdict.traceback,
         }
         self._records.end_attempt(task.key, task.attempt, end)

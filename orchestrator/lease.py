@@ -27,8 +27,10 @@ STALE_AFTER_S = 60.0
 class Lease:
     """The right to write a study's records, while no newer driver has taken it over."""
 
-    def __init__(self, store: Store, study: str, epoch: int) -> None:
+    def __init__(self, store: Store, study: str, epoch: int, holder: dict[str, Any]) -> None:
         self._store, self._prefix, self.epoch = store, f"studies/{study}/lease", epoch
+        self.holder = holder
+        """Who holds it; written into every attempt, so that other studies' drivers see it."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
 
@@ -65,9 +67,7 @@ def acquire(store: Store, study: str) -> Lease:
     last = store.last_numbered(prefix)
     if last is not None:
         number, holder = last
-        if store.read(f"{prefix}/{number:06d}.released") is None and _is_alive(
-            holder, store.path(f"{prefix}/{number:06d}.heartbeat")
-        ):
+        if store.read(f"{prefix}/{number:06d}.released") is None and is_alive(store, holder):
             raise StudyBusy(
                 f"study {study!r} is being run by process {holder['pid']} on {holder['host']} "
                 f"since {holder['since']}; wait for it or stop it (Ctrl-C there)"
@@ -79,10 +79,11 @@ def acquire(store: Store, study: str) -> Lease:
         "pid": process.pid,
         "process_started": process.create_time(),
         "since": now_iso(),
+        "heartbeat": f"{prefix}/{epoch:06d}.heartbeat",
     }
     if not store.create_json(f"{prefix}/{epoch:06d}.json", holder):
         raise StudyBusy(f"study {study!r} was taken by another driver this very moment")
-    return Lease(store, study, epoch)
+    return Lease(store, study, epoch, holder)
 
 
 @contextlib.contextmanager
@@ -92,7 +93,8 @@ def hold(store: Store, study: str) -> Iterator[Lease]:
         yield lease
 
 
-def _is_alive(holder: dict[str, Any], heartbeat: Path) -> bool:
+def is_alive(store: Store, holder: dict[str, Any]) -> bool:
+    """Tell whether a driver still runs."""
     if holder["host"] == socket.gethostname():
         try:
             started = psutil.Process(holder["pid"]).create_time()
@@ -101,6 +103,7 @@ def _is_alive(holder: dict[str, Any], heartbeat: Path) -> bool:
         # A process number is reused; its start time is not.
         return abs(float(started) - float(holder["process_started"])) < 1.0
     try:
+        heartbeat = store.path(holder["heartbeat"])
         return time.time() - heartbeat.stat().st_mtime < STALE_AFTER_S
     except OSError:
         return False

@@ -216,15 +216,20 @@ class Planner:
         record: DoneRecord | None,
         parents: list[DoneRecord | None],
     ) -> tuple[Status, str, tuple[tuple[str, Any, Any], ...]]:
+        accepted = self._accepted.get(f"{cell.address}#{stage.name}")
+        # What was planned but never finished binds nobody.
+        has_result = accepted is not None and self._records.done(accepted["hash"]) is not None
         if cell.uses_winner:
+            if has_result:
+                return Status.CHANGED, "its sweep changed and will be run anew", ()
             return Status.AFTER_SWEEP, "its settings come from the sweep's winner", ()
         if record is not None:
             current = {p.science_hash: p.outputs for p in parents if p is not None}
             if current == record.parents:
                 return Status.DONE, f"attempt {record.attempt}, {record.finished_at}", ()
             return Status.STALE, "a parent was run again since", ()
-        accepted = self._accepted.get(f"{cell.address}#{stage.name}")
-        if accepted and cell.role != "sweep" and accepted["hash"] != identity.science_hash:
+        is_other = accepted is not None and accepted["hash"] != identity.science_hash
+        if accepted is not None and is_other and has_result and cell.role != "sweep":
             changes = tuple(differences(accepted["science"], identity.science))
             own = tuple(c for c in changes if c[0] != "parents" and c[1] != UNKNOWN_DATA)
             return Status.CHANGED, _explain(own), own
@@ -255,7 +260,7 @@ def accept(records: Records, plan: Plan) -> None:
     stages = load_accepted(records, plan.study.name) | {
         s.address: {"hash": s.identity.science_hash, "science": s.identity.science}
         for s in plan.stages
-        if s.status is not Status.AFTER_SWEEP and s.cell.role != "sweep"
+        if not s.cell.uses_winner and s.cell.role != "sweep"
     }
     resolved = {"study": to_plain(plan.study), "stages": stages}
     last = records.store.last_numbered(prefix)

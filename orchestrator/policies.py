@@ -49,6 +49,8 @@ class TaskView:
     num_ranks: int
     parents: tuple[str, ...] = ()
     attempts: tuple[PastAttempt, ...] = ()
+    not_before: float = 0.0
+    """Not to be started earlier than this."""
     priority: tuple[float, ...] = ()
     """Smaller is earlier."""
 
@@ -131,6 +133,8 @@ def _give_up(task: TaskView, by_key: dict[str, TaskView]) -> Decision | None:
 
 def _is_ready(task: TaskView, by_key: dict[str, TaskView], now: float) -> bool:
     if any(by_key[p].state is not TaskState.DONE for p in task.parents):
+        return False
+    if now < task.not_before:
         return False
     if not task.attempts:
         return True

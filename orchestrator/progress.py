@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -71,7 +72,7 @@ class Display:
         self._forget(task)
         self.say(
             f"[red]{verdict.cause.value}[/]  {task.planned.cell.address} "
-            f"{task.planned.stage.name}: {verdict.message}"
+            f"{task.planned.stage.name}: {escape(verdict.message)}"
         )
 
     def tick(self, tasks: dict[str, Task]) -> None:

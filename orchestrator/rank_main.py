@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import hashlib
 import os
 import platform
 import sys
@@ -114,7 +115,25 @@ def _dispatch(
 
         return run_pretrain(recipe, execution, context, data)
     encoder = Path(payload["encoder"]) if payload["encoder"] else None
+    if encoder is not None and payload.get("encoder_sha256"):
+        _verify(encoder, payload["encoder_sha256"])
     return _evaluation(recipe.KIND)(recipe, encoder, execution, context, data)
+
+
+def _verify(path: Path, sha256: str) -> None:
+    """Refuse a parent's output that is not what its completion record says."""
+    from mae_core.errors import CheckpointError
+
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from error
+    if found != sha256:
+        raise CheckpointError(
+            f"{path} is not what its pretraining wrote (SHA-256 differs): the file is damaged; "
+            "delete the done.json of its stage, three folders above, to pretrain again"
+        )
 
 
 def _evaluation(kind: str) -> Callable[..., dict[str, Any]]:

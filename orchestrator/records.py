@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import os
+import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,7 @@ class Records:
         content = self.store.read_json(key)
         if content is not None:
             self.store.append_numbered(f"{stage_key(science_hash)}/superseded", content)
+            self.store.delete(f"{stage_key(science_hash)}/checkpoints")
             self.store.delete(key)
 
     def attempt_dir(self, science_hash: str, number: int) -> Path:
@@ -119,16 +122,22 @@ class Records:
         """Directory of a stage's checkpoints, shared by its attempts."""
         return self.store.path(f"{stage_key(science_hash)}/checkpoints")
 
+    def store_id(self) -> str:
+        """A name for this store that no other has."""
+        self.store.create_json("store.json", {"id": uuid.uuid4().hex[:12], "made": now_iso()})
+        return str((self.store.read_json("store.json") or {})["id"])
+
     def write_identity(self, science_hash: str, science: dict[str, Any]) -> None:
         """Keep what a hash stands for."""
         self.store.create_json(f"{stage_key(science_hash)}/identity.json", science)
 
 
 def digest_outputs(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file below `directory`, by relative name."""
+    """SHA-256 of every file below `directory`, by relative name; each is on disk then."""
     found = {}
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         with path.open("rb") as stream:
+            os.fsync(stream.fileno())
             sha = hashlib.file_digest(stream, "sha256").hexdigest()
         found[str(path.relative_to(directory))] = sha
     return found

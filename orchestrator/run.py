@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cluster.connect import Capacity, connect
+from cluster.gang import SlotPool, SlotShape, max_slots, slot_shape
 from orchestrator.controller import Controller, Observer
 from orchestrator.datasets import Datasets, data_paths
 from orchestrator.errors import DriftError, StagesFailed, UserError
@@ -25,6 +27,9 @@ from orchestrator.store import LocalStore
 from orchestrator.tracked import Tracking, sync_key
 from studies.analysis.report import summary_text
 from studies.spec import Study
+
+RANK_BYTES = 2 << 30
+"""Memory set aside for a rank on a CPU: torch and DeepSpeed take a quarter of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +69,12 @@ def run_study(study: Study, options: RunOptions, console: Console, *, quiet: boo
     missing_trials = plan.sweep.missing if plan.sweep else 0
     if not plan.work and not missing_trials:
         return _nothing_to_do(plan, records, options)
-    session = _Session(study, plan, records, datasets, options, console, quiet)
     with hold(store, study.name) as lease:
+        # Again, now that nobody else changes it.
+        plan = make_plan(study, records, datasets)
+        _check_drift(plan, options)
         accept(records, plan)
+        session = _Session(study, plan, records, datasets, options, console, quiet)
         return session.run(lease)
 
 
@@ -170,22 +178,27 @@ class _Session:
         )
 
     def _drive(self, lease: Lease, observers: tuple[Observer, ...], display: Display) -> list[Any]:
-        from cluster.connect import connect
-        from cluster.gang import SlotPool, max_slots, slot_shape
-
         packages = tuple(str(p) for p in _package_dirs()) if self.options.address else ()
         with connect(
             self.options.address, num_cpus=self.options.num_cpus, py_modules=packages
         ) as capacity:
             shape = slot_shape(capacity, cpus_per_rank=self.options.cpus_per_rank)
-            needed = max(s.cost.world_size for s in self.plan.stages)
-            wanted = self.options.slots or max(needed, max_slots(capacity, shape))
+            needed, useful = self._ranks()
+            fitting = min(max_slots(capacity, shape), _slots_in_memory(capacity, shape))
+            wanted = self.options.slots or max(needed, min(useful, fitting))
             display.say(
                 f"{capacity.nodes} node(s), {capacity.cpus} CPUs, {capacity.gpus} GPUs: "
                 f"starting {wanted} warm rank(s)"
             )
-            name = f"mae-study/{self.study.name}"
-            pool = SlotPool(name, wanted, capacity, shape=shape, warm_entry=WARM_ENTRY)
+            prefix = f"mae-study/{self.study.name}/{self.records.store_id()}/"
+            pool = SlotPool(
+                f"{prefix}{lease.epoch}",
+                wanted,
+                capacity,
+                shape=shape,
+                warm_entry=WARM_ENTRY,
+                sweep_prefix=prefix,
+            )
             if needed > wanted:
                 raise UserError(
                     f"a stage of this study needs {needed} ranks and --slots is {wanted}: "
@@ -209,11 +222,28 @@ class _Session:
                     raise
                 return controller.failed()
 
+    def _ranks(self) -> tuple[int, int]:
+        """Ranks that the largest stage to do needs, and those that could work at once."""
+        sizes = [s.cost.world_size for s in self.plan.work]
+        trials = self.plan.sweep.missing if self.plan.sweep else 0
+        if self.plan.sweep is not None and trials:
+            sizes += [s.execution.world_size for s in self.plan.sweep.trials.sweep.base.stages]
+        return max(sizes, default=1), sum(sizes) + trials
+
     def _replan(self) -> Plan:
         plan = make_plan(self.study, self.records, self.datasets)
         _check_drift(plan, self.options)
         accept(self.records, plan)
         return plan
+
+
+def _slots_in_memory(capacity: Capacity, shape: SlotShape) -> int:
+    """Ranks that this machine's free memory holds; a cluster's nodes are its own affair."""
+    import psutil
+
+    if not capacity.is_local or shape.gpus:
+        return max_slots(capacity, shape)
+    return max(1, int(psutil.virtual_memory().available / RANK_BYTES))
 
 
 def _package_dirs() -> list[Path]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cluster.gang import Gang
+from mae_core.config import DataConfig
 from orchestrator.datasets import Datasets
 from orchestrator.plan import PlannedStage
 from orchestrator.policies import PastAttempt, TaskState, TaskView
@@ -33,6 +34,8 @@ class Task:
     began: float = 0.0
     reason: str = ""
     estimate_s: float = 0.0
+    deferred_until: float = 0.0
+    """Not to be started before; another study's driver runs it."""
 
     @property
     def key(self) -> str:
@@ -53,6 +56,7 @@ class Task:
             num_ranks=self.num_ranks,
             parents=self.parents,
             attempts=tuple(self.attempts),
+            not_before=self.deferred_until,
             priority=(rank, -self.estimate_s),
         )
 
@@ -62,15 +66,34 @@ def make_payload(task: Task, attempt: int, records: Records, datasets: Datasets)
     stage = task.planned.stage
     facts = datasets.ensure(stage.recipe.data.path)
     return {
-        "recipe": to_plain(stage.recipe),
+        "recipe": to_plain(stage.recipe) | {"data": _located(stage.recipe.data)},
         "execution": to_plain(stage.execution),
         "facts": facts.to_json(),
         "science_hash": task.key,
         "directory": str(records.attempt_dir(task.key, attempt)),
         "checkpoints": str(records.checkpoints(task.key)),
         "encoder": encoder_of(task.parents, records),
+        "encoder_sha256": _encoder_digest(task.parents, records),
         "capture": True,
     }
+
+
+def _located(data: DataConfig) -> dict[str, Any]:
+    """Data configuration with an absolute path: a rank may start in another directory."""
+    path = Path(data.path)
+    is_local = "://" not in data.path and path.exists()
+    located: dict[str, Any] = to_plain(
+        replace(data, path=str(path.absolute())) if is_local else data
+    )
+    return located
+
+
+def _encoder_digest(parents: tuple[str, ...], records: Records) -> str | None:
+    for parent in parents:
+        record = records.done(parent)
+        if record is not None and ENCODER_FILE in record.outputs:
+            return record.outputs[ENCODER_FILE]
+    return None
 
 
 def encoder_of(parents: tuple[str, ...], records: Records) -> str | None:

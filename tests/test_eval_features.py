@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from mae_core.data.loader import eval_batches, normalise
-from mae_core.data.sources import open_data
 from safetensors.torch import save_file
 
 from mae_core.config import DataConfig, EncoderConfig
+from mae_core.data.loader import eval_batches, normalise
+from mae_core.data.sources import open_data
 from mae_core.errors import CheckpointError, ConfigError, DataError, NumericsError
 from mae_core.evaluate.encoder_file import load_encoder, read_encoder, save_encoder
 from mae_core.evaluate.features import Extractor, Features, extract, gather_features
