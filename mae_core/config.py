@@ -75,8 +75,11 @@ class Duration:
                         break
         raise ConfigError(f"duration {text!r}: write a number and ep, st or img, such as 800ep")
 
-    def num_steps(self, *, num_images: int, global_batch: int) -> int:
-        """Optimizer updates for a training set of `num_images` (Duration → int)."""
+    def num_steps(self, *, num_images: int, global_batch: int, may_be_zero: bool = False) -> int:
+        """Optimizer updates for a training set of `num_images` (Duration → int).
+
+        A duration above 0 that rounds to no step is refused, unless it `may_be_zero` (a warm-up).
+        """
         steps_per_epoch = num_images // global_batch
         if self.value == 0:
             return 0
@@ -86,10 +89,18 @@ class Duration:
             "an epoch would have no step; lower the global batch",
         )
         if self.unit == "steps":
-            return round(self.value)
-        if self.unit == "images":
-            return int(self.value) // global_batch
-        return round(self.value * steps_per_epoch)
+            steps = round(self.value)
+        elif self.unit == "images":
+            steps = int(self.value) // global_batch
+        else:
+            steps = round(self.value * steps_per_epoch)
+        require(
+            steps > 0 or may_be_zero,
+            f"duration {self} is less than one step at a global batch of {global_batch}: the "
+            "network would stay untrained; train longer, lower the global batch, or write 0 for "
+            "an untrained network",
+        )
+        return steps
 
     def __str__(self) -> str:
         """Short form, `800ep`; exact, so that `parse` gives the same duration back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from orchestrator.errors import exit_code, explain_os_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,25 +57,11 @@ def _plain_errors() -> Iterator[None]:
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
     except Exception as error:
-        code = _exit_code(error)
+        code = exit_code(error)
         if code is None:
             raise
-        _fail(str(error), code)
-
-
-def _exit_code(error: Exception) -> int | None:
-    from cluster.errors import ClusterError
-    from mae_core.errors import MaeCoreError
-    from orchestrator.errors import UserError
-    from studies.errors import StudyError
-
-    if isinstance(error, UserError):
-        return error.exit_code
-    if isinstance(error, ClusterError):
-        return 6
-    if isinstance(error, MaeCoreError | StudyError):
-        return 2
-    return None
+        shown = explain_os_error(error) if isinstance(error, OSError) else None
+        _fail(shown or str(error), code)
 
 
 def _fail(message: str, code: int) -> None:
@@ -293,9 +282,11 @@ def report(
     """Write the report of what is finished: HTML, PNG, CSV, Parquet."""
     from orchestrator.report import write_report
     from orchestrator.run import report_dir
+    from orchestrator.store import output_dir
 
     _, made, records = _plan(study_ref, settings, data_path, store)
-    page = write_report(made, records, Path(out) if out else report_dir(records, made.study.name))
+    default = report_dir(records, made.study.name)
+    page = write_report(made, records, output_dir(Path(out) if out else None, default))
     if as_json:
         _print_json({"report": str(page)})
     else:
@@ -307,6 +298,11 @@ def report(
 @click.argument("cell")
 @click.argument("stage")
 @click.option("--out", metavar="DIR", help="Where to write; default: debug/ in the store.")
+@click.option(
+    "--encoder",
+    metavar="FILE",
+    help="Encoder (safetensors) for an evaluation; default: the parent's, of `run` or `debug`.",
+)
 @_json_option
 def debug(
     study_ref: str,
@@ -316,6 +312,7 @@ def debug(
     cell: str,
     stage: str,
     out: str | None,
+    encoder: str | None,
     as_json: bool,
 ) -> None:
     """Run one stage in this process, without Ray: breakpoints work.
@@ -323,19 +320,26 @@ def debug(
     The result goes to a directory of its own and never counts as done. Under torchrun every
     process is one rank: `torchrun --nproc-per-node 2 -m orchestrator.cli debug STUDY CELL STAGE`.
     """
-    from orchestrator.debug import run_one
+    from orchestrator.debug import leave_gang, run_one, stdout_to_stderr
 
-    study, made, records = _plan(study_ref, settings, data_path, store)
-    outcome = run_one(made, records, cell=cell, stage=stage, out=Path(out) if out else None)
-    if outcome is None:
-        return  # a rank above 0
-    if as_json:
+    _, made, records = _plan(study_ref, settings, data_path, store)
+    with stdout_to_stderr() if as_json else contextlib.nullcontext():
+        outcome = run_one(
+            made,
+            records,
+            cell=cell,
+            stage=stage,
+            out=Path(out) if out else None,
+            encoder=Path(encoder) if encoder else None,
+        )
+    if outcome is not None and as_json:  # None on ranks above 0
         _print_json(outcome)
-        return
-    for key, value in outcome["metrics"].items():
-        if not isinstance(value, dict):
-            click.echo(f"{key:18} {value}")
-    click.echo(f"outputs in {outcome['directory']}")
+    elif outcome is not None:
+        for key, value in outcome["metrics"].items():
+            if not isinstance(value, dict):
+                click.echo(f"{key:18} {value}")
+        click.echo(f"outputs in {outcome['directory']}")
+    leave_gang()
 
 
 @main.group()
@@ -350,24 +354,18 @@ def data() -> None:
 def data_import(source: str, destination: str, as_json: bool) -> None:
     """Write Parquet from an ImageFolder tree or a CIFAR-10/100 python archive."""
     from mae_core.data.importers import import_any
-
     from orchestrator.run import progress_bar
+    from orchestrator.show_status import import_json, print_import
 
-    with progress_bar(_console(), f"importing {source}", quiet=as_json) as advance:
+    with (
+        _stop_on_sigterm(),
+        progress_bar(_console(), _markup_free(f"importing {source}"), quiet=as_json) as advance,
+    ):
         facts = import_any(source, destination, on_progress=advance)
-    summary = {
-        "train": facts.num_train,
-        "dev": facts.num_dev,
-        "test": facts.num_test,
-        "classes": len(facts.class_names),
-        "fingerprint": facts.fingerprint,
-        "destination": destination,
-    }
     if as_json:
-        _print_json(summary)
-        return
-    for key, value in summary.items():
-        click.echo(f"{key:12} {value}")
+        _print_json(import_json(facts, destination))
+    else:
+        print_import(facts, destination, _console())
 
 
 @data.command("inspect")
@@ -376,10 +374,10 @@ def data_import(source: str, destination: str, as_json: bool) -> None:
 def data_inspect(path: str, as_json: bool) -> None:
     """Show splits, classes, image sizes, problems and the fingerprint of a data set."""
     from mae_core.data.scan import inspect
-
     from orchestrator.run import progress_bar
 
-    with progress_bar(_console(), f"reading {path}", quiet=as_json) as advance:
+    text = _markup_free(f"reading {path}")
+    with progress_bar(_console(), text, quiet=as_json) as advance:
         found = inspect(path, on_progress=advance)
     if as_json:
         _print_json(found)
@@ -391,7 +389,7 @@ def data_inspect(path: str, as_json: bool) -> None:
 
 @main.command()
 @_store_option
-@click.option("--port", type=int, default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 def mlflow(store: str, port: int) -> None:
     """Start the MLflow UI on the store's runs, on loopback."""
     from orchestrator.errors import StoreError
@@ -440,6 +438,7 @@ def _plan(
 
     study = _study(reference, settings, data_path)
     local = LocalStore(Path(store))
+    local.check_readable()
     records = Records(local)
     return study, make_plan(study, records, Datasets(local)), records
 
@@ -448,11 +447,27 @@ def _console() -> Console:
     from rich.console import Console
 
     # Piped output is read by programs and people's pagers: wide enough not to fold tables.
-    return Console(width=None if sys.stdout.isatty() else 140)
+    # No emoji: `:x:` in a path or a message is what it is.
+    return Console(width=None if sys.stdout.isatty() else 140, emoji=False)
+
+
+def _markup_free(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1, default=str))
+    """Print strict JSON: a number that is not finite becomes null."""
+    click.echo(json.dumps(_finite(value), indent=1, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 @contextlib.contextmanager

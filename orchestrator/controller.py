@@ -14,6 +14,7 @@ from typing import Protocol
 
 from cluster.gang import SlotPool
 from cluster.verdict import Cause, Verdict, judge
+from mae_core.errors import ConfigError
 from orchestrator.datasets import Datasets
 from orchestrator.lease import Lease, is_alive
 from orchestrator.plan import Plan, PlannedStage, Status
@@ -22,6 +23,7 @@ from orchestrator.rank_main import ENTRY
 from orchestrator.records import DoneRecord, Records
 from orchestrator.sweep import SweepDriver
 from orchestrator.tasks import Task, code_version, completion, make_payload
+from studies.errors import StudyError
 
 POLL_S = 0.2
 ELSEWHERE_POLL_S = 5.0
@@ -66,10 +68,12 @@ class Controller:
         self._replan = replan
         self.tasks: dict[str, Task] = {}
         self._sweep: SweepDriver | None = None
+        self.sweep_problem: str | None = None
+        """Why the sweep ended without a winner; the run has failed then."""
         self._trial_cells: dict[int, str] = {}
         self._stopping = False
         if plan.sweep is not None and plan.sweep.winner is None:
-            self._sweep = SweepDriver(plan.sweep.trials)
+            self._sweep = SweepDriver(plan.sweep.trials, records)
             for number in self._sweep.running:
                 self._add_trial(number)
         self._add([s for s in plan.stages if s.cell.role != "sweep"])
@@ -133,28 +137,31 @@ class Controller:
         for number in self._sweep.running:
             task = self.tasks[self._trial_cells[number]]
             if task.state is TaskState.DONE:
-                record = self._records.done(task.key)
-                assert record is not None
-                self._sweep.tell(number, float(record.metrics[trials.sweep.metric]))
+                self._sweep.tell(number, trials.score(self._records.done(task.key)))
             elif task.state.is_finished:
                 self._sweep.tell(number, None)
         per_trial = max(s.execution.world_size for s in trials.sweep.base.stages)
         for number in self._sweep.ask(max(1, self._pool.num_slots // per_trial)):
             self._add_trial(number)
         if self._sweep.is_finished:
-            scores = trials.scores(self._records)
-            if scores:
-                trials.decide(scores)
+            self.sweep_problem = self._sweep.problem
+            self._sweep = None
+            if self.sweep_problem is None:
+                trials.decide(trials.scores(self._records))
                 self.plan = self._replan()
                 self._add([s for s in self.plan.stages if s.cell.role != "sweep"])
-            self._sweep = None
 
     def _add_trial(self, number: int) -> None:
-        assert self.plan.sweep is not None
+        assert self._sweep is not None and self.plan.sweep is not None
         trials = self.plan.sweep.trials
-        cell = trials.cell(number, trials.settings(number) or {})
+        try:
+            cell = trials.cell(number, trials.settings(number) or {})
+            planned = self.plan.planner.plan_cell(cell)
+        except (ConfigError, StudyError):  # settings that are impossible only together
+            self._sweep.tell(number, None)
+            return
         self._trial_cells[number] = trials.objective_hash(cell)
-        self._add(self.plan.planner.plan_cell(cell))
+        self._add(planned)
 
     def _act(self) -> None:
         """Do what the policy says."""

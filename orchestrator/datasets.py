@@ -11,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mae_core.data.facts import DataFacts, find_facts, split_sizes
-
 from mae_core.config import DataConfig
+from mae_core.data.facts import DataFacts, find_facts, split_sizes
+from mae_core.errors import DataError
 from orchestrator.estimate import DataSize
 from orchestrator.store import Store
 from studies.identity import UNKNOWN_DATA
 from studies.spec import Study
 
-UNPLANNED = DataSize(num_train=0, num_eval=0, num_classes=0)
+UNPLANNED = DataSize(num_train=0, num_eval=0, num_classes=0, is_measured=False)
 Progress = Callable[[int, int], None]
 
 
@@ -54,17 +54,26 @@ class Datasets:
         return facts.fingerprint if facts else UNKNOWN_DATA
 
     def size(self, config: DataConfig, eval_split: str = "test") -> DataSize:
-        """Counts for planning: from facts, else what the study expects."""
+        """Counts for planning: from facts, else what the study expects.
+
+        Raises:
+            DataError: the data is known and leaves nothing to train on.
+        """
         facts = self.facts(config.path)
         if facts is None:
             images, classes = config.expected_images or 0, config.expected_classes or 0
             return replace(UNPLANNED, num_train=images, num_classes=classes)
         counts = split_sizes(facts, config)
+        if counts["train"] < 1:
+            raise DataError(
+                f"{config.path}: nothing is left to train on of {facts.num_train} images; "
+                f"lower data.dev_fraction ({config.dev_fraction}) or add images"
+            )
         return DataSize(counts["train"], counts[eval_split], len(facts.class_names))
 
     def _remembered(self, path: str) -> DataFacts | None:
-        content = self._store.read(self._key(path))
-        return None if content is None else DataFacts.from_json(json.loads(content))
+        content = self._store.read_json(self._key(path))
+        return None if content is None else DataFacts.from_json(content)
 
     def _key(self, path: str) -> str:
         name = hashlib.sha256(f"{path}|{_signature(path)}".encode()).hexdigest()[:24]
@@ -82,5 +91,12 @@ def _signature(path: str) -> str:
     if "://" in path or not local.exists():
         return ""
     files = sorted(local.rglob("*.parquet")) if local.is_dir() else [local]
-    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return repr(stats)
+    return repr([_stat(file) for file in files])
+
+
+def _stat(file: Path) -> tuple[str, int, int]:
+    try:
+        stat = file.stat()
+    except OSError:  # a broken link: the scan refuses it by name
+        return str(file), -1, -1
+    return str(file), stat.st_size, stat.st_mtime_ns

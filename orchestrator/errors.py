@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
 
 class UserError(Exception):
     """Base: one clear message, no traceback."""
@@ -37,6 +43,35 @@ class StoreError(UserError):
     """The store cannot be read or written."""
 
     exit_code = 8
+
+
+def explain_os_error(error: OSError) -> str | None:
+    """Say what a full or forbidden place means for the user; None for any other `OSError`."""
+    name = error.filename
+    place = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""
+    if error.errno in FULL:
+        return f"{place}no space left: free some, then run the same command"
+    if error.errno in REFUSED:
+        reason = os.strerror(error.errno or 0)
+        return f"{place}cannot be used ({reason}): change its permissions or name another place"
+    return None
+
+
+def exit_code(error: Exception) -> int | None:
+    """Documented exit code of an error that a user can act on, None for a defect."""
+    from cluster.errors import ClusterError
+    from mae_core.errors import MaeCoreError
+    from studies.errors import StudyError
+
+    if isinstance(error, UserError):
+        return error.exit_code
+    if isinstance(error, ClusterError):
+        return 6
+    if isinstance(error, MaeCoreError | StudyError):
+        return 2
+    if isinstance(error, OSError) and explain_os_error(error):
+        return StoreError.exit_code
+    return None
 
 
 EXIT_CODES = {

@@ -10,14 +10,18 @@ from typing import Any
 
 from mae_core.config import (
     BatchSplit,
+    Duration,
     EncoderConfig,
+    EvalRecipe,
     Execution,
     FinetuneRecipe,
     KnnRecipe,
     LinearProbeRecipe,
     PretrainRecipe,
+    require,
     split_batch,
 )
+from mae_core.errors import ConfigError
 from mae_core.flops import (
     FlopCount,
     encoder_params,
@@ -40,8 +44,11 @@ class DataSize:
     """Counts that costs depend on."""
 
     num_train: int
+    """0 = unknown: nobody has read the data yet, and the study does not say what it expects."""
     num_eval: int
     num_classes: int
+    is_measured: bool = True
+    """False if these are the study's own expectation."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,9 @@ class Cost:
     flops_per_image: FlopCount | None = None
     """Training on one image."""
     steps: int | None = None
+    """None if there are none (k-NN), or if they depend on data that nobody has read yet."""
+    is_known: bool = True
+    """False if the number of training images is unknown: what follows is a lower bound."""
     images: int = 0
     """Images pushed through the network, training and evaluation."""
     flops: float = 0.0
@@ -67,13 +77,16 @@ class Cost:
 
 
 def cost_of(cell: Cell, stage: Stage, size: DataSize) -> Cost:
-    """Cost of `stage`; raises `ConfigError` if its batch does not split over its ranks."""
+    """Cost of `stage`; raises `ConfigError`, which names the stage, for what a run would refuse."""
     pretrain = cell.pretrain
     recipe = pretrain.recipe if pretrain else None
     assert recipe is None or isinstance(recipe, PretrainRecipe)
     encoder = recipe.encoder if recipe else None
     on_gpu = recipe is not None and recipe.precision == "bf16"
-    return _cost(stage.recipe, stage.execution, encoder, size, on_gpu)
+    try:
+        return _cost(stage.recipe, stage.execution, encoder, size, on_gpu)
+    except ConfigError as error:
+        raise ConfigError(f"{cell.address}#{stage.name}: {error}") from error
 
 
 @functools.lru_cache(maxsize=65536)
@@ -92,15 +105,21 @@ def _cost(
 
 
 def _pretrain_cost(recipe: PretrainRecipe, execution: Execution, size: DataSize) -> Cost:
+    require(
+        not size.num_train or recipe.global_batch <= size.num_train,
+        f"global batch {recipe.global_batch} is larger than the training set of "
+        f"{size.num_train} images: lower pretrain.global_batch",
+    )
     split = split_batch(recipe.global_batch, execution)
-    steps = recipe.duration.num_steps(num_images=size.num_train, global_batch=recipe.global_batch)
+    steps = _num_steps(recipe.duration, size.num_train, recipe.global_batch)
     per_image = pretrain_flops_per_image(recipe)
-    images = steps * recipe.global_batch
+    images = (steps or 0) * recipe.global_batch
     return Cost(
         encoder_params=encoder_params(recipe.encoder, recipe.data.num_channels),
         total_params=pretrain_params(recipe),
         flops_per_image=per_image,
         steps=steps,
+        is_known=steps is not None,
         images=images,
         flops=float(images) * per_image.executed,
         algorithmic_flops=float(images) * per_image.algorithmic,
@@ -112,16 +131,16 @@ def _pretrain_cost(recipe: PretrainRecipe, execution: Execution, size: DataSize)
 def _eval_cost(
     recipe: Any, execution: Execution, encoder: EncoderConfig | None, size: DataSize
 ) -> Cost:
-    labelled = min(recipe.num_labels or size.num_train, size.num_train)
-    steps, epochs, trained = None, 1.0, labelled
-    split = None
+    labelled = size.num_train if recipe.num_labels is None else recipe.num_labels
+    _check_eval(recipe, labelled, size)
+    steps, epochs, trained, split = None, 1.0, labelled, None
     if isinstance(recipe, LinearProbeRecipe | FinetuneRecipe):
-        batch = min(recipe.global_batch, labelled)
-        steps = recipe.duration.num_steps(num_images=labelled, global_batch=max(batch, 1))
-        trained = steps * batch
+        # As `effective_batch` does it in a run: a small labelled set is one batch.
+        batch = min(recipe.global_batch, labelled) if labelled else recipe.global_batch
+        split = _eval_split(recipe, batch, execution)
+        steps = _num_steps(recipe.duration, labelled, batch)
+        trained = (steps or 0) * batch
         epochs = trained / max(labelled, 1)
-    if isinstance(recipe, FinetuneRecipe):
-        split = split_batch(recipe.global_batch, execution)
     executed = algorithmic = 0.0
     per_image = None
     if encoder is not None:
@@ -140,11 +159,56 @@ def _eval_cost(
         else encoder_params(encoder, recipe.data.num_channels),
         flops_per_image=per_image,
         steps=steps,
+        is_known=labelled > 0,
         images=int(epochs * labelled) + size.num_eval,
         flops=executed,
         algorithmic_flops=algorithmic,
         split=split,
         world_size=execution.world_size,
+    )
+
+
+def _num_steps(duration: Duration, num_images: int, global_batch: int) -> int | None:
+    """Steps, None where they depend on an unknown number of images (0)."""
+    if not num_images and duration.unit == "epochs" and duration.value > 0:
+        return None
+    return duration.num_steps(num_images=num_images, global_batch=global_batch)
+
+
+def _eval_split(
+    recipe: LinearProbeRecipe | FinetuneRecipe, batch: int, execution: Execution
+) -> BatchSplit | None:
+    """Split of the effective batch; None for a probe whose features are encoded once."""
+    if isinstance(recipe, LinearProbeRecipe):
+        require(batch >= 2, "a batch of one image: BatchNorm needs at least two")
+        if recipe.augmentation.is_deterministic:
+            return None
+    return split_batch(batch, execution)
+
+
+def _check_eval(recipe: EvalRecipe, labelled: int, size: DataSize) -> None:
+    """Refuse what the run would refuse, as far as the counts are known."""
+    if recipe.num_labels is not None:
+        require(
+            recipe.num_labels >= max(size.num_classes, 1),
+            f"{recipe.num_labels} labels for {size.num_classes} classes: ask for at least one "
+            "per class",
+        )
+        require(
+            not size.num_train or recipe.num_labels <= size.num_train,
+            f"{recipe.num_labels} labels are more than the {size.num_train} training images: "
+            "ask for fewer",
+        )
+    if isinstance(recipe, KnnRecipe):
+        require(
+            not labelled or recipe.k <= labelled,
+            f"k = {recipe.k} is more than the {labelled} training images: choose a smaller k or "
+            "more labels",
+        )
+    require(
+        size.num_eval > 0 or not size.is_measured,
+        f"it is scored on {recipe.eval_split}, which has no image: "
+        + ("set data.dev_fraction" if recipe.eval_split == "dev" else "add a test split"),
     )
 
 
@@ -163,6 +227,8 @@ class Rates:
     def __init__(self, samples: Iterable[Sample]) -> None:
         ratios: dict[str, list[float]] = {}
         for s in samples:
+            if not s.cost.is_known:
+                continue
             ratios.setdefault(s.kind, []).append(s.seconds / _assumed_seconds(s.cost))
         self._factor = {kind: statistics.median(values) for kind, values in ratios.items()}
 

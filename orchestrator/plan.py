@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from dataclasses import dataclass, field
 from typing import Any
 
 from mae_core.config import EvalRecipe
+from mae_core.errors import ConfigError
 from orchestrator.datasets import Datasets, data_paths
 from orchestrator.estimate import Cost, Rates, Sample, cost_of
 from orchestrator.records import DoneRecord, Records
@@ -90,8 +92,19 @@ class Plan:
     @property
     def work(self) -> list[PlannedStage]:
         """Stages that a run would start, each identity once."""
-        unique = {s.identity.science_hash: s for s in self.stages if s.status.is_work}
+        # A trial that failed is left alone once the sweep is decided.
+        decided = self.sweep is not None and self.sweep.winner is not None
+        unique = {
+            s.identity.science_hash: s
+            for s in self.stages
+            if s.status.is_work and not (decided and s.cell.role == "sweep")
+        }
         return list(unique.values())
+
+    @property
+    def has_work(self) -> bool:
+        """True if a run has something to do: stages, trials, or only the sweep's decision."""
+        return bool(self.work) or (self.sweep is not None and self.sweep.winner is None)
 
     def seconds(self, stage: PlannedStage) -> float:
         """Estimated wall-clock of one stage."""
@@ -125,9 +138,9 @@ def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
         study = apply_winner(study, winner["settings"])
     accepted = load_accepted(records, study.name)
     known = records.known_stages()
-    cells = [*_trial_cells(sweep), *study.cells]
     planner = Planner(records, datasets, fingerprints, accepted, known)
-    stages = tuple(p for cell in cells for p in planner.plan_cell(cell))
+    grid = [p for cell in study.cells for p in planner.plan_cell(cell)]
+    stages = (*_plan_trials(sweep, planner), *grid)
     samples = [
         Sample(s.stage.kind, s.cost, s.record.seconds) for s in stages if s.record is not None
     ]
@@ -150,13 +163,15 @@ def _plan_sweep(study: Study, records: Records, fingerprints: dict[str, str]) ->
     return SweepPlan(trials=trials, scores=trials.scores(records), winner=trials.winner())
 
 
-def _trial_cells(sweep: SweepPlan | None) -> list[Cell]:
-    """Cells of the trials so far; the base stands for them while there is none."""
+def _plan_trials(sweep: SweepPlan | None, planner: Planner) -> list[PlannedStage]:
+    """Stages of the trials so far that are possible; the base stands for them if there is none."""
     if sweep is None:
         return []
-    trials = sweep.trials
-    cells = [trials.cell(n, s) for n in trials.numbers() if (s := trials.settings(n)) is not None]
-    return cells or [trials.cell(0, {})]
+    stages: list[PlannedStage] = []
+    for cell in sweep.trials.cells().values():
+        with contextlib.suppress(ConfigError):  # settings that are impossible only together
+            stages += planner.plan_cell(cell)
+    return stages or planner.plan_cell(sweep.trials.cell(0, {}))
 
 
 class Planner:

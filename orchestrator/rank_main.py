@@ -58,9 +58,10 @@ def run_stage(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
         try:
             return _run(payload, control, directory)
         except Exception:
-            import traceback
+            if payload.get("capture"):
+                import traceback
 
-            traceback.print_exc()  # into the log
+                traceback.print_exc()  # into the log; elsewhere whoever called says it
             _close_group()
             raise
 

@@ -24,6 +24,7 @@ from orchestrator.records import Records
 from orchestrator.report import write_report
 from orchestrator.results import make_rows
 from orchestrator.store import LocalStore
+from orchestrator.tasks import Task
 from orchestrator.tracked import Tracking, sync_key
 from studies.analysis.report import summary_text
 from studies.spec import Study
@@ -66,8 +67,7 @@ def run_study(study: Study, options: RunOptions, console: Console, *, quiet: boo
     scan_data(study, datasets, console, quiet=quiet)
     plan = make_plan(study, records, datasets)
     _check_drift(plan, options)
-    missing_trials = plan.sweep.missing if plan.sweep else 0
-    if not plan.work and not missing_trials:
+    if not plan.has_work:
         return _nothing_to_do(plan, records, options)
     with hold(store, study.name) as lease:
         # Again, now that nobody else changes it.
@@ -156,7 +156,7 @@ class _Session:
         tracking = Tracking(self.records.store, self.plan, self.options.tracking_uri)
         with tracking, Display(self.console, quiet=self.quiet) as display:
             display.say(f"tracking into {tracking.uri}")
-            failed = self._drive(lease, (tracking, display), display)
+            failed, problem = self._drive(lease, (tracking, display), display)
             final = make_plan(self.study, self.records, self.datasets)
             accept(self.records, final)
             report = None
@@ -167,8 +167,8 @@ class _Session:
             tracking.sync(final, self.records, report and report.parent)
         if tracking.problem is None:
             self.records.store.create_json(sync_key(tracking.uri, final), {})
-        if failed:
-            raise StagesFailed(_describe_failures(failed, final, report))
+        if failed or problem:
+            raise StagesFailed(_describe_failures(failed, problem, final, report))
         return RunOutcome(
             plan=final,
             num_started=len(self.plan.work),
@@ -177,7 +177,9 @@ class _Session:
             summary=summary_text(make_rows(final, self.records)),
         )
 
-    def _drive(self, lease: Lease, observers: tuple[Observer, ...], display: Display) -> list[Any]:
+    def _drive(
+        self, lease: Lease, observers: tuple[Observer, ...], display: Display
+    ) -> tuple[list[Task], str | None]:
         packages = tuple(str(p) for p in _package_dirs()) if self.options.address else ()
         with connect(
             self.options.address, num_cpus=self.options.num_cpus, py_modules=packages
@@ -220,7 +222,7 @@ class _Session:
                     display.say("stopping: running stages commit a checkpoint first")
                     controller.stop()
                     raise
-                return controller.failed()
+                return controller.failed(), controller.sweep_problem
 
     def _ranks(self) -> tuple[int, int]:
         """Ranks that the largest stage to do needs, and those that could work at once."""
@@ -251,10 +253,15 @@ def _package_dirs() -> list[Path]:
     return [root / name for name in ("mae_core", "studies", "cluster", "orchestrator")]
 
 
-def _describe_failures(failed: list[Any], plan: Plan, report: Path | None) -> str:
-    lines = [f"  {t.planned.address}: {t.reason}" for t in failed[:10]]
-    more = [f"  and {len(failed) - 10} more"] if len(failed) > 10 else []
-    logs = f"`mae-study logs {plan.study.name} CELL STAGE` shows the full story"
-    shown = "\n".join([*lines, *more])
+def _describe_failures(
+    failed: list[Task], problem: str | None, plan: Plan, report: Path | None
+) -> str:
+    lines = [problem] if problem else []
+    if failed:
+        lines.append(f"{len(failed)} stages failed:")
+        lines += [f"  {t.planned.address}: {t.reason}" for t in failed[:10]]
+    if len(failed) > 10:
+        lines.append(f"  and {len(failed) - 10} more")
     done = f"what succeeded is kept{f', report in {report}' if report else ''}"
-    return f"{len(failed)} stages failed:\n{shown}\n{logs}; {done}"
+    logs = f"`mae-study logs {plan.study.name} CELL STAGE` shows the full story"
+    return "\n".join([*lines, f"{logs}; {done}"])

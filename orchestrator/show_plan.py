@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.plan import Plan, PlannedStage, Status
@@ -14,16 +16,19 @@ from orchestrator.progress import duration_text
 if TYPE_CHECKING:
     from orchestrator.run import RunOutcome
 
-MAX_ROWS = 60
+UNKNOWN = "?"
+"""Stands for what depends on data that nobody has read yet."""
 
 
 def print_plan(plan: Plan, console: Console, *, show_all: bool) -> None:
     """Print sizes, then what there is to do, then stages."""
     study = plan.study
-    console.print(f"[bold]{study.name}[/]: {study.question}", highlight=False)
+    console.print(f"[bold]{escape(study.name)}[/]: {escape(study.question)}", highlight=False)
     for path in plan.unknown_data:
+        missing = "://" not in path and not os.path.exists(path)
+        why = "is not there" if missing else "has not been read yet"
         console.print(
-            f"[yellow]data {path!r} has not been read yet[/]: counts below are the study's own "
+            f"[yellow]data {escape(repr(path))} {why}[/]: counts below are the study's own "
             "expectation; `run` reads it, or `mae-study data inspect` shows it",
             highlight=False,
         )
@@ -51,17 +56,17 @@ def _sizes_table(plan: Plan) -> Table:
         cost, split = members[0].cost, members[0].cost.split
         assert cost.flops_per_image is not None and split is not None
         table.add_row(
-            size,
+            escape(size),
             duration,
             str(len(members)),
             _millions(cost.encoder_params),
             _millions(cost.total_params),
             _giga(cost.flops_per_image.algorithmic),
             _giga(cost.flops_per_image.executed),
-            f"{cost.steps:,}",
+            UNKNOWN if cost.steps is None else f"{cost.steps:,}",
             f"{split.micro}×{split.accumulation}×{split.world} = {split.global_batch}",
-            f"{cost.algorithmic_flops:.2e}",
-            duration_text(plan.seconds(members[0])),
+            f"{cost.algorithmic_flops:.2e}" if cost.is_known else UNKNOWN,
+            duration_text(plan.seconds(members[0])) if cost.is_known else UNKNOWN,
         )
     return table
 
@@ -75,15 +80,19 @@ def _status_table(plan: Plan) -> Table:
     table.add_column("estimated rank time", justify="right")
     counts: dict[str, Counter[Status]] = {}
     seconds: Counter[str] = Counter()
+    unknown: set[str] = set()
     for planned in plan.stages:
         if planned.cell.role == "sweep":
             continue
         counts.setdefault(planned.stage.name, Counter())[planned.status] += 1
         if planned.status.is_work:
             seconds[planned.stage.name] += round(plan.seconds(planned) * planned.cost.world_size)
+            if not planned.cost.is_known:
+                unknown.add(planned.stage.name)
     for name, by_status in counts.items():
         cells = [str(by_status[s] or "·") for s in Status]
-        table.add_row(name, *cells, duration_text(seconds[name]) if seconds[name] else "·")
+        time = duration_text(seconds[name]) if seconds[name] else "·"
+        table.add_row(escape(name), *cells, UNKNOWN if name in unknown else time)
     return table
 
 
@@ -98,12 +107,14 @@ def _print_sweep(plan: Plan, console: Console) -> None:
         f"sweep over {axes}: {min(len(sweep.scores), total)} of {total} trials done, "
         f"objective {objective}",
         highlight=False,
+        markup=False,
     )
     if sweep.winner:
         settings = ", ".join(f"{k}={v}" for k, v in sweep.winner["settings"].items())
         console.print(
             f"  winner: trial {sweep.winner['trial']}, {sweep.winner['score']:.1f} % ({settings})",
             highlight=False,
+            markup=False,
         )
 
 
@@ -113,11 +124,11 @@ def _stages_table(stages: Any) -> Table:
         table.add_column(heading, overflow="fold")
     for planned in stages:
         table.add_row(
-            planned.cell.address,
-            planned.stage.name,
+            escape(planned.cell.address),
+            escape(planned.stage.name),
             planned.identity.science_hash,
             planned.status.value,
-            planned.reason,
+            escape(planned.reason),
         )
     return table
 
@@ -134,11 +145,14 @@ def _print_bill(plan: Plan, console: Console) -> None:
         else "assuming 125 TFLOP/s per GPU in bf16, 40 GFLOP/s per core in fp32"
     )
     trial_text = f" and {trials} trials" if trials else ""
-    console.print(
-        f"to do: {work} stages{trial_text}, about {duration_text(plan.rank_seconds)} of rank time "
-        f"({basis})",
-        highlight=False,
-    )
+    time = f"about {duration_text(plan.rank_seconds)} of rank time ({basis})"
+    if not _is_known(plan):
+        time = "rank time unknown until the data is read"
+    console.print(f"to do: {work} stages{trial_text}, {time}", highlight=False)
+
+
+def _is_known(plan: Plan) -> bool:
+    return all(s.cost.is_known for s in plan.work)
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -149,7 +163,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "question": plan.study.question,
         "unknown_data": list(plan.unknown_data),
         "fingerprints": plan.fingerprints,
-        "rank_seconds": plan.rank_seconds,
+        "rank_seconds": plan.rank_seconds if _is_known(plan) else None,
         "sweep": sweep
         and {
             "sweep_hash": sweep.trials.sweep_hash,
@@ -180,23 +194,25 @@ def _stage_json(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
         "micro_batch": cost.split and cost.split.micro,
         "accumulation": cost.split and cost.split.accumulation,
         "world_size": cost.world_size,
-        "flops": cost.flops,
-        "seconds": plan.seconds(planned),
+        "flops": cost.flops if cost.is_known else None,
+        "seconds": plan.seconds(planned) if cost.is_known else None,
     }
 
 
 def print_outcome(outcome: RunOutcome, console: Console, *, quiet: bool) -> None:
     """Print the curves in words, and where everything is."""
     if not outcome.num_started:
-        console.print(f"nothing to do: every stage of {outcome.plan.study.name} is done")
+        console.print(
+            f"nothing to do: every stage of {outcome.plan.study.name} is done", markup=False
+        )
     elif not quiet:
-        console.print(outcome.summary, highlight=False)
+        console.print(outcome.summary, highlight=False, markup=False)
     if outcome.report:
-        console.print(f"report: {outcome.report}", highlight=False, soft_wrap=True)
+        console.print(f"report: {outcome.report}", highlight=False, soft_wrap=True, markup=False)
     if outcome.tracking_problem:
         console.print(
-            f"[yellow]MLflow lacks something[/] ({outcome.tracking_problem}); the store has it "
-            "all, the same command ships it",
+            f"[yellow]MLflow lacks something[/] ({escape(outcome.tracking_problem)}); the store "
+            "has it all, the same command ships it",
             highlight=False,
         )
 

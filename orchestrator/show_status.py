@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.journal import JOURNAL_FILE, JournalReader
 from orchestrator.plan import Plan, PlannedStage, Status
 from orchestrator.records import Records
 from studies.errors import StudyError, unknown
+
+if TYPE_CHECKING:
+    from mae_core.data.facts import DataFacts
 
 LOG_TAIL = 200
 """Lines of a log that are shown."""
@@ -19,12 +23,13 @@ LOG_TAIL = 200
 def print_status(plan: Plan, records: Records, console: Console) -> None:
     """Print a matrix of done/expected stages per size and duration, then what is amiss."""
     sizes, durations, counts = _matrix(plan)
-    table = Table(title=f"{plan.study.name}: stages done / expected", title_justify="left")
+    _say(console, f"{plan.study.name}: stages done / expected")
+    table = Table()
     table.add_column("size")
     for duration in durations:
         table.add_column(duration, justify="right")
     for size in sizes:
-        table.add_row(size, *(_ratio(counts.get((size, d))) for d in durations))
+        table.add_row(escape(size), *(_ratio(counts.get((size, d))) for d in durations))
     console.print(table)
     if plan.sweep is not None:
         sweep = plan.sweep
@@ -32,11 +37,17 @@ def print_status(plan: Plan, records: Records, console: Console) -> None:
             f"sweep: {len(sweep.scores)} of {sweep.trials.sweep.num_trials} trials done"
             + (f", winner {sweep.winner['settings']}" if sweep.winner else ""),
             highlight=False,
+            markup=False,
         )
     for planned, attempt in _unfinished(plan, records):
         end = attempt.get("end")
         what = f"ended: {end['cause']}: {end.get('message', '')}" if end else "running or killed"
-        console.print(f"{planned.address} attempt {attempt['number']} {what}", highlight=False)
+        _say(console, f"{planned.address} attempt {attempt['number']} {what}")
+
+
+def _say(console: Console, text: str) -> None:
+    """Print text that others wrote: no markup, no colours, no folding."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def status_json(plan: Plan, records: Records) -> dict[str, Any]:
@@ -109,33 +120,35 @@ def print_logs(
     if chosen is None:
         raise unknown("attempt", str(attempt), [str(a["number"]) for a in attempts])
     directory = records.attempt_dir(planned.identity.science_hash, chosen["number"])
-    console.print(
+    _say(
+        console,
         f"{planned.address} attempt {chosen['number']} of {len(attempts)}, "
-        f"started {chosen['started_at']}",
-        highlight=False,
+        f"started {chosen.get('started_at')}",
     )
     _print_file(console, directory / f"rank{rank}.log")
     entries = JournalReader(directory / JOURNAL_FILE).read_new()
     if entries:
         last = entries[-1]
         shown = "  ".join(f"{k} {v:.6g}" for k, v in last.metrics.items())
-        console.print(f"last metrics at step {last.step}: {shown}", highlight=False)
+        _say(console, f"last metrics at step {last.step}: {shown}")
     end = chosen["end"]
     if end is None:
         console.print("no end recorded: it is running, or its driver was killed")
         return
-    console.print(f"ended {end['ended_at']}: {end['cause']} {end.get('message', '')}", markup=False)
+    _say(console, f"ended {end['ended_at']}: {end['cause']} {end.get('message', '')}")
     if end.get("traceback"):
-        console.print(end["traceback"], markup=False, highlight=False)
+        _say(console, end["traceback"])
 
 
 def _print_file(console: Console, path: Any) -> None:
-    if path.exists():
-        lines = path.read_text(errors="replace").splitlines()
-        if len(lines) > LOG_TAIL:
-            console.print(f"… {len(lines) - LOG_TAIL} earlier lines in {path}", highlight=False)
-        for line in lines[-LOG_TAIL:]:
-            console.print(line, markup=False, highlight=False)
+    if not path.exists():
+        _say(console, f"no output kept at {path}")
+        return
+    lines = path.read_text(errors="replace").splitlines()
+    if len(lines) > LOG_TAIL:
+        _say(console, f"… {len(lines) - LOG_TAIL} earlier lines in {path}")
+    for line in lines[-LOG_TAIL:]:
+        _say(console, line)
 
 
 def find_stage(plan: Plan, cell: str, stage: str | None) -> PlannedStage:
@@ -155,8 +168,34 @@ def print_mapping(values: dict[str, Any], console: Console, indent: int = 0) -> 
     """Print nested plain values, one per line."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            console.print(f"{'  ' * indent}{key}", markup=False, highlight=False)
+            _say(console, f"{'  ' * indent}{key}")
             print_mapping(value, console, indent + 1)
         else:
             shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            console.print(f"{'  ' * indent}{key:18} {shown}", markup=False, highlight=False)
+            _say(console, f"{'  ' * indent}{key:18} {shown}")
+
+
+def import_json(facts: DataFacts, destination: str) -> dict[str, Any]:
+    """What an import has written and left out, as plain values."""
+    return {
+        "train": facts.num_train,
+        "dev": facts.num_dev,
+        "test": facts.num_test,
+        "classes": len(facts.class_names),
+        "left_out": facts.num_skipped,
+        "first_left_out": list(facts.first_skipped),
+        "fingerprint": facts.fingerprint,
+        "destination": destination,
+    }
+
+
+def print_import(facts: DataFacts, destination: str, console: Console) -> None:
+    """Print what an import has written, then name the first files that it left out."""
+    values = import_json(facts, destination)
+    names = values.pop("first_left_out")
+    print_mapping(values, console)
+    if names:
+        more = ", the first" if facts.num_skipped > len(names) else ""
+        _say(console, f"{facts.num_skipped} files cannot be decoded and were left out{more}:")
+    for name in names:
+        _say(console, f"  {name}")

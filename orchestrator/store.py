@@ -6,6 +6,7 @@ all, and later ones have later names. Ray, MLflow and Optuna can be lost and reb
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,7 +17,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import StoreError
+from orchestrator.errors import FULL, StoreError, UserError
 
 MIN_FREE_BYTES = 64 << 20
 
@@ -89,6 +90,15 @@ class LocalStore(Store):
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
 
+    def check_readable(self) -> None:
+        """Raise `StoreError` if something that is no directory of ours stands at the root."""
+        try:
+            os.listdir(self.root)
+        except FileNotFoundError:
+            return  # an empty store: the first run makes it
+        except OSError as error:
+            raise _explain(self.root, error) from error
+
     def check_writable(self) -> None:
         """Raise `StoreError` unless records can be created here."""
         try:
@@ -116,11 +126,14 @@ class LocalStore(Store):
     def create(self, key: str, content: bytes) -> bool:
         """Write a synced temporary file and link it to its name."""
         path = self.path(key)
-        if path.exists():
-            return False
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
+            if path.exists():
+                return False
             path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # FileExistsError here is a file in place of a directory
+            raise _explain(self.root, error) from error
+        try:
             with temporary.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
@@ -133,7 +146,8 @@ class LocalStore(Store):
         except OSError as error:
             raise _explain(self.root, error) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def list(self, prefix: str) -> list[str]:
         """List a directory, without hidden files."""
@@ -141,15 +155,20 @@ class LocalStore(Store):
             names = os.listdir(self.path(prefix))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise _explain(self.root, error) from error
         return sorted(n for n in names if not n.startswith("."))
 
     def delete(self, prefix: str) -> None:
         """Remove a file or a tree."""
         path = self.path(prefix)
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        try:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _explain(self.root, error) from error
 
     def path(self, key: str) -> Path:
         """Join, refusing to leave the store."""
@@ -159,10 +178,29 @@ class LocalStore(Store):
         return path
 
 
+def output_dir(named: Path | None, default: Path) -> Path:
+    """Make the directory of `--out`, or the store's own, before any work is done for it."""
+    directory = named or default
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+    except OSError as error:
+        if named is None:
+            raise _explain(default, error) from error
+        reason = error.strerror or error
+        raise UserError(f"--out {named}: cannot be written to ({reason}); name another") from error
+    return directory
+
+
 def _explain(root: Path, error: OSError) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return StoreError(f"store {root} is full: free some space, then run the same command")
     reason = os.strerror(error.errno) if error.errno else str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "a file stands where a directory should be"
+    place = os.fsdecode(error.filename) if error.filename else str(root)
+    where = "" if Path(place) == root else f" at {place}"
     return StoreError(
-        f"store {root} is not usable ({reason}): choose another directory with --store"
+        f"store {root} is not usable ({reason}{where}): choose another directory with --store"
     )

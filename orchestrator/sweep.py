@@ -1,7 +1,8 @@
 """The one file that knows Optuna: ask for settings, tell scores, survive being killed.
 
 A trial is an ordinary cell; its truth is in the store (`trials.py`). Optuna's journal beside it
-is what the sampler and `optuna-dashboard` read, and it is rebuilt from the store when lost.
+is what the sampler and `optuna-dashboard` read. Whatever it lacks is filled in from the store, and
+a journal that says something else than the store is thrown away.
 """
 
 from __future__ import annotations
@@ -11,58 +12,63 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import StudyBusy
+from orchestrator.records import Records
 from orchestrator.trials import Trials
-from studies.spec import Choices, Sweep
+from studies.spec import Axis, Choices, Sweep
 
 JOURNAL = "optuna-journal.log"
-MAX_ASKED_PER_TRIAL = 2
-"""Trials that may be asked for per trial wanted, so that a sweep that only fails ends."""
 
 
 class SweepDriver:
-    """Optuna's side of a sweep: at most one driver at a time asks and tells."""
+    """Optuna's side of a sweep: at most one driver at a time asks and tells.
 
-    def __init__(self, trials: Trials) -> None:
+    A driver gives up after as many failed trials as the sweep wants finished ones; the next
+    command has a driver of its own and may fail as often again.
+    """
+
+    def __init__(self, trials: Trials, records: Records) -> None:
         import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._optuna, self._trials = optuna, trials
+        self._states = optuna.trial.TrialState
         self.sweep: Sweep = trials.sweep
+        self._space = {axis.key: self._distribution(axis) for axis in self.sweep.space}
+        self._running: set[int] = set()
+        self._num_failed = 0
+        known = {n: s for n in trials.numbers() if (s := trials.settings(n)) is not None}
+        scores = trials.scores(records)
         path = trials.path(JOURNAL)
         path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
         _drop_stale_lock(path)
-        sampler = optuna.samplers.TPESampler(
-            seed=self.sweep.seed + len(trials.numbers()),
-            # Trials that run in parallel are taken for bad, so that workers spread out.
-            constant_liar=True,
-            n_startup_trials=max(4, self.sweep.num_trials // 3),
-        )
-        self._study = optuna.create_study(
-            study_name=trials.sweep_hash,
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            direction="maximize",
-            sampler=sampler,
-            load_if_exists=True,
-        )
-        self._running: set[int] = set()
-        if is_new:
-            self._rebuild()
-        self._reconcile()
+        if not self._open_existing(path, known, scores):
+            path.unlink(missing_ok=True)
+            self._study = self._open(path)
+        self._catch_up(known, scores)
+        self._drop_superfluous()
 
     @property
     def num_finished(self) -> int:
         """Trials with a score."""
-        return len(self._in_state(self._optuna.trial.TrialState.COMPLETE))
+        return sum(t.state is self._states.COMPLETE for t in self._all())
 
     @property
     def is_finished(self) -> bool:
-        """True once the wanted number of trials has a score, or the asking limit is reached."""
+        """True once the wanted number of trials has a score, or too many of them failed."""
         return self.num_finished >= self.sweep.num_trials or (
-            not self._running and self._num_asked() >= self._limit
+            not self._running and self._has_given_up
+        )
+
+    @property
+    def problem(self) -> str | None:
+        """Why there will be no winner, None if there may be one."""
+        if not self.is_finished or self.num_finished >= self.sweep.num_trials:
+            return None
+        return (
+            f"sweep reached {self.num_finished} of {self.sweep.num_trials} trials: "
+            f"{self._num_failed} failed in this run; the same command tries others"
         )
 
     @property
@@ -71,65 +77,130 @@ class SweepDriver:
         return sorted(self._running)
 
     def ask(self, num_parallel: int) -> list[int]:
-        """Ask for trials until `num_parallel` run or no more are needed; return the new ones."""
+        """Ask for trials until `num_parallel` run or no more are needed; return the new ones.
+
+        Raises `StudyBusy` if another driver asks for trials of the same sweep.
+        """
         asked = []
         while (
             len(self._running) < num_parallel
             and self.num_finished + len(self._running) < self.sweep.num_trials
-            and self._num_asked() < self._limit
+            and not self._has_given_up
         ):
-            trial = self._study.ask()
-            settings = {axis.key: self._suggest(trial, axis) for axis in self.sweep.space}
-            self._trials.record(trial.number, settings)
+            trial = self._study.ask(fixed_distributions=self._space)
+            if not self._trials.record(trial.number, dict(trial.params)):
+                raise StudyBusy(
+                    f"trial {trial.number} of the sweep was recorded by another driver: a study "
+                    "with the same sweep is running; wait for it, then run the same command"
+                )
             self._running.add(trial.number)
             asked.append(trial.number)
         return asked
 
     def tell(self, number: int, score: float | None) -> None:
         """Report a score; None for a trial that failed."""
-        state = self._optuna.trial.TrialState
         if score is None:
-            self._study.tell(number, state=state.FAIL, skip_if_finished=True)
+            self._fail(number)
+            self._num_failed += 1
         else:
             self._study.tell(number, score, skip_if_finished=True)
-        self._running.discard(number)
+            self._running.discard(number)
 
     @property
-    def _limit(self) -> int:
-        return self.sweep.num_trials * MAX_ASKED_PER_TRIAL
+    def _has_given_up(self) -> bool:
+        return self._num_failed >= self.sweep.num_trials
 
-    def _num_asked(self) -> int:
-        return len(self._study.get_trials(deepcopy=False))
+    def _all(self) -> list[Any]:
+        """Optuna's trials, by number."""
+        return self._study.get_trials(deepcopy=False)  # type: ignore[no-any-return]
 
-    def _in_state(self, state: Any) -> list[Any]:
-        return self._study.get_trials(deepcopy=False, states=(state,))  # type: ignore[no-any-return]
+    def _fail(self, number: int) -> None:
+        self._study.tell(number, state=self._states.FAIL, skip_if_finished=True)
+        self._running.discard(number)
 
-    def _suggest(self, trial: Any, axis: Any) -> Any:
+    def _distribution(self, axis: Axis) -> Any:
+        kinds = self._optuna.distributions
         if isinstance(axis, Choices):
-            return trial.suggest_categorical(axis.key, list(axis.values))
-        return trial.suggest_float(axis.key, axis.low, axis.high, step=axis.step, log=axis.log)
+            return kinds.CategoricalDistribution(list(axis.values))
+        return kinds.FloatDistribution(axis.low, axis.high, step=axis.step, log=axis.log)
 
-    def _reconcile(self) -> None:
-        """A trial that was running goes on; one that was asked for but never recorded is failed."""
-        for trial in self._in_state(self._optuna.trial.TrialState.RUNNING):
-            if self._trials.settings(trial.number) is None:
-                self.tell(trial.number, None)
+    def _open(self, path: Path) -> Any:
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        sampler = self._optuna.samplers.TPESampler(
+            # Another seed for another driver: the same one would draw the same trials again.
+            seed=self.sweep.seed + len(self._trials.numbers()),
+            # Trials that run in parallel are taken for bad, so that workers spread out.
+            constant_liar=True,
+            n_startup_trials=max(4, self.sweep.num_trials // 3),
+        )
+        return self._optuna.create_study(
+            study_name=self._trials.sweep_hash,
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            direction="maximize",
+            sampler=sampler,
+            load_if_exists=True,
+        )
+
+    def _open_existing(
+        self, path: Path, known: dict[int, dict[str, Any]], scores: dict[int, float]
+    ) -> bool:
+        """Open the journal; False if there is none, it is damaged or it contradicts the store."""
+        # Optuna appends to half a line without noticing, which spoils the next one as well.
+        if not path.exists() or not path.read_bytes().endswith(b"\n"):
+            return False
+        try:
+            self._study = self._open(path)
+            return all(self._agrees(t, known.get(t.number), scores) for t in self._all())
+        except Exception:  # whatever is wrong with it: nothing is lost with the journal
+            logging.getLogger(__name__).warning("%s is damaged: rebuilding it", path)
+            return False
+
+    def _agrees(
+        self, trial: Any, settings: dict[str, Any] | None, scores: dict[int, float]
+    ) -> bool:
+        """Whether Optuna's trial is the store's, or one that was never recorded."""
+        score = scores.get(trial.number)
+        if settings is None:
+            return trial.state is not self._states.COMPLETE
+        if trial.params != settings:
+            return False
+        if trial.state is self._states.COMPLETE:
+            return bool(trial.value == score)
+        return score is None or not trial.state.is_finished()
+
+    def _catch_up(self, known: dict[int, dict[str, Any]], scores: dict[int, float]) -> None:
+        """Bring Optuna to what the store knows, number by number."""
+        for trial in self._all():
+            if trial.state.is_finished():
+                continue
+            if trial.number not in known:  # killed before it was recorded
+                self._fail(trial.number)
+            elif trial.number in scores:  # killed before it was told
+                self.tell(trial.number, scores[trial.number])
             else:
                 self._running.add(trial.number)
+        for number in range(len(self._all()), max(known, default=-1) + 1):
+            self._study.add_trial(self._frozen(known.get(number), scores.get(number)))
+            if number in known and number not in scores:
+                self._running.add(number)
 
-    def _rebuild(self) -> None:
-        """Fill a new journal with the trials that the store knows, under their numbers."""
-        numbers = self._trials.numbers()
-        state = self._optuna.trial.TrialState
-        for number in range(max(numbers) + 1 if numbers else 0):
-            settings = self._trials.settings(number)
-            if settings is None:  # a hole keeps the numbering
-                self._study.add_trial(self._optuna.trial.create_trial(state=state.FAIL))
-                continue
-            self._study.enqueue_trial(settings)
-            trial = self._study.ask()
-            for axis in self.sweep.space:
-                self._suggest(trial, axis)
+    def _frozen(self, settings: dict[str, Any] | None, score: float | None) -> Any:
+        create = self._optuna.trial.create_trial
+        if settings is None:  # a hole keeps the numbering
+            return create(state=self._states.FAIL)
+        state = self._states.RUNNING if score is None else self._states.COMPLETE
+        return create(state=state, value=score, params=settings, distributions=self._space)
+
+    def _drop_superfluous(self) -> None:
+        """Fail the latest trials beyond those wanted.
+
+        A new journal takes trials that had failed for running ones; `num_trials` may be lower.
+        """
+        needed = max(0, self.sweep.num_trials - self.num_finished)
+        for number in self.running[needed:]:
+            self._fail(number)
 
 
 def _drop_stale_lock(path: Path) -> None:

@@ -1,17 +1,21 @@
 """What the store holds of a sweep: its trials and its winner. Optuna is not needed to read it.
 
 sweeps/<hash>/trials/000000.json    settings of a trial, created when it is asked for
-sweeps/<hash>/winner.json           the decision, created once
+sweeps/<hash>/winner-0012.json      the decision after 12 trials, created once
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.records import Records, now_iso
+from mae_core.errors import ConfigError
+from orchestrator.records import DoneRecord, Records, now_iso
 from orchestrator.store import Store
+from studies.errors import StudyError
 from studies.fingerprint import canonical, digest
 from studies.identity import identify
 from studies.overrides import override_cell
@@ -19,7 +23,10 @@ from studies.spec import Cell, Study, Sweep
 
 
 class Trials:
-    """Trials of one sweep. The sweep's identity is its base cell, space, objective and seed."""
+    """Trials of one sweep. The sweep's identity is its base cell, space, objective and seed.
+
+    The number of trials is no part of it: a sweep of 24 goes on from one of 12 and decides anew.
+    """
 
     def __init__(self, store: Store, sweep: Sweep, fingerprints: dict[str, str]) -> None:
         self._store, self.sweep, self._fingerprints = store, sweep, fingerprints
@@ -44,15 +51,15 @@ class Trials:
 
     def numbers(self) -> list[int]:
         """Trials that were ever asked for."""
-        return [int(n[:6]) for n in self._store.list(f"{self.prefix}/trials")]
+        return [int(n[:6]) for n in self._store.list(f"{self.prefix}/trials") if n[:6].isdigit()]
 
-    def record(self, number: int, settings: dict[str, Any]) -> None:
-        """Keep the settings of a trial."""
+    def record(self, number: int, settings: dict[str, Any]) -> bool:
+        """Keep the settings of a trial; False if the number is taken."""
         record = {"number": number, "settings": settings, "asked_at": now_iso()}
-        self._store.create_json(f"{self.prefix}/trials/{number:06d}.json", record)
+        return self._store.create_json(f"{self.prefix}/trials/{number:06d}.json", record)
 
     def cell(self, number: int, settings: dict[str, Any]) -> Cell:
-        """The ordinary cell that a trial is."""
+        """The ordinary cell that a trial is; raises `ConfigError` if the settings do not go."""
         base = self.sweep.base
         cell = override_cell(base, settings)
         return replace(cell, address=f"{base.address}/t{number:03d}", role="sweep")
@@ -61,19 +68,37 @@ class Trials:
         """Science hash of the stage that scores a trial."""
         return identify(cell, self._fingerprints)[self.sweep.objective].science_hash
 
+    def cells(self) -> dict[int, Cell]:
+        """Cell of every trial, without those whose settings turned out not to go together."""
+        found = {}
+        for number in self.numbers():
+            settings = self.settings(number)
+            if settings is not None:
+                with contextlib.suppress(ConfigError, StudyError):
+                    found[number] = self.cell(number, settings)
+        return found
+
+    def score(self, done: DoneRecord | None) -> float | None:
+        """Objective of a completion record, None if it has none."""
+        value = None if done is None else done.metrics.get(self.sweep.metric)
+        return float(value) if value is not None and math.isfinite(value) else None
+
     def scores(self, records: Records) -> dict[int, float]:
         """Objective of every finished trial."""
         found = {}
-        for number in self.numbers():
-            cell = self.cell(number, self.settings(number) or {})
-            done = records.done(self.objective_hash(cell))
-            if done is not None and done.metrics.get(self.sweep.metric) is not None:
-                found[number] = float(done.metrics[self.sweep.metric])
+        for number, cell in self.cells().items():
+            score = self.score(records.done(self.objective_hash(cell)))
+            if score is not None:
+                found[number] = score
         return found
 
+    @property
+    def _winner_key(self) -> str:
+        return f"{self.prefix}/winner-{self.sweep.num_trials:04d}.json"
+
     def winner(self) -> dict[str, Any] | None:
-        """The stored decision: `settings`, `trial`, `score`; None while the sweep runs."""
-        return self._store.read_json(f"{self.prefix}/winner.json")
+        """The decision after `num_trials`: `settings`, `trial`, `score`; None before it."""
+        return self._store.read_json(self._winner_key)
 
     def decide(self, scores: dict[int, float]) -> dict[str, Any]:
         """Store the best trial as the winner, once; the earliest of equals."""
@@ -86,14 +111,21 @@ class Trials:
             "num_trials": len(scores),
             "decided_at": now_iso(),
         }
-        self._store.create_json(f"{self.prefix}/winner.json", winner)
+        self._store.create_json(self._winner_key, winner)
         return self.winner() or winner
 
 
 def apply_winner(study: Study, settings: dict[str, Any]) -> Study:
     """Return the study with the winner's settings in every cell that uses them."""
-    cells = tuple(
-        replace(override_cell(c, settings), uses_winner=False) if c.uses_winner else c
-        for c in study.cells
-    )
-    return replace(study, cells=cells)
+    return replace(study, cells=tuple(_use(c, settings) for c in study.cells))
+
+
+def _use(cell: Cell, settings: dict[str, Any]) -> Cell:
+    if not cell.uses_winner:
+        return cell
+    try:
+        return replace(override_cell(cell, settings), uses_winner=False)
+    except ConfigError as error:
+        raise StudyError(
+            f"cell {cell.address} cannot use the sweep's winner {settings}: {error}"
+        ) from error

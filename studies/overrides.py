@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mae_core.config import Execution
+from mae_core.errors import ConfigError
 from studies.codec import field_types, from_plain
 from studies.errors import StudyError, unknown
-from studies.spec import Cell, Stage, Study, map_cell
+from studies.identity import identify
+from studies.spec import Axis, Cell, Stage, Study, Sweep, check_objective, map_cell
 
 GLOBAL_SECTIONS = ("data", "execution")
 
@@ -71,11 +73,47 @@ def override_stage(stage: Stage, settings: Mapping[str, Any]) -> Stage:
     )
 
 
-def _check_section(key: str, stages: list[Stage]) -> None:
+def check_axes(sweep: Sweep) -> None:
+    """Refuse an axis that is misspelt, takes an impossible value, or varies nothing.
+
+    Raises `StudyError` naming axis and value. Values that are impossible only together are left
+    to the trial that draws them.
+    """
+    for axis in sweep.space:
+        _check_section(axis.key, list(sweep.base.stages), what="sweep axis")
+        cells = [_try_value(sweep.base, axis, value) for value in axis.examples]
+        for cell in cells:
+            check_objective(cell, sweep.objective)
+        hashes = {identify(cell, {})[sweep.objective].science_hash for cell in cells}
+        if len(cells) > 1 and len(hashes) == 1:
+            raise StudyError(
+                f"sweep axis {axis.key!r} does not change what {sweep.objective!r} computes: "
+                "name a setting of that stage or of one it builds on"
+            )
+
+
+def check_winner_fits(sweep: Sweep, cells: Iterable[Cell]) -> None:
+    """Refuse a value of the sweep that a cell could not use if it won."""
+    for cell in cells:
+        if cell.uses_winner:
+            for axis in sweep.space:
+                for value in axis.examples:
+                    _try_value(cell, axis, value)
+
+
+def _try_value(cell: Cell, axis: Axis, value: float | int | str) -> Cell:
+    try:
+        return override_cell(cell, {axis.key: value})
+    except (StudyError, ConfigError) as error:
+        where = f"sweep axis {axis.key!r} = {value!r} in cell {cell.address}"
+        raise StudyError(f"{where}: {error}") from error
+
+
+def _check_section(key: str, stages: list[Stage], *, what: str = "key") -> None:
     section = key.partition(".")[0]
     known = {s.name for s in stages} | {s.kind for s in stages} | set(GLOBAL_SECTIONS)
     if section not in known:
-        raise unknown("key", key, _known_keys(stages))
+        raise unknown(what, key, _known_keys(stages))
 
 
 def _known_keys(stages: list[Stage]) -> list[str]:

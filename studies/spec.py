@@ -11,6 +11,9 @@ from mae_core.config import AnyRecipe, EvalRecipe, Execution, PretrainRecipe
 from studies.errors import StudyError, unknown
 from studies.results import Role
 
+METRICS = ("top1", "top5")
+"""What a sweep may maximise: accuracies in percent, the same at every mask ratio."""
+
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,63}")
 
 
@@ -103,6 +106,13 @@ class Choices:
     def __post_init__(self) -> None:
         if len(self.values) < 1:
             raise StudyError(f"sweep axis {self.key!r} has no values")
+        if len(set(self.values)) < len(self.values):
+            raise StudyError(f"sweep axis {self.key!r} has a value twice: {self.values}")
+
+    @property
+    def examples(self) -> tuple[float | int | str, ...]:
+        """Values that must be possible for the axis to be."""
+        return self.values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +128,19 @@ class Range:
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise StudyError(f"sweep axis {self.key!r}: low {self.low} must be < high {self.high}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise StudyError(f"sweep axis {self.key!r}: log needs low > 0 and no step")
+        if self.step is not None and not 0 < self.step <= self.high - self.low:
+            raise StudyError(
+                f"sweep axis {self.key!r}: step {self.step} must be in (0, high - low]"
+            )
+
+    @property
+    def examples(self) -> tuple[float, ...]:
+        """Values that must be possible for the axis to be: the bounds and one between them."""
+        # Without a step, no round number: a setting that is a whole number needs one.
+        step = 0.381966 * (self.high - self.low) if self.step is None else self.step
+        return (self.low, self.low + step, self.high)
 
 
 Axis = Choices | Range
@@ -133,27 +156,41 @@ class Sweep:
     objective: str
     """Stage of `base` whose `metric` on dev is maximised; never a reconstruction loss."""
     metric: str = "top1"
+    """`top1` or `top5`."""
     num_trials: int
     """Finished trials to reach, whatever happened in between."""
     seed: int = 0
     """Of the sampler (TPE)."""
 
     def __post_init__(self) -> None:
-        stage = self.base.stage(self.objective)
-        if not isinstance(stage.recipe, EvalRecipe):
-            raise StudyError(
-                f"sweep objective {self.objective!r} is a {stage.kind} stage: name an evaluation; "
-                "reconstruction losses at different mask ratios are not comparable"
-            )
-        if stage.recipe.eval_split != "dev":
-            raise StudyError(
-                f"sweep objective {self.objective!r} is scored on {stage.recipe.eval_split!r}: "
-                "nothing is chosen on the test set, use eval_split='dev'"
-            )
+        from studies.overrides import check_axes  # which builds on this module
+
+        check_objective(self.base, self.objective)
+        if self.metric not in METRICS:
+            raise unknown("metric", self.metric, METRICS, where="the sweep")
         if self.num_trials < 1:
             raise StudyError(f"sweep of {self.num_trials} trials: must be ≥ 1")
-        if not self.space:
+        keys = [axis.key for axis in self.space]
+        if not keys:
             raise StudyError("a sweep needs at least one axis")
+        if len(set(keys)) < len(keys):
+            raise StudyError(f"a sweep has one axis per key, not {', '.join(keys)}")
+        check_axes(self)
+
+
+def check_objective(cell: Cell, name: str) -> None:
+    """Refuse to choose by anything but an evaluation on the dev split."""
+    stage = cell.stage(name)
+    if not isinstance(stage.recipe, EvalRecipe):
+        raise StudyError(
+            f"sweep objective {name!r} is a {stage.kind} stage: name an evaluation; "
+            "reconstruction losses at different mask ratios are not comparable"
+        )
+    if stage.recipe.eval_split != "dev":
+        raise StudyError(
+            f"sweep objective {name!r} is scored on {stage.recipe.eval_split!r}: "
+            "nothing is chosen on the test set, use eval_split='dev'"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +205,8 @@ class Study:
     """What a reader of the report must know: what such data can show and what it cannot."""
 
     def __post_init__(self) -> None:
+        from studies.overrides import check_winner_fits  # which builds on this module
+
         check_address("study name", self.name)
         seen = set()
         for cell in self.cells:
@@ -176,6 +215,8 @@ class Study:
             seen.add(cell.address)
             if cell.uses_winner and self.sweep is None:
                 raise StudyError(f"cell {cell.address} uses a sweep's winner, and there is none")
+        if self.sweep is not None:
+            check_winner_fits(self.sweep, self.cells)
 
     def cell(self, address: str) -> Cell:
         """Return the cell at `address`; raises `StudyError` if there is none."""

@@ -13,7 +13,7 @@ import pickle
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -59,17 +59,25 @@ def import_any(
         DataError: unusable source, or a destination that is not empty.
     """
     path = Path(source)
+    with _reading(path):
+        is_cifar = _is_cifar(path)
+    if is_cifar:
+        return import_cifar(path, destination, on_progress=on_progress)
+    return import_image_folder(path, destination, on_progress=on_progress)
+
+
+def _is_cifar(path: Path) -> bool:
     if not path.exists():
         raise DataError(f"{path}: there is nothing here; check the path")
     if path.is_file():
         if not tarfile.is_tarfile(path):
             raise DataError(f"{path}: neither a folder of images nor a CIFAR archive (.tar.gz)")
-        return import_cifar(path, destination, on_progress=on_progress)
+        return True
     if _cifar_folder(path) is not None:
-        return import_cifar(path, destination, on_progress=on_progress)
+        return True
     if next(path.rglob("*.parquet"), None) is not None:
         raise DataError(f"{path}: already Parquet; give this path as the data path as it is")
-    return import_image_folder(path, destination, on_progress=on_progress)
+    return False
 
 
 def import_image_folder(
@@ -89,12 +97,13 @@ def import_image_folder(
             or a destination that is not empty.
     """
     root = Path(source)
-    if not root.is_dir():
-        what = "a file, not a folder" if root.exists() else "no such folder"
-        raise DataError(f"{root}: {what}; give the folder that holds the class folders")
-    folders = _split_folders(root)
-    class_names = _class_names(folders["train"])
-    splits = {name: _items(root, folder, class_names) for name, folder in folders.items()}
+    with _reading(root):
+        if not root.is_dir():
+            what = "a file, not a folder" if root.exists() else "no such folder"
+            raise DataError(f"{root}: {what}; give the folder that holds the class folders")
+        folders = _split_folders(root)
+        class_names = _class_names(folders["train"])
+        splits = {name: _items(root, folder, class_names) for name, folder in folders.items()}
     if set(splits) == {"train"}:
         splits = _cut_test(splits["train"], test_fraction)
     return _store(Path(destination), splits, class_names, on_progress)
@@ -110,7 +119,8 @@ def import_cifar(
     Raises:
         DataError: not such an archive, a damaged or a hostile one.
     """
-    members = _read_members(Path(source))
+    with _reading(Path(source)):
+        members = _read_members(Path(source))
     fine = "meta" in members
     names_key, labels_key = (
         (b"fine_label_names", b"fine_labels")
@@ -155,7 +165,8 @@ def _store(
             file_name = "validation" if split == "dev" else split
             writer = SplitWriter(folder, file_name, class_names)
             for item in _permuted(items):
-                encoded = item.read()
+                with _reading(Path(item.name)):
+                    encoded = item.read()
                 sample = examine(encoded)
                 if sample.problem:
                     skipped.append(f"{item.name}: {sample.problem}")
@@ -180,17 +191,50 @@ def _store(
 @contextmanager
 def _staged(destination: Path) -> Iterator[Path]:
     """Give a folder that becomes `destination` at the end, or vanishes on an error."""
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise DataError(f"{destination}: not an empty folder; name a new one")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    staging = destination.parent / f".{destination.name}.importing-{os.getpid()}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    if destination.parts[:1] and destination.parts[0].endswith(":"):  # s3://, gs://
+        raise DataError(f"{destination}: import writes to a local folder; copy it afterwards")
+    parent = destination.parent
+    staging = parent / f".{destination.name}.importing-{os.getpid()}"
+    with _writing(destination):
+        if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+            raise DataError(f"{destination}: not an empty folder; name a new one")
+        made = [p for p in (parent, *parent.parents) if not p.exists()]
     try:
-        yield staging
-        staging.rename(destination)
+        with _writing(destination):
+            parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            yield staging
+            staging.rename(destination)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):  # after a success they are not empty
+            for folder in made:
+                folder.rmdir()
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """Turn an `OSError` of the source into a `DataError` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        place = os.fsdecode(error.filename) if error.filename else str(source)
+        raise DataError(
+            f"{place}: cannot be read ({error.strerror or error}); check its permissions"
+        ) from error
+
+
+@contextmanager
+def _writing(destination: Path) -> Iterator[None]:
+    """Turn an `OSError` of the destination into a `DataError`; Arrow's own are such."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise DataError(
+            f"{destination}: cannot be written ({reason}); free space or name another folder"
+        ) from error
 
 
 def _permuted(items: Sequence[Item]) -> list[Item]:

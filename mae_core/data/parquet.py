@@ -8,6 +8,7 @@ bucket works as a folder does.
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from bisect import bisect_right
@@ -42,6 +43,8 @@ CACHE_BYTES = 1 << 30
 SHARD_BYTES = 500 << 20
 """A file of a split is closed once it is this large."""
 UNLABELLED = -1
+MAX_UNNAMED_CLASSES = 1_000_000
+"""Labels beyond this without class names are no class numbers."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,13 @@ class Rows:
         found = next(iter(names))
         if found is not None:
             return found
-        return tuple(str(i) for i in range(int(self.labels.max(initial=-1)) + 1))
+        count = int(self.labels.max(initial=-1)) + 1
+        if count > MAX_UNNAMED_CLASSES:
+            raise DataError(
+                f"{_listing(self.files)}: label {count - 1} is out of range without class names; "
+                "number the classes from 0, or name them in the schema's metadata"
+            )
+        return tuple(str(i) for i in range(count))
 
     def _chunk(self, number: int) -> pa.Array[Any]:
         with self._lock:
@@ -236,14 +245,30 @@ def find_files(path: str) -> tuple[pafs.FileSystem, list[str]]:
         inside = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    files = [i for i in inside if i.is_file and i.base_name.endswith(".parquet")]
+    files = [i for i in inside if i.base_name.endswith(".parquet")]
     files = [i for i in files if not i.base_name.startswith((".", "_"))]
+    files = [i for i in files if i.type != pafs.FileType.Directory]
     if not files:
         raise DataError(
             f"{path}: no Parquet file in this folder ({len(inside)} other entries); "
             "`mae-study data import` turns folders of images or CIFAR archives into Parquet"
         )
-    return filesystem, sorted(_nonempty(info) for info in files)
+    names = sorted(_nonempty(info) for info in files)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        _check_links(names)
+    return filesystem, names
+
+
+def _check_links(files: Sequence[str]) -> None:
+    """Refuse to read one file as two: a loop of links would repeat the whole set."""
+    seen: dict[str, str] = {}
+    for file in files:
+        first = seen.setdefault(os.path.realpath(file), file)
+        if first != file:
+            raise DataError(
+                f"{first} and {file} are one file (a symbolic link, or a loop of them): its "
+                "images would count twice; remove the link"
+            )
 
 
 def group_by_role(path: str, files: Sequence[str]) -> dict[str, list[str]]:
@@ -283,6 +308,8 @@ def _filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _nonempty(info: pafs.FileInfo) -> str:
+    if not info.is_file:
+        raise DataError(f"{info.path}: a link to nothing; restore the file or remove the link")
     if info.size == 0:
         raise DataError(f"{info.path}: the file is empty (0 bytes); fetch it again")
     return str(info.path)

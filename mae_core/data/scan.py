@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mae_core.config import DataConfig
-from mae_core.data.facts import DIGITS, DataFacts
+from mae_core.data.facts import DIGITS, DataFacts, find_facts
 from mae_core.data.parquet import Rows, open_source
 from mae_core.data.sources import bad_images_message, decode_image, load_digits
 from mae_core.errors import DataError
@@ -137,6 +137,7 @@ def inspect(path: str, *, on_progress: Progress | None = None) -> dict[str, Any]
     """Describe a data set for people: splits, classes, sizes, duplicates, problems."""
     surveys, class_names, row_groups = _survey(path, on_progress, None)
     facts = summarise(surveys, class_names)
+    imported = find_facts(path)
     return {
         "path": path,
         "splits": {name: len(survey.samples) for name, survey in surveys.items()},
@@ -158,6 +159,8 @@ def inspect(path: str, *, on_progress: Progress | None = None) -> dict[str, Any]
         },
         "bad_images": facts.num_bad,
         "problems": list(facts.first_bad),
+        "left_out_by_import": imported.num_skipped if imported else 0,
+        "first_left_out": list(imported.first_skipped) if imported else [],
         "fingerprint": facts.fingerprint,
     }
 

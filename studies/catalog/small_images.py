@@ -2,9 +2,9 @@
 
 Command:  mae-study run small/images --data FOLDER
           (FOLDER from `mae-study data import`, or any Parquet in the Hugging Face convention)
-Cost:     about 5 minutes on 2 CPU cores for 4,000 images.
-Expected: linear probe and k-NN rise with duration; on 4,000 CIFAR-10 images from about 27 % with an
-          untrained network to about 37 % after 40 epochs.
+Cost:     about 6 minutes on 2 CPU cores for 4,000 images.
+Expected: linear probe and k-NN rise with duration; on 4,000 CIFAR-10 images the probe of the larger
+          net from 40 % (untrained) to 51 % after 40 epochs, one seed.
 Larger:   --set data.image_size=64 --set pretrain.encoder.patch_size=8, or copy this file.
 """
 
