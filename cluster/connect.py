@@ -105,7 +105,7 @@ def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Any]
             runtime_env=runtime_env,
         )
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, RpcError
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        first_line = (str(error).strip().splitlines() or [repr(error)])[0].split(". ")[0]
         raise ClusterUnreachable(
             f"no Ray cluster at {address!r} ({first_line}); check the address, that the cluster "
             "runs, and that RAY_AUTH_TOKEN holds its token"

@@ -178,6 +178,7 @@ class DataConfig:
     """Number of classes, for planning before the data is at hand."""
 
     def __post_init__(self) -> None:
+        require(bool(self.path.strip()), "data.path is empty: name a folder, a file or `digits`")
         require(self.image_size >= 1, f"image size {self.image_size}: must be ≥ 1")
         require(0 <= self.dev_fraction < 1, f"dev fraction {self.dev_fraction}: must be in [0, 1)")
         channels = (self.num_channels, len(self.pixel_mean), len(self.pixel_std))
@@ -226,6 +227,10 @@ class OptimizerConfig:
     """Not applied to biases and other 1-D parameters."""
     clip_grad_norm: float | None = None
     """Global gradient norm; None = no clipping, as in the paper."""
+
+    def __post_init__(self) -> None:
+        require(self.base_lr >= 0, f"base_lr {self.base_lr}: must be ≥ 0")
+        require(self.weight_decay >= 0, f"weight decay {self.weight_decay}: must be ≥ 0")
 
     def lr(self, global_batch: int) -> float:
         """Peak learning rate."""
@@ -454,5 +459,6 @@ def num_keep(patches: int, mask_ratio: float) -> int:
 def _check_patches(data: DataConfig, encoder: EncoderConfig) -> None:
     require(
         data.image_size % encoder.patch_size == 0,
-        f"image size {data.image_size} is not divisible by the patch size {encoder.patch_size}",
+        f"image size {data.image_size} is not divisible by the patch size {encoder.patch_size}: "
+        f"choose a multiple of {encoder.patch_size}, or another patch size",
     )

@@ -47,7 +47,7 @@ class LrSchedule:
             peak_lr=optimizer.lr(global_batch),
             min_lr=lr_schedule.min_lr,
             warmup_steps=lr_schedule.warmup.num_steps(
-                num_images=num_images, global_batch=global_batch
+                num_images=num_images, global_batch=global_batch, may_be_zero=True
             ),
             total_steps=duration.num_steps(num_images=num_images, global_batch=global_batch),
         )

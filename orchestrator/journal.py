@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -79,6 +79,47 @@ class JournalReader:
         whole, newline, _ = content.rpartition(b"\n")
         self._offset += len(whole) + len(newline)
         return [e for line in whole.splitlines() if (e := _parse(line)) is not None]
+
+
+class StageReader:
+    """Follows the journals of a stage's attempts, oldest first, as one curve per key.
+
+    An attempt that resumes replays steps from its checkpoint on; the first record of a key at a
+    step stands, and what later attempts say of it is left out.
+    """
+
+    def __init__(self) -> None:
+        self._readers: dict[Path, JournalReader] = {}
+        self._seen: set[tuple[str, int]] = set()
+
+    def follow(self, directories: Iterable[Path]) -> None:
+        """Follow the journals of these attempts too; those already followed go on."""
+        for path in (d / JOURNAL_FILE for d in directories):
+            self._readers.setdefault(path, JournalReader(path))
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys that have a curve."""
+        return {key for key, _ in self._seen}
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[list[Entry]]:
+        """Yield what is new; if the block fails, it is yielded again next time."""
+        fresh: set[tuple[str, int]] = set()
+        with contextlib.ExitStack() as stack:
+            entries = []
+            for reader in self._readers.values():
+                stack.enter_context(reader.transaction())
+                entries += [self._first(entry, fresh) for entry in reader.read_new()]
+            yield [entry for entry in entries if entry.metrics]
+        self._seen |= fresh
+
+    def _first(self, entry: Entry, fresh: set[tuple[str, int]]) -> Entry:
+        """The part of an entry that no earlier one has said; it is added to `fresh`."""
+        points = {(key, entry.step) for key in entry.metrics} - self._seen - fresh
+        fresh |= points
+        kept = {k: v for k, v in entry.metrics.items() if (k, entry.step) in points}
+        return replace(entry, metrics=kept)
 
 
 def _parse(line: bytes) -> Entry | None:

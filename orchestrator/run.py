@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster.connect import Capacity, connect
@@ -82,7 +83,7 @@ def scan_data(study: Study, datasets: Datasets, console: Console, *, quiet: bool
     """Compute the facts of data sets that nobody has looked at yet, with a progress bar."""
     for path in data_paths(study):
         if datasets.facts(path) is None:
-            with progress_bar(console, f"reading {path}", quiet=quiet) as advance:
+            with progress_bar(console, escape(f"reading {path}"), quiet=quiet) as advance:
                 datasets.ensure(path, advance)
 
 
@@ -152,6 +153,12 @@ class _Session:
     quiet: bool
 
     def run(self, lease: Lease) -> RunOutcome:
+        needed, _ = self._ranks()
+        if self.options.slots is not None and needed > self.options.slots:
+            raise UserError(
+                f"a stage of this study needs {needed} ranks and --slots is {self.options.slots}: "
+                "raise --slots or lower execution.world_size"
+            )
         # MLflow first: its database is migrated before any other process exists.
         tracking = Tracking(self.records.store, self.plan, self.options.tracking_uri)
         with tracking, Display(self.console, quiet=self.quiet) as display:
@@ -201,11 +208,6 @@ class _Session:
                 warm_entry=WARM_ENTRY,
                 sweep_prefix=prefix,
             )
-            if needed > wanted:
-                raise UserError(
-                    f"a stage of this study needs {needed} ranks and --slots is {wanted}: "
-                    "raise --slots or lower execution.world_size"
-                )
             with pool:
                 controller = Controller(
                     self.plan,

@@ -17,6 +17,8 @@ from cluster.errors import ResourcesUnavailable
 from cluster.gang import Gang, SlotPool, slot_shape
 from cluster.verdict import Cause, Verdict, judge
 
+GOLDEN_LOSS = (2.8128481, 0.6058176)
+"""Of the first and the twelfth step of the tests' training, on a CPU in fp32."""
 TESTS = str(Path(__file__).parent)
 
 
@@ -171,6 +173,13 @@ def test_losses_agree_over_zero_stages_world_sizes_and_accumulation(
     for name, found in losses.items():
         for step, loss in losses["one"].items():
             assert found[step] == pytest.approx(loss, rel=2e-5), name
+
+
+def test_the_golden_loss(pool: SlotPool, tmp_path: Path) -> None:
+    """A refactor of numerics keeps these; a change that means to move them says why."""
+    losses = dict(train(pool, tmp_path, 1)["losses"])
+    assert losses[1] == pytest.approx(GOLDEN_LOSS[0], rel=1e-5)
+    assert losses[12] == pytest.approx(GOLDEN_LOSS[1], rel=1e-4)
 
 
 def test_clipping_bounds_the_update(pool: SlotPool, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_differences_name_the_dotted_key() -> None:
 
 
 GOLDEN = {
-    "quickstart": "8fb3040bbd6dbb251d5c",
+    "quickstart": "bdf00b5775c3bebd37a4",
     "paper/size_by_duration": "03b06f1da439d75b6f34",
     "scaling/vit_ladder": "199c2b01b8b61594eec3",
     "small/images": "d08e0d9ba2ef093f2630",

@@ -39,7 +39,7 @@ def test_overrides_reach_stages_by_name_kind_and_section() -> None:
             )
         ),
     )
-    cell = study.cell("N1/e25/s0")
+    cell = study.cell("N1/e40/s0")
     recipe = cell.stage("pretrain").recipe
     assert isinstance(recipe, PretrainRecipe)
     assert (recipe.global_batch, recipe.duration) == (128, Duration.epochs(7))

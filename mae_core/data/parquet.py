@@ -245,9 +245,8 @@ def find_files(path: str) -> tuple[pafs.FileSystem, list[str]]:
         inside = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    files = [i for i in inside if i.base_name.endswith(".parquet")]
+    files = [i for i in inside if i.is_file and i.base_name.endswith(".parquet")]
     files = [i for i in files if not i.base_name.startswith((".", "_"))]
-    files = [i for i in files if i.type != pafs.FileType.Directory]
     if not files:
         raise DataError(
             f"{path}: no Parquet file in this folder ({len(inside)} other entries); "
@@ -255,14 +254,17 @@ def find_files(path: str) -> tuple[pafs.FileSystem, list[str]]:
         )
     names = sorted(_nonempty(info) for info in files)
     if isinstance(filesystem, pafs.LocalFileSystem):
-        _check_links(names)
+        _check_links(root, names)
     return filesystem, names
 
 
-def _check_links(files: Sequence[str]) -> None:
-    """Refuse to read one file as two: a loop of links would repeat the whole set."""
+def _check_links(root: str, files: Sequence[str]) -> None:
+    """Refuse one file read as two (a loop of links repeats the whole set), and links to nothing."""
+    for link in sorted(Path(root).rglob("*.parquet")):
+        if link.is_symlink() and not link.exists():
+            raise DataError(f"{link}: a link to nothing; restore the file or remove the link")
     seen: dict[str, str] = {}
-    for file in files:
+    for file in sorted(files, key=lambda name: (len(name), name)):
         first = seen.setdefault(os.path.realpath(file), file)
         if first != file:
             raise DataError(
@@ -308,8 +310,6 @@ def _filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _nonempty(info: pafs.FileInfo) -> str:
-    if not info.is_file:
-        raise DataError(f"{info.path}: a link to nothing; restore the file or remove the link")
     if info.size == 0:
         raise DataError(f"{info.path}: the file is empty (0 bytes); fetch it again")
     return str(info.path)

@@ -28,7 +28,7 @@ from studies.results import Role
 from studies.spec import Cell, Choices, Stage, Study, Sweep
 
 SIZES = ("N1", "N2", "N3", "N4")
-EPOCHS = (25, 80, 240)
+EPOCHS = (40, 100, 240)
 SEEDS = (0, 1, 2)
 FINETUNED = "N4"
 SWEEP_EPOCHS = 40

@@ -1,0 +1,344 @@
+"""What arrives in MLflow, through the real process that ships it, and what happens when it cannot."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.verdict import Cause, Verdict
+from orchestrator.datasets import Datasets
+from orchestrator.errors import TrackingError
+from orchestrator.journal import JOURNAL_FILE, JournalWriter, StageReader
+from orchestrator.plan import Plan, make_plan
+from orchestrator.records import DoneRecord, Records
+from orchestrator.store import LocalStore
+from orchestrator.tasks import Task
+from orchestrator.tracked import Shipper, Tracking, final_results, sync_key
+from orchestrator.tracking import RunInfo, Target, check_uri, database_exists, default_uri
+from studies.catalog import quickstart
+from studies.spec import Study
+
+STAGE = RunInfo(name="a#pretrain", level="stage", identity="stage:1", tags={"kind": "pretrain"},
+                params={"mask_ratio": 0.75, "size": "N1"})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One SQLite file for the module: making it takes seconds; each test has its own study."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/runs.db"
+
+
+@pytest.fixture
+def target(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> Target:
+    return Target(uri=database, study=request.node.name, question="?",
+                  artifacts=tmp_path / "artifacts", store=LocalStore(tmp_path))  # fmt: skip
+
+
+def shipped(target: Target, *actions: Callable[[Shipper], None]) -> str | None:
+    shipper = Shipper(target)
+    for action in actions:
+        action(shipper)
+    return shipper.close()
+
+
+def done(*attempts: Path, **metrics: float) -> Callable[[Shipper], None]:
+    return lambda shipper: shipper.done(
+        STAGE, attempts, metrics, 1000, attempt=len(attempts), tags={"state": "done"}
+    )
+
+
+def journal(folder: Path, losses: dict[int, float]) -> Path:
+    writer = JournalWriter(folder / JOURNAL_FILE)
+    for step, loss in losses.items():
+        writer.write(step, {"loss": loss})
+    writer.close()
+    return folder
+
+
+def runs(uri: str, study: str) -> dict[str, Any]:
+    """Runs of a study by identity."""
+    client = mlflow_client(uri)
+    experiment = client.get_experiment_by_name(f"mae-study/{study}")
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    return {run.data.tags["identity"]: run for run in found}
+
+
+def mlflow_client(uri: str) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def curve(uri: str, run: Any, key: str) -> list[tuple[int, float]]:
+    history = mlflow_client(uri).get_metric_history(run.info.run_id, key)
+    return sorted((m.step, m.value) for m in history)
+
+
+def test_a_stage_arrives_once_however_often_it_is_shipped(target: Target, tmp_path: Path) -> None:
+    folder = journal(tmp_path / "1", {10: 0.5, 20: 0.4})
+    results = {"final.loss": 0.4, "top5": 99.0, "loss": 0.4}
+    assert shipped(target, done(folder, **results)) is None
+    marks = [p for p in (tmp_path / "tracking/shipped").rglob("*.json")]
+    assert len(marks) == 1
+    marks[0].unlink()  # as if the driver had been killed just before
+    assert shipped(target, done(folder, **results), lambda s: s.finish_study(None)) is None
+    found = runs(target.uri, target.study)
+    assert set(found) == {"study", "stage:1"}
+    run, study = found["stage:1"], found["study"]
+    assert curve(target.uri, run, "loss") == [(10, 0.5), (20, 0.4)]  # and no result at step 0
+    assert curve(target.uri, run, "final.loss") == [(0, 0.4)]
+    assert run.data.metrics == {"loss": 0.4, "final.loss": 0.4, "top5": 99.0, "mask_ratio": 0.75}
+    assert run.data.params == {"mask_ratio": "0.75", "size": "N1"}
+    expected = {"level": "stage", "kind": "pretrain", "state": "done",
+                "mlflow.runName": "a#pretrain",
+                "mlflow.parentRunId": study.info.run_id}  # fmt: skip
+    assert expected.items() <= run.data.tags.items()
+    assert {run.info.status, study.info.status} == {"FINISHED"}
+
+
+def test_what_has_arrived_is_not_read_again(target: Target, tmp_path: Path) -> None:
+    folder = journal(tmp_path / "1", {1: 0.5})
+    assert shipped(target, done(folder)) is None
+    journal(folder, {2: 0.1})
+    assert shipped(target, done(folder)) is None
+    assert curve(target.uri, runs(target.uri, target.study)["stage:1"], "loss") == [(1, 0.5)]
+
+
+def test_a_retried_stage_runs_again_with_the_curve_of_both_attempts(
+    target: Target, tmp_path: Path
+) -> None:
+    """As after a `kill -9` of the driver: a new one ships what the first attempt left, too."""
+    first = journal(tmp_path / "1", {10: 0.5, 20: 0.4, 30: 0.3})
+    second = tmp_path / "2"
+    shipper = Shipper(target)
+    shipper.failed(STAGE, (first,), {"state": "lost"})
+    shipper.follow(STAGE, (first, second), {"state": "running"})
+    journal(second, {20: 9.0, 30: 9.0, 40: 0.2})
+    shipper.finish_study(None)
+    assert shipper.close() is None
+    run = runs(target.uri, target.study)["stage:1"]
+    assert run.info.status == "RUNNING" and run.data.tags["state"] == "running"
+    assert curve(target.uri, run, "loss") == [(10, 0.5), (20, 0.4), (30, 0.3), (40, 0.2)]
+
+
+def test_a_block_that_fails_gets_the_same_entries_again(tmp_path: Path) -> None:
+    reader = StageReader()
+    reader.follow([journal(tmp_path / "1", {1: 0.5}), journal(tmp_path / "2", {1: 9.0, 2: 0.4})])
+    with pytest.raises(OSError), reader.reading() as entries:
+        assert len(entries) == 2
+        raise OSError
+    with reader.reading() as entries:
+        assert [(e.step, e.metrics) for e in entries] == [(1, {"loss": 0.5}), (2, {"loss": 0.4})]
+    with reader.reading() as entries:
+        assert entries == []
+    assert reader.keys == {"loss"}
+
+
+def test_an_outage_that_ended_is_not_reported(target: Target, tmp_path: Path) -> None:
+    blocked = tmp_path / "1" / JOURNAL_FILE
+    blocked.mkdir(parents=True)  # reading it fails
+    shipper = Shipper(target)
+    shipper.done(STAGE, (blocked.parent,), {"final.loss": 0.5}, 1000, attempt=1, tags={})
+    other = replace(STAGE, identity="stage:2")
+    shipper.result(other, {"knn.top1": 1.0}, 1000, {})
+    deadline = time.monotonic() + 20
+    while not sent(target, "stage:2") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    blocked.rmdir()
+    journal(blocked.parent, {1: 0.5})
+    assert shipper.close() is None
+    assert curve(target.uri, runs(target.uri, target.study)["stage:1"], "loss") == [(1, 0.5)]
+
+
+def sent(target: Target, identity: str) -> bool:
+    try:
+        return "knn.top1" in runs(target.uri, target.study)[identity].data.metrics
+    except (AttributeError, KeyError):  # no experiment, no run yet
+        return False
+
+
+def test_what_is_missing_is_reported(target: Target, tmp_path: Path) -> None:
+    blocked = tmp_path / "1" / JOURNAL_FILE
+    blocked.mkdir(parents=True)
+    problem = shipped(target, done(blocked.parent), lambda s: s.finish_study(None))
+    assert problem is not None and "stage:1" in problem and "IsADirectoryError" in problem
+    assert not (tmp_path / "tracking/shipped").exists()
+
+
+EARLY_DEATH = """
+import time
+from pathlib import Path
+from orchestrator.store import LocalStore
+from orchestrator.tracked import Shipper
+from orchestrator.tracking import RunInfo, Target
+target = Target(uri="sqlite:////proc/none/x.db", study="s", question="?", artifacts=None,
+                store=LocalStore(Path(".")))
+shipper = Shipper(target)
+for n in range(300):
+    shipper.follow(RunInfo(name="n", level="stage", identity=str(n)), (), {"text": "x" * 10_000})
+time.sleep(1)
+began = time.monotonic()
+if CLOSE:
+    print(shipper.close(), flush=True)
+    assert time.monotonic() - began < 20
+"""
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_a_child_that_died_early_holds_nobody_up(close: bool, tmp_path: Path) -> None:
+    program = EARLY_DEATH.replace("CLOSE", str(close))
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ("Error" in ended.stdout) is close
+
+
+def test_shipping_without_progress_is_given_up(tmp_path: Path) -> None:
+    """A server that answers the first request and no other."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def healthy_once() -> None:
+        connection, _ = listener.accept()
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+        connection.close()
+
+    threading.Thread(target=healthy_once, daemon=True).start()
+    uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with listener:
+        shipper = Shipper(Target(uri=uri, study="s", question="?", artifacts=None,
+                                 store=LocalStore(tmp_path)))  # fmt: skip
+        assert shipper.close(stall_s=1.0) == "shipping made no progress for 1 s"
+
+
+class Bench:
+    """A store in which a study's stages have been done by hand."""
+
+    def __init__(self, root: Path, uri: str | None) -> None:
+        self.store, self.uri = LocalStore(root), uri
+        self.records, self.datasets = Records(self.store), Datasets(self.store)
+        self.datasets.ensure("digits")
+        cell = replace(quickstart.cell("N1", 0, 0), uses_winner=False)
+        self.study = Study(name=f"tracked-{root.name}", question="?", cells=(cell,))
+
+    def plan(self) -> Plan:
+        return make_plan(self.study, self.records, self.datasets)
+
+    def finish(self, metrics: dict[str, Any]) -> Plan:
+        """Two attempts of every stage, of which the second goes on from a checkpoint."""
+        parents: dict[str, dict[str, str]] = {}
+        for planned in self.plan().stages:
+            key = planned.identity.science_hash
+            for losses in ({1: 0.9, 2: 0.8}, {2: 7.0, 3: 0.7}):
+                number = self.records.begin_attempt(key, {})
+                journal(self.records.attempt_dir(key, number), losses)
+            own = {p: {} for p in planned.identity.science["parents"]} if parents else {}
+            self.records.complete(
+                DoneRecord(
+                    science_hash=key,
+                    kind=planned.stage.kind,
+                    attempt=2,
+                    metrics=metrics,
+                    outputs={},
+                    parents=own,
+                    seconds=1.0,
+                    world_size=1,
+                )  # fmt: skip
+            )
+            parents[key] = {}
+        return self.plan()
+
+    def sync(self, plan: Plan) -> str | None:
+        with Tracking(self.store, plan, self.uri) as tracking:
+            tracking.sync(plan, self.records, None)
+        return tracking.problem
+
+
+def test_a_study_is_filled_in_again_after_its_database_was_deleted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(tmp_path, None)
+    uri = default_uri(bench.store)
+    plan = bench.finish({"top1": 50.0, "top5": 90.0, "loss": 0.6, "num_images": 100})
+    before = sync_key(uri, plan)
+    assert bench.sync(plan) is None
+    synced = sync_key(uri, plan)
+    assert synced != before and synced == sync_key(uri, plan)
+    check_synced(uri, plan)
+    assert database_exists(bench.store)
+    for file in (tmp_path / "tracking").glob("mlflow.db*"):
+        file.unlink()
+    assert sync_key(uri, plan) == before
+    assert bench.sync(plan) is None
+    assert sync_key(uri, plan) not in (before, synced)
+    check_synced(uri, plan)
+    assert capfd.readouterr() == ("", "")
+
+
+def check_synced(uri: str, plan: Plan) -> None:
+    found = runs(uri, plan.study.name)
+    assert len(found) == 2 + len(plan.stages)
+    for planned in plan.stages:
+        run = found[f"stage:{planned.identity.science_hash}"]
+        assert curve(uri, run, "loss") == [(1, 0.9), (2, 0.8), (3, 0.7)]
+        expected = {"final.loss": 0.6, "final.top1": 50.0, "top1": 50.0, "top5": 90.0, "loss": 0.7}
+        assert expected.items() <= run.data.metrics.items()
+        assert run.info.status == "FINISHED" and run.data.tags["attempts"] == "2"
+    cell = next(r for r in found.values() if r.data.tags["level"] == "cell")
+    assert cell.data.metrics["knn.top1"] == 50.0 and cell.data.tags["state"] == "done"
+
+
+def test_the_observer_ships_attempts_as_they_come(database: str, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, database)
+    planned = bench.plan().stages[0]
+    task = Task(planned, ())
+    with Tracking(bench.store, bench.plan(), database) as tracking:
+        for losses in ({1: 0.9}, {1: 7.0, 2: 0.8}):
+            task.attempt = bench.records.begin_attempt(task.key, {})
+            folder = bench.records.attempt_dir(task.key, task.attempt)
+            tracking.stage_started(task, folder)
+            journal(folder, losses)
+            tracking.attempt_failed(task, Verdict(Cause.PREEMPTED, "gone"))
+    assert tracking.problem is None
+    run = runs(database, bench.study.name)[f"stage:{task.key}"]
+    assert curve(database, run, "loss") == [(1, 0.9), (2, 0.8)]
+    assert run.info.status == "FAILED" and run.data.tags["attempts"] == "2"
+    assert run.data.tags["last_message"] == "gone"
+
+
+def test_results_do_not_take_the_names_of_curves() -> None:
+    metrics = {"top1": 1, "loss": 2.0, "name": "x", "exact": True}
+    assert final_results(metrics) == {"final.top1": 1.0, "final.loss": 2.0, "top1": 1.0}
+
+
+def test_two_studies_may_make_a_database_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new/runs.db"
+    store = LocalStore(tmp_path)
+    targets = [Target(uri=uri, study=s, question="?", artifacts=None, store=store) for s in "ab"]
+    shippers = [Shipper(target) for target in targets]
+    for shipper in shippers:
+        shipper.finish_study(None)
+    assert [shipper.close() for shipper in shippers] == [None, None]
+    assert all(runs(uri, study)["study"].info.status == "FINISHED" for study in "ab")
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////x.db", "postgresql+psycopg2://u:p@h/db", "mysql+pymysql://h/db"]
+)
+def test_databases_are_accepted(uri: str) -> None:
+    check_uri(uri)
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "ftp://host", "mlruns"])
+def test_what_cannot_be_tracked_into_is_refused(uri: str) -> None:
+    with pytest.raises(TrackingError, match=uri):
+        check_uri(uri)
