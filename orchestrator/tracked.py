@@ -308,6 +308,7 @@ class Shipper:
                 return self._read_answer()
             if self._progress.value != seen:
                 seen, since = self._progress.value, time.monotonic()
+        self._process.kill()
         return f"shipping made no progress for {stall_s:g} s"
 
     def _read_answer(self) -> str | None:

@@ -135,7 +135,7 @@ def test_changed_settings_are_drift_until_accepted(finished: tuple[Path, Path]) 
     count = len(completions(store))
     accepted = mae_study("run", str(study), "--store", str(store), *change, "--accept-changes")
     assert accepted.returncode == 0, accepted.stderr
-    assert len(completions(store)) == count + 2  # one per cell of the grid; the old ones stay
+    assert len(completions(store)) == count + 3  # one per cell; the old ones stay
 
 
 def test_a_stage_runs_alone_and_equals_the_gang(

@@ -1,4 +1,4 @@
-"""What arrives in MLflow, through the real process that ships it, and what happens when it cannot."""
+"""What arrives in MLflow through the real process that ships it, and what if it cannot."""
 
 from __future__ import annotations
 
@@ -33,8 +33,18 @@ STAGE = RunInfo(name="a#pretrain", level="stage", identity="stage:1", tags={"kin
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One SQLite file for the module: making it takes seconds; each test has its own study."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/runs.db"
+    """One SQLite file for the module, made by two studies that start at once.
+
+    Making one takes seconds; each test has a study of its own.
+    """
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri, store = f"sqlite:///{folder}/new/runs.db", LocalStore(folder)
+    targets = [Target(uri=uri, study=s, question="?", artifacts=None, store=store) for s in "ab"]
+    shippers = [Shipper(target) for target in targets]
+    for shipper in shippers:
+        shipper.finish_study(None)
+    assert [shipper.close() for shipper in shippers] == [None, None]
+    return uri
 
 
 @pytest.fixture
@@ -87,47 +97,27 @@ def test_a_stage_arrives_once_however_often_it_is_shipped(target: Target, tmp_pa
     folder = journal(tmp_path / "1", {10: 0.5, 20: 0.4})
     results = {"final.loss": 0.4, "top5": 99.0, "loss": 0.4}
     assert shipped(target, done(folder, **results)) is None
-    marks = [p for p in (tmp_path / "tracking/shipped").rglob("*.json")]
+    marks = list((tmp_path / "tracking/shipped").rglob("*.json"))
     assert len(marks) == 1
+    journal(folder, {30: 0.1})
+    assert shipped(target, done(folder, **results)) is None
+    early = runs(target.uri, target.study)["stage:1"]
+    assert curve(target.uri, early, "loss")[-1] == (20, 0.4), "what has arrived was read again"
     marks[0].unlink()  # as if the driver had been killed just before
     assert shipped(target, done(folder, **results), lambda s: s.finish_study(None)) is None
     found = runs(target.uri, target.study)
     assert set(found) == {"study", "stage:1"}
     run, study = found["stage:1"], found["study"]
-    assert curve(target.uri, run, "loss") == [(10, 0.5), (20, 0.4)]  # and no result at step 0
+    # Nothing twice, and no result of a curve's name at step 0.
+    assert curve(target.uri, run, "loss") == [(10, 0.5), (20, 0.4), (30, 0.1)]
     assert curve(target.uri, run, "final.loss") == [(0, 0.4)]
-    assert run.data.metrics == {"loss": 0.4, "final.loss": 0.4, "top5": 99.0, "mask_ratio": 0.75}
+    assert run.data.metrics == {"loss": 0.1, "final.loss": 0.4, "top5": 99.0, "mask_ratio": 0.75}
     assert run.data.params == {"mask_ratio": "0.75", "size": "N1"}
     expected = {"level": "stage", "kind": "pretrain", "state": "done",
                 "mlflow.runName": "a#pretrain",
                 "mlflow.parentRunId": study.info.run_id}  # fmt: skip
     assert expected.items() <= run.data.tags.items()
     assert {run.info.status, study.info.status} == {"FINISHED"}
-
-
-def test_what_has_arrived_is_not_read_again(target: Target, tmp_path: Path) -> None:
-    folder = journal(tmp_path / "1", {1: 0.5})
-    assert shipped(target, done(folder)) is None
-    journal(folder, {2: 0.1})
-    assert shipped(target, done(folder)) is None
-    assert curve(target.uri, runs(target.uri, target.study)["stage:1"], "loss") == [(1, 0.5)]
-
-
-def test_a_retried_stage_runs_again_with_the_curve_of_both_attempts(
-    target: Target, tmp_path: Path
-) -> None:
-    """As after a `kill -9` of the driver: a new one ships what the first attempt left, too."""
-    first = journal(tmp_path / "1", {10: 0.5, 20: 0.4, 30: 0.3})
-    second = tmp_path / "2"
-    shipper = Shipper(target)
-    shipper.failed(STAGE, (first,), {"state": "lost"})
-    shipper.follow(STAGE, (first, second), {"state": "running"})
-    journal(second, {20: 9.0, 30: 9.0, 40: 0.2})
-    shipper.finish_study(None)
-    assert shipper.close() is None
-    run = runs(target.uri, target.study)["stage:1"]
-    assert run.info.status == "RUNNING" and run.data.tags["state"] == "running"
-    assert curve(target.uri, run, "loss") == [(10, 0.5), (20, 0.4), (30, 0.3), (40, 0.2)]
 
 
 def test_a_block_that_fails_gets_the_same_entries_again(tmp_path: Path) -> None:
@@ -143,35 +133,34 @@ def test_a_block_that_fails_gets_the_same_entries_again(tmp_path: Path) -> None:
     assert reader.keys == {"loss"}
 
 
-def test_an_outage_that_ended_is_not_reported(target: Target, tmp_path: Path) -> None:
-    blocked = tmp_path / "1" / JOURNAL_FILE
-    blocked.mkdir(parents=True)  # reading it fails
+def test_only_what_is_still_missing_is_reported(target: Target, tmp_path: Path) -> None:
+    """Two journals cannot be read for a while; one of them can in the end."""
+    for_a_while, for_good = tmp_path / "1" / JOURNAL_FILE, tmp_path / "2" / JOURNAL_FILE
+    for_a_while.mkdir(parents=True)
+    for_good.mkdir(parents=True)
     shipper = Shipper(target)
-    shipper.done(STAGE, (blocked.parent,), {"final.loss": 0.5}, 1000, attempt=1, tags={})
+    done(for_a_while.parent)(shipper)
     other = replace(STAGE, identity="stage:2")
-    shipper.result(other, {"knn.top1": 1.0}, 1000, {})
+    shipper.done(other, (for_good.parent,), {}, 1000, attempt=1, tags={})
+    shipper.result(replace(STAGE, identity="cell:1"), {"knn.top1": 1.0}, 1000, {})
     deadline = time.monotonic() + 20
-    while not sent(target, "stage:2") and time.monotonic() < deadline:
+    while not arrived(target, "cell:1", "knn.top1") and time.monotonic() < deadline:
         time.sleep(0.2)
-    blocked.rmdir()
-    journal(blocked.parent, {1: 0.5})
-    assert shipper.close() is None
+    for_a_while.rmdir()
+    journal(for_a_while.parent, {1: 0.5})
+    problem = shipper.close()
+    assert problem is not None
+    assert problem.startswith("stage:2 lacks something: IsADirectoryError")
+    assert "more" not in problem
     assert curve(target.uri, runs(target.uri, target.study)["stage:1"], "loss") == [(1, 0.5)]
+    assert len(list((tmp_path / "tracking/shipped").rglob("*.json"))) == 1
 
 
-def sent(target: Target, identity: str) -> bool:
+def arrived(target: Target, identity: str, key: str) -> bool:
     try:
-        return "knn.top1" in runs(target.uri, target.study)[identity].data.metrics
+        return key in runs(target.uri, target.study)[identity].data.metrics
     except (AttributeError, KeyError):  # no experiment, no run yet
         return False
-
-
-def test_what_is_missing_is_reported(target: Target, tmp_path: Path) -> None:
-    blocked = tmp_path / "1" / JOURNAL_FILE
-    blocked.mkdir(parents=True)
-    problem = shipped(target, done(blocked.parent), lambda s: s.finish_study(None))
-    assert problem is not None and "stage:1" in problem and "IsADirectoryError" in problem
-    assert not (tmp_path / "tracking/shipped").exists()
 
 
 EARLY_DEATH = """
@@ -235,13 +224,14 @@ class Bench:
 
     def finish(self, metrics: dict[str, Any]) -> Plan:
         """Two attempts of every stage, of which the second goes on from a checkpoint."""
-        parents: dict[str, dict[str, str]] = {}
         for planned in self.plan().stages:
             key = planned.identity.science_hash
             for losses in ({1: 0.9, 2: 0.8}, {2: 7.0, 3: 0.7}):
                 number = self.records.begin_attempt(key, {})
                 journal(self.records.attempt_dir(key, number), losses)
-            own = {p: {} for p in planned.identity.science["parents"]} if parents else {}
+            parents: dict[str, dict[str, str]] = {
+                p: {} for p in planned.identity.science["parents"]
+            }
             self.records.complete(
                 DoneRecord(
                     science_hash=key,
@@ -249,12 +239,11 @@ class Bench:
                     attempt=2,
                     metrics=metrics,
                     outputs={},
-                    parents=own,
+                    parents=parents,
                     seconds=1.0,
                     world_size=1,
                 )  # fmt: skip
             )
-            parents[key] = {}
         return self.plan()
 
     def sync(self, plan: Plan) -> str | None:
@@ -297,22 +286,25 @@ def check_synced(uri: str, plan: Plan) -> None:
     assert cell.data.metrics["knn.top1"] == 50.0 and cell.data.tags["state"] == "done"
 
 
-def test_the_observer_ships_attempts_as_they_come(database: str, tmp_path: Path) -> None:
+def test_a_retried_stage_has_the_curve_of_its_attempts(database: str, tmp_path: Path) -> None:
+    """A new driver ships what an attempt left that the old one had no time to ship, too."""
     bench = Bench(tmp_path, database)
-    planned = bench.plan().stages[0]
-    task = Task(planned, ())
+    task = Task(bench.plan().stages[0], ())
     with Tracking(bench.store, bench.plan(), database) as tracking:
-        for losses in ({1: 0.9}, {1: 7.0, 2: 0.8}):
+        for losses in ({1: 0.9, 2: 0.8}, {2: 7.0, 3: 0.7}, {3: 7.0, 4: 0.6}):
             task.attempt = bench.records.begin_attempt(task.key, {})
-            folder = bench.records.attempt_dir(task.key, task.attempt)
+            folder = journal(bench.records.attempt_dir(task.key, task.attempt), losses)
+            if task.attempt == 1:
+                continue  # its driver was killed
             tracking.stage_started(task, folder)
-            journal(folder, losses)
-            tracking.attempt_failed(task, Verdict(Cause.PREEMPTED, "gone"))
+            if task.attempt == 2:
+                tracking.attempt_failed(task, Verdict(Cause.RANK_DIED, "gone"))
     assert tracking.problem is None
     run = runs(database, bench.study.name)[f"stage:{task.key}"]
-    assert curve(database, run, "loss") == [(1, 0.9), (2, 0.8)]
-    assert run.info.status == "FAILED" and run.data.tags["attempts"] == "2"
-    assert run.data.tags["last_message"] == "gone"
+    assert curve(database, run, "loss") == [(1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6)]
+    assert run.info.status == "RUNNING"
+    expected = {"attempts": "3", "state": "running", "last_message": "gone"}
+    assert expected.items() <= run.data.tags.items()
 
 
 def test_results_do_not_take_the_names_of_curves() -> None:
@@ -320,15 +312,8 @@ def test_results_do_not_take_the_names_of_curves() -> None:
     assert final_results(metrics) == {"final.top1": 1.0, "final.loss": 2.0, "top1": 1.0}
 
 
-def test_two_studies_may_make_a_database_at_once(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/new/runs.db"
-    store = LocalStore(tmp_path)
-    targets = [Target(uri=uri, study=s, question="?", artifacts=None, store=store) for s in "ab"]
-    shippers = [Shipper(target) for target in targets]
-    for shipper in shippers:
-        shipper.finish_study(None)
-    assert [shipper.close() for shipper in shippers] == [None, None]
-    assert all(runs(uri, study)["study"].info.status == "FINISHED" for study in "ab")
+def test_two_studies_may_make_a_database_at_once(database: str) -> None:
+    assert all(runs(database, study)["study"].info.status == "FINISHED" for study in "ab")
 
 
 @pytest.mark.parametrize(
