@@ -221,7 +221,7 @@ def test_a_server_that_is_not_there_is_said_before_anything_runs(tmp_path: Path)
 
 def test_a_killed_driver_is_continued_by_the_same_command(tmp_path: Path) -> None:
     """SIGKILL in the middle of a 2-rank pretraining: it goes on from its checkpoint."""
-    study, store = tiny_study(tmp_path, epochs=400, checkpoint_s=0.5), tmp_path / "store"
+    study, store = tiny_study(tmp_path, epochs=80, checkpoint_s=0.5), tmp_path / "store"
     command = [sys.executable, "-m", "orchestrator.cli", "run", str(study), "--store", str(store)]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 150
