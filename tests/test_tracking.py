@@ -1,4 +1,4 @@
-"""What arrives in MLflow through the real process that ships it, and what happens when it cannot."""
+"""What arrives in MLflow through the real process that ships it, and what if it cannot."""
 
 from __future__ import annotations
 
