@@ -21,6 +21,12 @@ Precision = Literal["fp32", "bf16"]
 FeatureKind = Literal["cls", "mean", "pixels"]
 EvalSplit = Literal["dev", "test"]
 
+ENCODER_FILE = "encoder.safetensors"
+"""Output of a pretraining that evaluations read."""
+DECODER_FILE = "decoder.safetensors"
+GALLERY_FILE = "gallery.npz"
+"""Output of a pretraining that the report draws: images, masks, reconstructions."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -9,7 +9,15 @@ import numpy.typing as npt
 import torch
 
 from mae_core import dist
-from mae_core.config import Execution, PretrainRecipe, num_keep, split_batch
+from mae_core.config import (
+    DECODER_FILE,
+    ENCODER_FILE,
+    GALLERY_FILE,
+    Execution,
+    PretrainRecipe,
+    num_keep,
+    split_batch,
+)
 from mae_core.context import RunContext
 from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
 from mae_core.data.sources import ImageData
@@ -21,9 +29,6 @@ from mae_core.optim import pretrain_groups
 from mae_core.targets import patchify, unpatchify
 from mae_core.training import TrainJob, TrainResult, train
 
-ENCODER_FILE = "encoder.safetensors"
-DECODER_FILE = "decoder.safetensors"
-GALLERY_FILE = "gallery.npz"
 GALLERY_IMAGES = 8
 
 

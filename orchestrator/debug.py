@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.rank_actor import RankControl
 from cluster.rank_env import free_port, stage_environment
+from mae_core.config import ENCODER_FILE
 from orchestrator.datasets import Datasets
 from orchestrator.errors import UserError
 from orchestrator.plan import Plan, PlannedStage
@@ -19,7 +20,7 @@ from orchestrator.rank_main import run_stage
 from orchestrator.records import Records
 from orchestrator.show_status import find_stage
 from orchestrator.store import output_dir
-from orchestrator.tasks import ENCODER_FILE, encoder_of
+from orchestrator.tasks import encoder_of
 from studies.codec import to_plain
 
 

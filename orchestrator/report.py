@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mae_core.config import PretrainRecipe
+from mae_core.config import GALLERY_FILE, PretrainRecipe
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records, now_iso
 from orchestrator.results import make_rows
@@ -15,7 +15,6 @@ from studies.analysis.figures import GalleryEntry
 from studies.analysis.report import ReportMeta
 from studies.analysis.report import write_report as write_page
 
-GALLERY_FILE = "gallery.npz"
 GALLERY_CELLS = 4
 
 

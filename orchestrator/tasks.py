@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.gang import Gang
-from mae_core.config import DataConfig
+from mae_core.config import ENCODER_FILE, DataConfig
+from mae_core.data.facts import DIGITS
 from orchestrator.datasets import Datasets
 from orchestrator.plan import PlannedStage
 from orchestrator.policies import PastAttempt, TaskState, TaskView
 from orchestrator.records import DoneRecord, Records
 from studies.codec import to_plain
-
-ENCODER_FILE = "encoder.safetensors"
 
 
 @dataclass
@@ -65,6 +64,7 @@ def make_payload(task: Task, attempt: int, records: Records, datasets: Datasets)
     """Everything a rank needs, as JSON."""
     stage = task.planned.stage
     facts = datasets.ensure(stage.recipe.data.path)
+    parent = _encoder_record(task.parents, records)
     return {
         "recipe": to_plain(stage.recipe) | {"data": _located(stage.recipe.data)},
         "execution": to_plain(stage.execution),
@@ -73,7 +73,7 @@ def make_payload(task: Task, attempt: int, records: Records, datasets: Datasets)
         "directory": str(records.attempt_dir(task.key, attempt)),
         "checkpoints": str(records.checkpoints(task.key)),
         "encoder": encoder_of(task.parents, records),
-        "encoder_sha256": _encoder_digest(task.parents, records),
+        "encoder_sha256": parent and parent.outputs[ENCODER_FILE],
         "capture": True,
     }
 
@@ -81,27 +81,26 @@ def make_payload(task: Task, attempt: int, records: Records, datasets: Datasets)
 def _located(data: DataConfig) -> dict[str, Any]:
     """Data configuration with an absolute path: a rank may start in another directory."""
     path = Path(data.path)
-    is_local = "://" not in data.path and path.exists()
-    located: dict[str, Any] = to_plain(
-        replace(data, path=str(path.absolute())) if is_local else data
-    )
+    if data.path != DIGITS and "://" not in data.path and path.exists():
+        data = replace(data, path=str(path.absolute()))
+    located: dict[str, Any] = to_plain(data)
     return located
-
-
-def _encoder_digest(parents: tuple[str, ...], records: Records) -> str | None:
-    for parent in parents:
-        record = records.done(parent)
-        if record is not None and ENCODER_FILE in record.outputs:
-            return record.outputs[ENCODER_FILE]
-    return None
 
 
 def encoder_of(parents: tuple[str, ...], records: Records) -> str | None:
     """Path of the encoder that a parent left, None for a baseline without one."""
+    record = _encoder_record(parents, records)
+    if record is None:
+        return None
+    return str(records.outputs(record.science_hash, record.attempt) / ENCODER_FILE)
+
+
+def _encoder_record(parents: tuple[str, ...], records: Records) -> DoneRecord | None:
+    """Completion record of the parent that left an encoder."""
     for parent in parents:
         record = records.done(parent)
         if record is not None and ENCODER_FILE in record.outputs:
-            return str(records.outputs(parent, record.attempt) / ENCODER_FILE)
+            return record
     return None
 
 
