@@ -26,6 +26,7 @@ from mae_core.optim import build_optimizer, set_lr
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 ParamGroup = dict[str, Any]
+_LINEAR = nn.functional.linear
 
 
 def boot() -> Any:
@@ -186,6 +187,8 @@ class Engine:
     def close(self) -> None:
         """Release the engine's memory and hooks."""
         self._engine.destroy()
+        # ZeRO-3 replaces it for good, which would change the bits of every later stage here.
+        nn.functional.linear = _LINEAR
 
 
 def rehearse() -> None:

@@ -175,6 +175,15 @@ def test_losses_agree_over_zero_stages_world_sizes_and_accumulation(
             assert found[step] == pytest.approx(loss, rel=2e-5), name
 
 
+def test_a_warm_rank_computes_what_a_new_one_does(pool: SlotPool, tmp_path: Path) -> None:
+    """Stages of other kinds in between leave no trace: DeepSpeed's ZeRO-3 patches torch."""
+    first = train(pool, tmp_path / "first", 2, zero=1)
+    train(pool, tmp_path / "between", 2, zero=3)
+    train(pool, tmp_path / "also", 1, zero=0, precision="bf16")
+    again = train(pool, tmp_path / "again", 2, zero=1)
+    assert again["digest"] == first["digest"]
+
+
 def test_the_golden_loss(pool: SlotPool, tmp_path: Path) -> None:
     """A refactor of numerics keeps these; a change that means to move them says why."""
     losses = dict(train(pool, tmp_path, 1)["losses"])

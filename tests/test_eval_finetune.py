@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mae_core.data.sources import ImageData, open_data
 
 from mae_core.config import (
     NO_AUGMENTATION,
@@ -23,6 +22,7 @@ from mae_core.config import (
     LrScheduleConfig,
 )
 from mae_core.context import RunContext
+from mae_core.data.sources import ImageData, open_data
 from mae_core.engine import join_gang, leave_gang
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluate.encoder_file import read_tensors, save_encoder

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mae_core.data.sources import open_data
 from sklearn.neighbors import KNeighborsClassifier
 
 from mae_core.config import DataConfig, Execution, KnnRecipe
 from mae_core.context import RunContext
+from mae_core.data.sources import open_data
 from mae_core.errors import ConfigError
 from mae_core.evaluate import knn
 from mae_core.evaluate.features import Features
