@@ -19,9 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cluster.errors import ClusterUnreachable
 
 TEMP_PREFIX = "mae-study-ray-"
+TOKEN_FILE = "token"
+EXIT_GRACE_S = 3.0
 OBJECT_STORE_BYTES = 80 << 20  # results are JSON; tensors never go through Ray
 
 
@@ -65,9 +69,11 @@ def connect(
 def _embedded(num_cpus: int | None) -> Iterator[Any]:
     sweep_temp_dirs()
     temp_dir = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-")
+    token = secrets.token_hex(32)
+    (Path(temp_dir) / TOKEN_FILE).write_text(token)  # mkdtemp's folder is ours alone
     os.environ |= {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": token,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -88,6 +94,7 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+        _end_processes(token)
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
@@ -124,9 +131,32 @@ def _init(ray: Any, **options: Any) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
+def _end_processes(token: str) -> None:
+    """End what is left of an embedded Ray: its agents may outlive it by a minute.
+
+    Its processes are known by the token that was made for it alone.
+    """
+    left = [p for p in psutil.process_iter(["name", "pid"]) if _belongs(p, token)]
+    _, alive = psutil.wait_procs(left, timeout=EXIT_GRACE_S)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=EXIT_GRACE_S)
+
+
+def _belongs(process: psutil.Process, token: str) -> bool:
+    try:
+        is_ray = process.info["name"].startswith(("ray::", "raylet", "gcs_server"))
+        return bool(is_ray and process.environ().get("RAY_AUTH_TOKEN") == token)
+    except psutil.Error:
+        return False
+
+
 def sweep_temp_dirs() -> None:
-    """Remove the temp directories of embedded Rays whose command was killed."""
+    """Remove what embedded Rays have left whose command was killed: processes, directories."""
     for path in Path(tempfile.gettempdir()).glob(f"{TEMP_PREFIX}*"):
         owner = path.name.removeprefix(TEMP_PREFIX).split("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            with contextlib.suppress(OSError):
+                _end_processes((path / TOKEN_FILE).read_text())
             shutil.rmtree(path, ignore_errors=True)

@@ -71,7 +71,9 @@ def leftovers() -> list[str]:
     import tempfile
 
     names = []
-    for process in psutil.process_iter(["cmdline", "name"]):
+    for process in psutil.process_iter(["cmdline", "name", "status"]):
+        if process.info["status"] == psutil.STATUS_ZOMBIE:
+            continue  # it has ended; process 1 has not collected it yet
         line = " ".join(process.info["cmdline"] or [])
         if "mae-study-ray-" in line or process.info["name"].startswith("ray::"):
             names.append(f"{process.pid} {line[:80]}")
