@@ -134,7 +134,8 @@ def _init(ray: Any, **options: Any) -> None:
 def _end_processes(token: str) -> None:
     """End what is left of an embedded Ray: its agents may outlive it by a minute.
 
-    Its processes are known by the token that was made for it alone.
+    Its processes are known by the token that was made for it alone; those that rewrite their
+    environment with their title are not seen, and end by themselves.
     """
     left = [p for p in psutil.process_iter(["name", "pid"]) if _belongs(p, token)]
     _, alive = psutil.wait_procs(left, timeout=EXIT_GRACE_S)
