@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import math
 import os
 import time
 import traceback
@@ -24,6 +25,10 @@ class RankControl:
     rank: int
     world: int
     stop_requested: Callable[[], bool]
+    grace_left_s: Callable[[], float] = lambda: math.inf
+    """Seconds until the process is ended whatever it does; infinite without a notice."""
+    beat: Callable[[str, int], None] = lambda section, step: None
+    """`beat(section, step)`: a section of the stage begins, `step` steps being done."""
 
 
 def load_entry(name: str) -> Entry:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+SECTIONS = ("start", "restore", "load", "step", "save", "finish", "evaluate")
+"""What a rank can be at; a limit of time is learned for each."""
 
 
 def _ignore_metrics(step: int, metrics: Mapping[str, float]) -> None:
@@ -17,6 +22,18 @@ def _never() -> bool:
 
 def _no_fault(name: str) -> None:
     """Do nothing at a fault point."""
+
+
+def _no_beat(section: str, step: int) -> None:
+    """Tell nobody: a run that nobody watches."""
+
+
+def _no_event(name: str, fields: Mapping[str, Any]) -> None:
+    """Drop an event."""
+
+
+def _for_ever() -> float:
+    return math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +54,13 @@ class RunContext:
     """True once somebody asked this rank to stop; the ranks agree on the step."""
     fault_point: Callable[[str], None] = field(default=_no_fault)
     """Called by name where a fault may be rehearsed; a no-op outside rehearsals."""
+    beat: Callable[[str, int], None] = field(default=_no_beat)
+    """`beat(section, step)` as a section of `SECTIONS` begins, `step` updates being done."""
+    event: Callable[[str, Mapping[str, Any]], None] = field(default=_no_event)
+    """`event("saved", {...})`: something worth keeping in the journal that is no metric."""
+    grace_left_s: Callable[[], float] = field(default=_for_ever)
+    """Seconds until this process is ended whatever it does; infinite without a notice."""
+    lease_epoch: int = 0
+    """Fencing epoch of the driver that started this attempt; written into checkpoints."""
+    rollback: int = 0
+    """Newest checkpoints to pass over: the remedy after numerics went wrong."""

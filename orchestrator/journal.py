@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -34,18 +35,22 @@ class JournalWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream: TextIO = path.open("a", encoding="utf-8")
         self._sequence = 0
+        self._lock = threading.Lock()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line."""
-        line = {
-            "seq": self._sequence,
-            "t": time.time_ns() // 1_000_000,
-            "step": step,
-            "metrics": dict(metrics),
-        }
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
-        self._sequence += 1
+        """Append metrics of a step."""
+        self._append({"step": step, "metrics": dict(metrics)})
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Append something that happened and is no metric, such as `saved`."""
+        self._append({"event": name, **fields})
+
+    def _append(self, content: dict[str, Any]) -> None:
+        with self._lock:  # checkpoints are written, and say so, in a thread of their own
+            line = {"seq": self._sequence, "t": time.time_ns() // 1_000_000, **content}
+            self._stream.write(json.dumps(line) + "\n")
+            self._stream.flush()
+            self._sequence += 1
 
     def close(self) -> None:
         """Close the file."""
@@ -122,8 +127,20 @@ class StageReader:
         return replace(entry, metrics=kept)
 
 
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Events of a journal, oldest first: `event`, `t` (Unix milliseconds) and their own fields."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                raw = json.loads(line)
+                if isinstance(raw, dict) and "event" in raw:
+                    found.append(raw)
+    return found
+
+
 def _parse(line: bytes) -> Entry | None:
-    """A line as an entry; None for one that a crash has torn."""
+    """A line as an entry; None for an event, and for one that a crash has torn."""
     try:
         raw = json.loads(line)
         return Entry(raw["seq"], raw["t"], raw["step"], raw["metrics"])

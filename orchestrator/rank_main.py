@@ -87,6 +87,11 @@ def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict
         world=control.world,
         log_metrics=journal.write if journal else _drop,
         should_stop=control.stop_requested,
+        grace_left_s=control.grace_left_s,
+        beat=control.beat,
+        event=journal.event if journal else _drop_event,
+        lease_epoch=payload.get("lease_epoch", 0),
+        rollback=payload.get("rollback", 0),
     )
     try:
         data = _open_data(recipe.data, payload["facts"])
@@ -173,6 +178,10 @@ def _frozen(facts: dict[str, Any]) -> str:
 
 def _drop(step: int, metrics: Any) -> None:
     """Ranks above 0 keep no journal."""
+
+
+def _drop_event(name: str, fields: Any) -> None:
+    """Events are rank 0's to keep."""
 
 
 def _close_group() -> None:
