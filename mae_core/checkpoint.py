@@ -1,185 +1,287 @@
 """Checkpoints that are either whole or not there.
 
-Shards are written into a `.partial` directory; once every rank is done, a manifest with size and
-SHA-256 of each file is written and fsynced, and the directory is renamed. A reader knows only
-manifests: it verifies every byte before anything is unpickled, and a damaged checkpoint is named
-and the previous one used. Nothing here follows a `latest` pointer.
+Each rank copies its state aside and writes it, in a thread, with digests; when the writers of all
+ranks are done, rank 0 publishes a manifest that names every file. A reader knows only manifests:
+it checks every byte before anything is unpickled, agrees with the other ranks on one checkpoint,
+and passes over a damaged one, aloud. Nothing here follows a `latest` pointer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-import os
-import shutil
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from mae_core import dist
 from mae_core.errors import CheckpointError
+from mae_core.manifest import MANIFEST, FileEntry, Manifest, directory_name, parse_directory
+from mae_core.place import Place
+from mae_core.shards import Copier, foreign_types, num_bytes, write_shard
 
-MANIFEST = "manifest.json"
-KEEP = 2
+SPACE_MARGIN = 1.05
+"""Of the bytes in memory: a shard's own structure comes on top."""
+Digests = dict[str, tuple[int, str]]
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What a committed checkpoint holds."""
+class Found:
+    """A checkpoint that all ranks have verified."""
+
+    name: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How a save ended."""
 
     step: int
-    """Optimizer updates done."""
-    science_hash: str
-    world_size: int
-    zero_stage: int
-    files: dict[str, tuple[int, str]]
-    """Relative name → (bytes, SHA-256)."""
-
-    def to_json(self) -> str:
-        """JSON, sorted."""
-        return json.dumps(self.__dict__, sort_keys=True, indent=1)
-
-    @classmethod
-    def read(cls, directory: Path) -> Manifest:
-        """Read a manifest; raises `CheckpointError` if it is not one."""
-        try:
-            raw = json.loads((directory / MANIFEST).read_text())
-            files = {name: (int(size), str(sha)) for name, (size, sha) in raw["files"].items()}
-            names = ("step", "science_hash", "world_size", "zero_stage")
-            return cls(**{n: raw[n] for n in names}, files=files)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{directory}: no readable manifest ({error})") from error
+    num_bytes: int
+    write_s: float
+    """Longest of the ranks, in the background or not."""
+    problem: str | None = None
+    """Why nothing was committed; the previous checkpoint stands."""
 
 
-def commit(
-    directory: Path,
-    write_shards: Callable[[Path], None],
-    *,
-    step: int,
-    science_hash: str,
-    zero_stage: int,
-) -> Path:
-    """Write and commit the checkpoint of `step` under `directory` (collective); return its path."""
-    final = directory / f"step-{step:09d}"
-    partial = final.with_suffix(".partial")
-    if dist.rank() == 0:
-        for leftover in (partial, final):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    write_shards(partial)
-    dist.barrier()
-    files = _digest_together(partial, _list_files(partial), sync=True)
-    if dist.rank() == 0:
-        manifest = Manifest(step, science_hash, dist.world(), zero_stage, files)
-        _write_synced(partial / MANIFEST, manifest.to_json())
-        os.rename(partial, final)
-        _sync_directory(directory)
-        _retain(directory)
-    dist.barrier()
-    return final
+@dataclass
+class _Pending:
+    facts: Manifest
+    began: float
+    result: Future[Digests]
 
 
-def find(directory: Path, *, science_hash: str, zero_stage: int) -> tuple[Path, Manifest] | None:
-    """Return the newest whole checkpoint of this identity, agreed by all ranks (collective)."""
-    for path in dist.broadcast_object(_candidates(directory)):
-        try:
-            manifest = Manifest.read(path)
-            problem = _unfit(manifest, science_hash) or _damage(path, manifest)
-        except CheckpointError as error:
-            problem = str(error)
-        problems = [p for p in dist.all_gather_object(problem) if p]
-        if not problems:
-            _check_layout(path, manifest, zero_stage)
-            return path, manifest
+class Checkpoints:
+    """The checkpoints of one training. All methods that say so are collective."""
+
+    def __init__(
+        self, place: Place, *, science_hash: str, lease_epoch: int, keep: int, types: Iterable[Any]
+    ) -> None:
+        self._place, self._science_hash, self._epoch = place, science_hash, lease_epoch
+        self._keep, self._types = max(1, keep), tuple(types)
+        self._copier = Copier()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
+        self._in_use: str | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """True between `begin` and `commit`, on every rank alike."""
+        return self._pending is not None
+
+    @property
+    def is_writing(self) -> bool:
+        """True while this rank's thread writes."""
+        return self._pending is not None and not self._pending.result.done()
+
+    def copy(self, files: Mapping[str, Any]) -> dict[str, Any]:
+        """Copy state aside: until the copy is written, training may change the original."""
+        return {name: self._copier.copy(name, tree) for name, tree in files.items()}
+
+    def begin(self, facts: Manifest, files: Mapping[str, Any]) -> str | None:
+        """Start to write this rank's files (collective); return why not, if there is no room."""
+        sizes = dist.all_gather_object(num_bytes(dict(files)))
+        directory = directory_name(facts.step, self._epoch)
+        problem = None
         if dist.rank() == 0:
-            print(f"checkpoint {path} is not used: {problems[0]}", file=sys.stderr, flush=True)
-    return None
-
-
-def _candidates(directory: Path) -> list[Path]:
-    return sorted((p for p in directory.glob("step-*") if p.suffix != ".partial"), reverse=True)
-
-
-def _unfit(manifest: Manifest, science_hash: str) -> str | None:
-    if manifest.science_hash != science_hash:
-        return f"it belongs to another run ({manifest.science_hash})"
-    return None
-
-
-def _damage(path: Path, manifest: Manifest) -> str | None:
-    """Say what is wrong with this rank's share of the files, None if nothing."""
-    for name in sorted(manifest.files)[dist.rank() :: dist.world()]:
-        size, sha = manifest.files[name]
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _sha256(file) != sha:
-            return f"{name} is damaged (SHA-256 differs)"
-    return None
-
-
-def _check_layout(path: Path, manifest: Manifest, zero_stage: int) -> None:
-    """Refuse what DeepSpeed cannot load as it is, before it fails obscurely."""
-    if manifest.world_size != dist.world():
-        raise CheckpointError(
-            f"{path} was written by {manifest.world_size} ranks and this gang has {dist.world()}: "
-            f"run with execution.world_size={manifest.world_size}, "
-            "or delete the checkpoint directory to start this stage again"
+            problem = self._make_room(directory, int(sum(sizes) * SPACE_MARGIN))
+        # Nobody writes before rank 0 has cleared the directory.
+        if problem := dist.broadcast_object(problem):
+            return str(problem)
+        self._pending = _Pending(
+            facts, time.monotonic(), self._writer.submit(self._write, directory, files)
         )
-    if manifest.zero_stage != zero_stage:
-        raise CheckpointError(
-            f"{path} was written with ZeRO stage {manifest.zero_stage}, not {zero_stage}: "
-            f"run with execution.zero_stage={manifest.zero_stage}"
-        )
+        return None
+
+    def commit(self) -> Saved:
+        """Wait for the writers, publish the manifest, drop what is too old (collective)."""
+        pending, self._pending = self._pending, None
+        assert pending is not None, "commit without begin"
+        digests, problem = _outcome(pending.result)
+        seconds = time.monotonic() - pending.began
+        parts = dist.all_gather_object((digests, problem, seconds))
+        problem = next((p for _, p, _ in parts if p), None)
+        files = {
+            name: FileEntry(size, sha, rank)
+            for rank, (mine, _, _) in enumerate(parts)
+            for name, (size, sha) in mine.items()
+        }
+        if dist.rank() == 0:
+            problem = problem or self._publish(pending.facts, files)
+        problem = dist.broadcast_object(problem)
+        total = sum(f.size for f in files.values())
+        return Saved(pending.facts.step, total, max(s for _, _, s in parts), problem)
+
+    def find(self, *, rollback: int = 0) -> Found | None:
+        """Return the newest whole checkpoint of this run, agreed by all ranks (collective).
+
+        Args:
+            rollback: newest whole checkpoints to discard first; the last one is never discarded.
+        """
+        passed: list[Found] = []
+        for name in dist.broadcast_object(list(reversed(self._candidates()))):
+            manifest, problem = self._inspect(name)
+            problems = [p for p in dist.all_gather_object(problem) if p]
+            if problems:
+                _say(f"checkpoint {name} is not used: {problems[0]}")
+                continue
+            assert manifest is not None
+            if len(passed) == rollback:
+                self._discard(passed)
+                return self._use(Found(name, manifest))
+            passed.append(Found(name, manifest))
+        self._discard(passed[:-1])
+        return self._use(passed[-1]) if passed else None
+
+    def verified(self, found: Found, name: str) -> bytes:
+        """Content of a file, read once and checked; raises `CheckpointError` if it has changed."""
+        entry = found.manifest.files.get(name)
+        if entry is None:
+            raise CheckpointError(f"{name} is not part of checkpoint {found.name}")
+        try:
+            content = self._place.read(f"{found.name}/{name}")
+        except OSError as error:
+            raise CheckpointError(f"{found.name}/{name} cannot be read ({error})") from error
+        if len(content) != entry.size or hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise CheckpointError(f"{found.name}/{name} has changed since it was verified")
+        return content
+
+    def close(self) -> None:
+        """End the writing thread; what it has not finished is not committed."""
+        self._writer.shutdown(wait=True, cancel_futures=True)
+
+    def _use(self, found: Found) -> Found:
+        self._in_use = found.name
+        return found
+
+    def _candidates(self) -> list[str]:
+        """Directories of checkpoints, oldest first."""
+        named = [(key, n) for n in self._place.directories() if (key := parse_directory(n))]
+        return [name for _, name in sorted(named)]
+
+    def _inspect(self, name: str) -> tuple[Manifest | None, str | None]:
+        """Read a manifest and check this rank's share of the files: (manifest, problem)."""
+        try:
+            manifest = Manifest.from_json(self._place.read(f"{name}/{MANIFEST}"))
+        except OSError:
+            return None, "it has no manifest: its saving was cut off"
+        except CheckpointError as error:
+            return None, str(error)
+        if manifest.science_hash != self._science_hash:
+            return None, f"it belongs to another run ({manifest.science_hash[:80]})"
+        if parse_directory(name) != (manifest.step, manifest.lease_epoch):
+            return None, f"its manifest is of step {manifest.step}: it was moved or copied here"
+        for file, entry in sorted(manifest.files.items()):
+            if _is_mine(entry) and (problem := self._damage(f"{name}/{file}", entry)):
+                return None, problem
+        return manifest, None
+
+    def _damage(self, path: str, entry: FileEntry) -> str | None:
+        """Say what is wrong with a file, None if nothing."""
+        try:
+            size, sha = self._place.digest(path)
+            if size != entry.size:
+                return f"{path} has {size} bytes instead of {entry.size}"
+            if sha != entry.sha256:
+                return f"{path} is damaged (SHA-256 differs)"
+            with self._place.open(path) as stream:
+                foreign = foreign_types(stream, self._types)
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror or error})"
+        return f"{path} asks for {foreign[0]}" if foreign else None
+
+    def _write(self, directory: str, files: Mapping[str, Any]) -> Digests:
+        return {
+            name: write_shard(self._place, f"{directory}/{name}", tree)
+            for name, tree in files.items()
+        }
+
+    def _publish(self, facts: Manifest, files: dict[str, FileEntry]) -> str | None:
+        """Commit, then drop what is too old; return what went wrong before the commit."""
+        directory = directory_name(facts.step, self._epoch)
+        newer = [n for n in self._candidates() if (parse_directory(n) or (0, 0))[1] > self._epoch]
+        if newer:
+            return f"a newer driver has taken over: it has saved {newer[-1]}"
+        manifest = Manifest(**(facts.__dict__ | {"files": files}))
+        try:
+            self._place.publish(f"{directory}/{MANIFEST}", manifest.to_json())
+        except OSError as error:
+            return _os_problem(error)
+        with contextlib.suppress(OSError):  # what cannot be deleted now is deleted next time
+            self._retain(directory)
+        return None
+
+    def _retain(self, newest: str) -> None:
+        """Keep the newest few; cut-off savings go too."""
+        whole = [n for n in self._candidates() if self._has_manifest(n)]
+        kept = {*whole[-self._keep :], newest}
+        for name in self._candidates():
+            if name not in kept:
+                self._clear(name)
+        self._in_use = None
+
+    def _has_manifest(self, name: str) -> bool:
+        try:
+            Manifest.from_json(self._place.read(f"{name}/{MANIFEST}"))
+        except (OSError, CheckpointError):
+            return False
+        return True
+
+    def _clear(self, name: str) -> None:
+        """Delete a directory, its manifest first: a half-deleted one is never read."""
+        self._place.delete(f"{name}/{MANIFEST}")
+        self._place.delete_tree(name)
+
+    def _discard(self, passed: list[Found]) -> None:
+        """Delete checkpoints that a rollback passes over (collective)."""
+        dist.barrier()
+        if dist.rank() == 0:
+            for found in passed:
+                _say(f"checkpoint {found.name} is discarded: rolling back")
+                self._clear(found.name)
+        dist.barrier()
+
+    def _make_room(self, directory: str, needed: int) -> str | None:
+        """Clear the directory, and what is superseded if room is short; say what is missing."""
+        try:
+            self._clear(directory)
+            free = self._place.free_bytes()
+            if free is None or free >= needed:
+                return None
+            whole = [n for n in self._candidates() if self._has_manifest(n)]
+            for name in self._candidates():
+                if name not in (*whole[-1:], self._in_use):
+                    self._clear(name)
+            free = self._place.free_bytes() or 0
+        except OSError as error:
+            return _os_problem(error)
+        if free >= needed:
+            return None
+        return f"disk: {needed >> 20} MiB are needed and {free >> 20} MiB are free"
 
 
-def _list_files(directory: Path) -> list[str]:
-    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+def _is_mine(entry: FileEntry) -> bool:
+    """A rank checks what it reads: its own files, rank 0's, and a share of a larger gang's."""
+    return entry.rank == 0 or entry.rank % dist.world() == dist.rank()
 
 
-def _digest_together(
-    directory: Path, names: list[str], *, sync: bool
-) -> dict[str, tuple[int, str]]:
-    """Each rank hashes its share of the files; all get the whole list."""
-    mine = {}
-    for name in names[dist.rank() :: dist.world()]:
-        file = directory / name
-        if sync:
-            _sync_file(file)
-        mine[name] = (file.stat().st_size, _sha256(file))
-    return {name: entry for part in dist.all_gather_object(mine) for name, entry in part.items()}
-
-
-def _retain(directory: Path) -> None:
-    """Keep the newest two; the manifest goes first, so that a half-deleted one is never read."""
-    for old in _candidates(directory)[KEEP:]:
-        (old / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync_file(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
+def _outcome(result: Future[Digests]) -> tuple[Digests, str | None]:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return result.result(), None
+    except OSError as error:
+        return {}, _os_problem(error)
 
 
-def _sync_directory(directory: Path) -> None:
-    _sync_file(directory)
+def _os_problem(error: OSError) -> str:
+    return f"disk: {error.strerror or error}"
 
 
-def _write_synced(file: Path, text: str) -> None:
-    with file.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _say(text: str) -> None:
+    """Print on rank 0; a full disk must not end the run that a message is about."""
+    if dist.rank() == 0:
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)

@@ -11,6 +11,23 @@ from typing import Any
 SECTIONS = ("start", "restore", "load", "step", "save", "finish", "evaluate")
 """What a rank can be at; a limit of time is learned for each."""
 
+FAULT_POINTS = (
+    "start",
+    "restore",
+    "load",
+    "step",
+    "log",
+    "save",
+    "copied",
+    "write",
+    "fsync",
+    "rename",
+    "delete",
+    "committed",
+    "finish",
+)
+"""Where a fault can be rehearsed, in the order in which a training first comes by."""
+
 
 def _ignore_metrics(step: int, metrics: Mapping[str, float]) -> None:
     """Drop metrics: the sink of a run that nobody watches."""

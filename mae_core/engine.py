@@ -22,9 +22,15 @@ from torch import nn
 
 from mae_core import dist
 from mae_core.config import BatchSplit, OptimizerConfig, Precision
+from mae_core.errors import CheckpointError
+from mae_core.fingerprint import combine, partial_sums
 from mae_core.optim import build_optimizer, set_lr
+from mae_core.shards import read_shard
+from mae_core.universal import ShardReader, restricted
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+SHARDS = "shards"
+"""Folder of DeepSpeed's files within a checkpoint."""
 ParamGroup = dict[str, Any]
 _LINEAR = nn.functional.linear
 
@@ -121,8 +127,10 @@ class Engine:
         batch: BatchSplit,
         precision: Precision,
         zero_stage: int,
+        universal: bool = False,
     ) -> None:
         deepspeed = boot()
+        self._zero_stage, self._universal = zero_stage, universal
         if zero_stage == 3:
             _reset_zero3_counters()
         self.device = dist.device()
@@ -136,10 +144,14 @@ class Engine:
             "zero_optimization": {"stage": zero_stage},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": sys.maxsize,
+            "checkpoint": {"load_universal": universal},
         }
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=build_optimizer(optimizer, groups, peak_lr), config=config
         )
+        self._io = _shard_io()
+        self._engine.checkpoint_engine = self._io
+        self._engine._copy_recovery_script = lambda _: None
 
     def step(self, micro_inputs: Iterable[tuple[torch.Tensor, ...]], lr: float) -> torch.Tensor:
         """Do one optimizer update; return this rank's mean loss, a detached scalar."""
@@ -171,18 +183,73 @@ class Engine:
             state[name] = full.detach().float().cpu().clone().reshape(_shape(parameter))
         return state
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's shards under `directory` (collective)."""
-        self._engine.save_checkpoint(str(directory), tag="shards", save_latest=False)
+    def shards(self) -> dict[str, Any]:
+        """Return what this rank saves (collective): file name → tree, still the live tensors."""
+        self._io.captured = {}
+        self._engine.save_checkpoint(".", tag=SHARDS, save_latest=False)
+        captured: dict[str, Any] = self._io.captured
+        self._io.captured = {}
+        return captured
 
-    def load(self, directory: Path) -> None:
-        """Read this rank's shards, whose digests the caller has verified (collective).
+    def load(self, directory: Path, read: ShardReader) -> None:
+        """Load a checkpoint of this world size, or a universal one (collective).
 
-        The shards are pickles: never call it on files that were not verified.
+        Args:
+            directory: holds the folder `shards`.
+            read: verified content of a shard.
         """
-        loaded, _ = self._engine.load_checkpoint(str(directory), tag="shards")
+        self._io.read = read
+        settings = self._optimizer_settings()
+        with restricted(read, safe_types()):
+            loaded, _ = self._engine.load_checkpoint(str(directory), tag=SHARDS)
         if loaded is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint in {directory}")
+            raise CheckpointError(f"DeepSpeed found no checkpoint in {directory}")
+        if self._universal and self._zero_stage == 3:
+            self._repair_zero3(settings)
+
+    def _optimizer_settings(self) -> list[list[ParamGroup]]:
+        return [
+            [{k: v for k, v in g.items() if k != "params"} for g in groups]
+            for groups in self._group_lists()
+        ]
+
+    def _group_lists(self) -> list[list[ParamGroup]]:
+        optimizer = self._engine.optimizer
+        inner = getattr(optimizer, "optimizer", optimizer)
+        return [optimizer.param_groups, inner.param_groups]
+
+    def _repair_zero3(self, settings: list[list[ParamGroup]]) -> None:
+        """Undo what the universal loader of ZeRO-3 does wrong (DeepSpeed 0.19.8).
+
+        It copies the first group's settings to all groups, and gives all sub-groups one and the
+        same `step` tensor, which each of them then advances.
+        """
+        for groups, kept in zip(self._group_lists(), settings, strict=True):
+            for group, values in zip(groups, kept, strict=True):
+                group.update(values)
+        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        for state in inner.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
+
+    def parameter_digest(self) -> str:
+        """Checksum of all weights, whatever their division over ranks (collective)."""
+        parameters = list(self._engine.module.parameters())
+        if self._zero_stage == 3:
+            slices = [_own_slice(i, p) for i, p in enumerate(parameters)]
+        else:  # every rank has all of them: each sums a share
+            own = range(dist.rank(), len(parameters), dist.world())
+            slices = [(i, parameters[i].detach(), 0) for i in own]
+        return combine(dist.all_gather_object(partial_sums(slices)))
+
+    def probe(self, inputs: tuple[torch.Tensor, ...]) -> float:
+        """Loss of a batch without learning from it (collective under ZeRO-3)."""
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                return float(self._engine(*inputs))
+        finally:
+            self._engine.train()
 
     def close(self) -> None:
         """Release the engine's memory and hooks."""
@@ -229,6 +296,60 @@ class _MeanSquare(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         loss: torch.Tensor = self.layer(x).square().mean()
         return loss
+
+
+def _shard_io() -> Any:
+    """DeepSpeed's seam for checkpoint files: saving collects, loading reads what was verified."""
+    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+
+    class ShardIo(CheckpointEngine):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.captured: dict[str, Any] = {}
+            self.read: ShardReader = lambda path: None
+
+        def create(self, info: Any) -> None:
+            """Nothing to prepare."""
+
+        def makedirs(self, path: str, exist_ok: bool = False) -> None:
+            """Nothing is written where DeepSpeed says."""
+
+        def save(self, state_dict: Any, path: str) -> None:
+            self.captured[f"{SHARDS}/{Path(path).name}"] = state_dict
+
+        def load(self, path: str, map_location: Any = None) -> Any:
+            content = self.read(Path(path))
+            if content is None:
+                raise CheckpointError(f"{path} is not part of the checkpoint that was verified")
+            return read_shard(content, Path(path).name, safe_types())
+
+        def commit(self, info: Any) -> bool:
+            return True
+
+    return ShardIo()
+
+
+def software_versions() -> dict[str, str]:
+    """Versions that the bits of a training depend on."""
+    return {"torch": str(torch.__version__), "deepspeed": str(boot().__version__)}
+
+
+def safe_types() -> list[Any]:
+    """The types, beyond torch's own, that a DeepSpeed shard holds."""
+    boot()
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, ZeroStageEnum, fragment_address]
+
+
+def _own_slice(number: int, parameter: Any) -> tuple[int, torch.Tensor, int]:
+    """This rank's slice of a parameter under ZeRO-3, without the padding."""
+    shard = parameter.ds_tensor
+    begin = dist.rank() * shard.numel()
+    length = max(0, min(shard.numel(), parameter.ds_numel - begin))
+    return number, shard.detach().reshape(-1)[:length], begin
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

@@ -81,13 +81,10 @@ def run_pretrain(
     if dist.rank() == 0:
         _save(recipe, result, ctx, data)
     dist.barrier()
-    return {
-        "loss": result.loss,
+    return result.facts() | {
         "steps": num_steps,
         "images_seen": num_steps * recipe.global_batch,
         "num_train_images": len(split),
-        "resumed_from": result.resumed_from,
-        "images_per_s": result.images_per_s,
         "num_patches": recipe.num_patches,
         "num_visible": num_keep(recipe.num_patches, recipe.mask_ratio),
         "micro_batch": batch.micro,

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mae_core import checkpoint, dist
+from mae_core import dist
 from mae_core.config import BatchSplit, Execution, OptimizerConfig, Precision
 from mae_core.context import RunContext
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.engine import Engine
 from mae_core.errors import MaeCoreError, NumericsError
 from mae_core.lr_schedule import LrSchedule
+from mae_core.saving import LEVEL_NONE, Resumed, Saver, find_checkpoint
+from mae_core.train_state import RECENT
 
 MAX_LOG_EVERY = 50
+MIN_LOGS = 100
+"""Logged points of a training that has so many steps."""
+MIN_RECENT = 5
+"""Logged losses before a spike can be told."""
+PROBE_IMAGES = 8
 
 
 class Stopped(MaeCoreError):
-    """Training was asked to stop; a checkpoint was committed first where there is a place."""
+    """Training was asked to stop; the message says whether a checkpoint was committed first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,61 +59,112 @@ class TrainResult:
     """Weights in fp32 on the CPU, on every rank."""
     loss: float | None
     """Mean over the last logged window and all ranks; None if there was no step."""
-    resumed_from: int
+    resumed_from: int = 0
     """Step of the checkpoint that this attempt went on from."""
-    images_per_s: float | None
+    level: str = LEVEL_NONE
+    """How exactly it went on; see `mae_core.saving`."""
+    images_per_s: float | None = None
     """Over this attempt's steps, all ranks together."""
+
+    def facts(self) -> dict[str, Any]:
+        """What is worth recording."""
+        names = ("loss", "resumed_from", "level", "images_per_s")
+        return {name: getattr(self, name) for name in names}
 
 
 def train(job: TrainJob, execution: Execution, ctx: RunContext) -> TrainResult:
-    """Train to the end, or raise `Stopped` / `NumericsError`."""
+    """Train to the end, or raise `Stopped` / `NumericsError` / `CheckpointError`."""
     if job.num_steps == 0:
         # An untrained network is a result too: duration 0 is a point of the curve.
         state = {n: p.detach().float().cpu().clone() for n, p in job.module.named_parameters()}
-        return TrainResult(state=state, loss=None, resumed_from=0, images_per_s=None)
-    engine = Engine(
-        job.module,
-        job.param_groups,
-        optimizer=job.optimizer,
-        peak_lr=job.lr_schedule.peak_lr,
-        batch=job.batch,
-        precision=job.precision,
-        zero_stage=execution.zero_stage,
-    )
-    try:
-        return _Loop(job, engine, execution, ctx).run()
-    finally:
-        engine.close()
+        return TrainResult(state=state, loss=None)
+    ctx.beat("restore", 0)
+    ctx.fault_point("restore")
+    with find_checkpoint(ctx, execution, job.precision, job.batch) as saver:
+        engine = Engine(
+            job.module,
+            job.param_groups,
+            optimizer=job.optimizer,
+            peak_lr=job.lr_schedule.peak_lr,
+            batch=job.batch,
+            precision=job.precision,
+            zero_stage=execution.zero_stage,
+            universal=saver.needs_conversion,
+        )
+        try:
+            return _Loop(job, engine, execution, ctx, saver).run()
+        finally:
+            engine.close()
 
 
 class _Loop:
     """State of one training between its steps."""
 
-    def __init__(self, job: TrainJob, engine: Engine, execution: Execution, ctx: RunContext):
+    def __init__(
+        self, job: TrainJob, engine: Engine, execution: Execution, ctx: RunContext, saver: Saver
+    ):
         self.job, self.engine, self.execution, self.ctx = job, engine, execution, ctx
-        self.log_every = min(MAX_LOG_EVERY, max(1, job.num_steps // 100))
-        self.window_loss = torch.zeros((), device=engine.device)
-        self.window_steps = 0
+        self.saver = saver
+        self.log_every = min(MAX_LOG_EVERY, max(1, job.num_steps // MIN_LOGS))
+        self.probe = self._fixed_batch()
         self.loss: float | None = None
 
     def run(self) -> TrainResult:
-        start = self._restore()
+        resumed = self.saver.restore(self.engine, self.probe, self.job.loader.position)
+        self.state = resumed.state
+        start = resumed.step
+        self.loss = self.state.recent[-1] if self.state.recent else None
+        # In double precision, so that it can be saved and added up again without loss.
+        self.window = torch.tensor(
+            self.state.window_loss, dtype=torch.float64, device=self.engine.device
+        )
         self.began = self.window_began = self.saved_at = time.monotonic()
+        self.saved_step = start
+        self.ctx.event("training", {"step": start})
+        for step, inputs in self._inputs(self.state.data_step):
+            loss = self.engine.step(inputs, self.job.lr_schedule.at(self.state.lr_step))
+            self.window += loss
+            self.state.window_steps += 1
+            self.state.data_step = self.state.lr_step = step + 1
+            self._after_step(step + 1)
+        return self._finish(resumed)
+
+    def _fixed_batch(self) -> tuple[torch.Tensor, ...]:
+        """A few inputs that are the same on any rank of any gang; no generator is advanced."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            batch = self.job.loader.probe(PROBE_IMAGES)
+            return self.job.prepare(batch, self.engine.device)
+
+    def _inputs(self, start: int) -> Iterator[tuple[int, Iterable[tuple[torch.Tensor, ...]]]]:
+        """Yield each step with its micro-batches; says when it waits for data and when not."""
         batches = self.job.loader.steps(start, self.job.num_steps)
         try:
-            for step, micro_batches in enumerate(batches, start=start):
-                inputs = (self.job.prepare(b, self.engine.device) for b in micro_batches)
-                self.window_loss += self.engine.step(inputs, self.job.lr_schedule.at(step))
-                self.window_steps += 1
-                self._after_step(step + 1)
+            for step in range(start, self.job.num_steps):
+                self.ctx.beat("load", step)
+                self.ctx.fault_point("load")
+                micro_batches = next(batches)
+                self.ctx.beat("step", step)
+                yield step, (self.job.prepare(b, self.engine.device) for b in micro_batches)
         finally:
             batches.close()
+
+    def _finish(self, resumed: Resumed) -> TrainResult:
         elapsed = time.monotonic() - self.began
-        images = (self.job.num_steps - start) * self.job.batch.global_batch
+        images = (self.job.num_steps - resumed.step) * self.job.batch.global_batch
+        self.ctx.event("finished", {"step": self.job.num_steps})
+        if self.execution.record_state:
+            self._save(self.job.num_steps, wait=True)
+        self.saver.settle(wait=True)
+        if self.execution.record_state:
+            self.saver.record_state()
+        self.ctx.beat("finish", self.job.num_steps)
+        self.ctx.fault_point("finish")
         return TrainResult(
             state=self.engine.full_state(),
             loss=self.loss,
-            resumed_from=start,
+            resumed_from=resumed.step,
+            level=resumed.level,
             images_per_s=images / elapsed if images else None,
         )
 
@@ -115,62 +173,89 @@ class _Loop:
         last = done == self.job.num_steps
         if done % self.log_every == 0 or last or done == 1:
             self._log(done)
-        due = time.monotonic() - self.saved_at > self.execution.checkpoint_every_s
-        stop, save = dist.any_rank(self.ctx.should_stop(), due and dist.rank() == 0)
-        if (stop or save) and not last:
-            self._save(done)
-        if stop and not last:
-            raise Stopped(f"stopped on request after step {done} of {self.job.num_steps}")
+        wants_stop = self.ctx.should_stop()
+        no_time = wants_stop and self.ctx.grace_left_s() < self.saver.expected_s
+        stop, save, no_time, writing = dist.any_rank(
+            wants_stop, dist.rank() == 0 and self._is_due(done), no_time, self.saver.is_writing
+        )
+        if not writing:
+            self.saver.settle()
+        if last:
+            return
+        if stop:
+            self._stop(done, has_time=not no_time)
+        elif save and not writing:
+            self._save(done, wait=self.execution.snapshot == "blocking")
+
+    def _is_due(self, done: int) -> bool:
+        if self.execution.checkpoint_every_steps is not None:
+            return done - self.saved_step >= self.execution.checkpoint_every_steps
+        return time.monotonic() - self.saved_at > self.execution.checkpoint_every_s
+
+    def _stop(self, done: int, *, has_time: bool) -> None:
+        """Save if the time is enough, then end the attempt."""
+        where = f"stopped on request after step {done} of {self.job.num_steps}"
+        if not has_time:
+            raise Stopped(f"{where}; no time was left for a checkpoint: the last one stands")
+        problem = self._save(done, wait=True)
+        raise Stopped(f"{where}; {problem or 'a checkpoint is committed'}")
 
     def _log(self, done: int) -> None:
-        mean = dist.all_reduce_sum(self.window_loss.clone()) / (self.window_steps * dist.world())
-        self.loss = float(mean)
+        total = dist.all_reduce_sum(self.window.clone())
+        self.loss = float(total) / (self.state.window_steps * dist.world())
         self._check_finite(done)
+        self._check_spike(done)
         now = time.monotonic()
-        rate = self.window_steps * self.job.batch.global_batch / max(now - self.window_began, 1e-9)
+        rate = self.state.window_steps * self.job.batch.global_batch
         metrics = {
             "loss": self.loss,
             "lr": self.job.lr_schedule.at(done - 1),
-            "images_per_s": rate,
+            "images_per_s": rate / max(now - self.window_began, 1e-9),
         }
         if (norm := self.engine.grad_norm()) is not None:
             metrics["grad_norm"] = norm
         self.ctx.log_metrics(done, metrics)
-        self.window_loss.zero_()
-        self.window_steps, self.window_began = 0, now
+        self.ctx.fault_point("log")
+        self.state.recent = [*self.state.recent[-RECENT + 1 :], self.loss]
+        self.window.zero_()
+        self.state.window_steps, self.window_began = 0, now
 
     def _check_finite(self, done: int) -> None:
         """Raise on every rank if any rank's loss has become non-finite since the last log."""
-        [is_bad] = dist.any_rank(not math.isfinite(float(self.window_loss)))
-        if is_bad:
+        bad = dist.all_gather_object(not math.isfinite(float(self.window)))
+        if any(bad):
+            ranks = ", ".join(str(r) for r, is_bad in enumerate(bad) if is_bad)
             raise NumericsError(
-                f"the loss is not finite within the {self.window_steps} steps before {done}; "
-                "lower the learning rate, clip gradients or use fp32"
+                f"the loss is not finite within the {self.state.window_steps} steps before {done} "
+                f"(rank {ranks}); lower the learning rate, clip gradients or use fp32"
             )
 
-    def _save(self, done: int) -> None:
-        self._check_finite(done)  # a poisoned state is never committed
-        if self.ctx.checkpoint_dir is not None:
-            self.ctx.fault_point("save")
-            checkpoint.commit(
-                self.ctx.checkpoint_dir,
-                self.engine.save,
-                step=done,
-                science_hash=self.ctx.science_hash,
-                zero_stage=self.execution.zero_stage,
+    def _check_spike(self, done: int) -> None:
+        factor, recent = self.execution.spike_factor, self.state.recent
+        if factor is None or self.loss is None or len(recent) < MIN_RECENT:
+            return
+        median = statistics.median(recent)
+        if self.loss > factor * median:
+            raise NumericsError(
+                f"loss spike: {self.loss:.4g} at step {done} is more than {factor:g} times the "
+                f"median of the last {len(recent)} logged ({median:.4g})"
             )
-        self.saved_at = time.monotonic()
 
-    def _restore(self) -> int:
-        directory: Path | None = self.ctx.checkpoint_dir
-        if directory is None:
-            return 0
-        zero_stage = self.execution.zero_stage
-        found = checkpoint.find(
-            directory, science_hash=self.ctx.science_hash, zero_stage=zero_stage
+    def _save(self, done: int, *, wait: bool) -> str | None:
+        """Save after step `done`; return why nothing was or will be committed."""
+        if self.saved_step == done:  # resumed here, or saved a moment ago
+            return self.saver.settle(wait=True)
+        self._check_finite(done)
+        self.ctx.beat("save", done)
+        self.state.window_loss = float(self.window)
+        problem = self.saver.save(
+            self.engine,
+            self.state,
+            probe=self.probe,
+            position=self.job.loader.position(done),
+            next_ids=self.job.loader.next_ids(done),
+            wait=wait,
         )
-        if found is None:
-            return 0
-        path, manifest = found
-        self.engine.load(path)
-        return manifest.step
+        self.saved_at, self.saved_step = time.monotonic(), done
+        self.ctx.beat("step", done)
+        return problem

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from gangs import capacity, pool  # noqa: F401  (fixtures of the tests that train in gangs)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

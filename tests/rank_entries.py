@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import changes
+
 from cluster.rank_actor import RankControl
 
 
@@ -32,7 +34,13 @@ def wait_for_stop(payload: dict[str, Any], control: RankControl) -> dict[str, An
 
 
 def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
-    """Pretrain on the digits; stop after `stop_at` steps if given; return digests and metrics."""
+    """Pretrain on the digits; stop after `stop_at` steps if given; return digests and metrics.
+
+    `noise` adds noise from torch's generator, a different one on each rank; `grouped` divides the
+    parameters into many groups; `leave_out` names a part of the state not to restore.
+    """
+    import torch
+
     from mae_core import engine
     from mae_core.config import Duration, Execution, OptimizerConfig
     from mae_core.context import RunContext
@@ -53,7 +61,9 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
         recipe = dataclasses.replace(recipe, optimizer=sgd)
     execution = Execution(**{"loader_threads": 0} | payload["execution"])
     losses: list[tuple[int, float]] = []
+    events: list[tuple[str, dict[str, Any]]] = []
     done: list[int] = []
+    samples: list[list[int]] = []
     folder = Path(payload["folder"])
     (folder / "outputs").mkdir(parents=True, exist_ok=True)
     context = RunContext(
@@ -65,17 +75,24 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
         log_metrics=lambda step, metrics: losses.append((step, metrics["loss"])),
         fault_point=lambda name: done.append(1) if name == "step" else None,
         should_stop=lambda: len(done) >= payload.get("stop_at", 10**9),
+        event=lambda name, fields: events.append((name, dict(fields))),
+        lease_epoch=payload.get("lease_epoch", 0),
+        rollback=payload.get("rollback", 0),
     )
+    torch.manual_seed(control.rank)
     engine.join_gang()
+    found: dict[str, Any] = {"losses": losses, "samples": samples, "events": events}
     try:
-        metrics = run_pretrain(recipe, execution, context, open_data(recipe.data))
+        with changes.applied(payload, control.rank, samples):
+            metrics = run_pretrain(recipe, execution, context, open_data(recipe.data))
     except Stopped:
-        return {"stopped": True, "losses": losses}
+        return found | {"stopped": True}
     finally:
         engine.leave_gang()
-    digest = ""
     if control.rank == 0:
         weights = (folder / "outputs" / "encoder.safetensors").read_bytes()
         decoder = (folder / "outputs" / "decoder.safetensors").read_bytes()
-        digest = hashlib.sha256(weights + decoder).hexdigest()
-    return {"digest": digest, "losses": losses, "metrics": metrics}
+        found["digest"] = hashlib.sha256(weights + decoder).hexdigest()
+        state = folder / "outputs" / "state.json"
+        found["state"] = state.read_text() if state.exists() else None
+    return found | {"metrics": metrics}

@@ -25,7 +25,7 @@ LIGHT_MAE_CORE = {
     "mae_core",
 }
 HOMES = {
-    "deepspeed": ("mae_core/engine.py",),
+    "deepspeed": ("mae_core/engine.py", "mae_core/universal.py"),
     "mlflow": ("orchestrator/tracking.py",),
     "optuna": ("orchestrator/sweep.py",),
     "ray": ("cluster/",),

@@ -5,50 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from gangs import finish, train, values
 
-from cluster.connect import Capacity, connect
+from cluster.connect import Capacity
 from cluster.errors import ResourcesUnavailable
-from cluster.gang import Gang, SlotPool, slot_shape
-from cluster.verdict import Cause, Verdict, judge
+from cluster.gang import SlotPool, slot_shape
+from cluster.verdict import Cause
 
 GOLDEN_LOSS = (2.8128481, 0.6058176)
 """Of the first and the twelfth step of the tests' training, on a CPU in fp32."""
 TESTS = str(Path(__file__).parent)
-
-
-@pytest.fixture(scope="module")
-def capacity() -> Iterator[Capacity]:
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
-    with connect(num_cpus=2) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def pool(capacity: Capacity) -> Iterator[SlotPool]:
-    with SlotPool("tests", 2, capacity, shape=slot_shape(capacity)) as pool:
-        yield pool
-
-
-def finish(pool: SlotPool, gang: Gang | None, timeout_s: float = 60) -> Verdict:
-    assert gang is not None
-    deadline = time.monotonic() + timeout_s
-    while not gang.is_finished:
-        assert time.monotonic() < deadline, "the gang does not end"
-        pool.wait([gang], 0.2)
-    verdict = judge(list(gang.outcomes.values()))
-    pool.release(gang)
-    return verdict
-
-
-def values(gang: Gang | None) -> list[dict[str, Any]]:
-    assert gang is not None
-    return [gang.outcomes[r]["value"] for r in sorted(gang.outcomes)]
 
 
 def test_a_gang_is_all_or_nothing_and_slots_stay_warm(pool: SlotPool) -> None:
@@ -128,34 +98,6 @@ def test_a_pool_removes_its_placement_group(capacity: Capacity, pool: SlotPool) 
 # Training in gangs: the same Ray, the same warm ranks.
 
 
-def train(pool: SlotPool, folder: Path, world: int, **payload: Any) -> dict[str, Any]:
-    zero = payload.pop("zero", 1)
-    execution = {"world_size": world, "zero_stage": zero} | payload.pop("execution", {})
-    gang = pool.launch(
-        "rank_entries:train_digits",
-        {"folder": str(folder), "steps": 12, "execution": execution} | payload,
-        world,
-    )
-    verdict = finish(pool, gang, 120)
-    assert verdict.cause is Cause.SUCCESS, verdict.message + verdict.traceback
-    return values(gang)[0]
-
-
-@pytest.mark.parametrize(
-    ("zero", "precision"),
-    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")],
-)
-def test_a_stopped_training_resumes_bit_exactly(
-    pool: SlotPool, tmp_path: Path, zero: int, precision: str
-) -> None:
-    whole = train(pool, tmp_path / "whole", 2, zero=zero, precision=precision)
-    stopped = train(pool, tmp_path / "parts", 2, zero=zero, precision=precision, stop_at=5)
-    assert stopped.get("stopped")
-    resumed = train(pool, tmp_path / "parts", 2, zero=zero, precision=precision)
-    assert resumed["metrics"]["resumed_from"] == 5
-    assert resumed["digest"] == whole["digest"]
-
-
 def test_losses_agree_over_zero_stages_world_sizes_and_accumulation(
     pool: SlotPool, tmp_path: Path
 ) -> None:
@@ -205,48 +147,6 @@ def test_clipping_bounds_the_update(pool: SlotPool, tmp_path: Path) -> None:
     for name, weights in untrained.items():
         assert (clipped[name] - weights).abs().max() < 1e-20
         assert (free[name] - weights).abs().max() > 0
-
-
-@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "manifest"])
-def test_a_damaged_checkpoint_is_not_used(pool: SlotPool, tmp_path: Path, damage: str) -> None:
-    whole = train(pool, tmp_path / "whole", 2)
-    train(pool, tmp_path / "run", 2, stop_at=4)
-    train(pool, tmp_path / "run", 2, stop_at=4)  # counts its own steps: stops at 8
-    checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
-    assert [c.name for c in checkpoints] == ["step-000000004", "step-000000008"]
-    shard = max((checkpoints[1] / "shards").iterdir(), key=lambda p: p.stat().st_size)
-    content = shard.read_bytes()
-    if damage == "flip":
-        shard.write_bytes(content[:999] + bytes([content[999] ^ 1]) + content[1000:])
-    elif damage == "truncate":
-        shard.write_bytes(content[:-7])
-    elif damage == "missing":
-        shard.unlink()
-    else:
-        (checkpoints[1] / "manifest.json").write_text('{"step": 8')
-    resumed = train(pool, tmp_path / "run", 2)
-    assert resumed["metrics"]["resumed_from"] == 4
-    assert resumed["digest"] == whole["digest"]
-
-
-def test_a_checkpoint_of_another_identity_is_not_resumed(pool: SlotPool, tmp_path: Path) -> None:
-    train(pool, tmp_path, 1, stop_at=5)
-    other = train(pool, tmp_path, 1, science_hash="other")
-    assert other["metrics"]["resumed_from"] == 0
-
-
-def test_a_checkpoint_of_another_world_size_is_refused_with_advice(
-    pool: SlotPool, tmp_path: Path
-) -> None:
-    train(pool, tmp_path, 2, stop_at=5)
-    gang = pool.launch(
-        "rank_entries:train_digits",
-        {"folder": str(tmp_path), "steps": 12, "execution": {"world_size": 1}},
-        1,
-    )
-    verdict = finish(pool, gang)
-    assert verdict.cause is Cause.BAD_INPUT
-    assert "execution.world_size=2" in verdict.message
 
 
 def test_an_untrained_network_is_a_result(pool: SlotPool, tmp_path: Path) -> None:

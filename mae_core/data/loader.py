@@ -75,6 +75,23 @@ class TrainLoader:
         requests = map(self._requests, range(start_step, num_steps))
         return _stream(self._reader, requests, self._threads)
 
+    def probe(self, count: int) -> Batch:
+        """The first `count` samples of the first step: the same on any rank of any gang."""
+        epoch, positions = self.order.rank_step(0, 0, 1)
+        return self._reader.read(_Request(positions[:count], epoch))
+
+    def next_ids(self, step: int) -> I64:
+        """Sample indices that this rank reads at a step: int64 (samples,)."""
+        _, positions = self.order.rank_step(step, self._rank, self._batch.world)
+        ids: I64 = self._reader.split.sample_index[positions]
+        return ids
+
+    def position(self, step: int) -> dict[str, int]:
+        """Where the data stands after `step` steps, in images."""
+        epoch, batch = divmod(step, self.order.steps_per_epoch)
+        size = self.order.batch_size
+        return {"images_seen": step * size, "epoch": epoch, "offset": batch * size}
+
     def _requests(self, step: int) -> list[_Request]:
         epoch, positions = self.order.rank_step(step, self._rank, self._batch.world)
         parts = positions.reshape(self._batch.accumulation, self._batch.micro)

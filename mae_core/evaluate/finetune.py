@@ -122,15 +122,15 @@ def run_finetune(
     local = evaluate(trained, recipe, data.split(recipe.eval_split))
     scores = finish(local, split.class_names, ctx)
     ctx.log_metrics(job.num_steps, {"top1": scores.top1, "eval_loss": scores.loss})
+    facts = result.facts()
     details = {
         "effective_batch": batch.global_batch,
         "micro_batch": batch.micro,
         "accumulation": batch.accumulation,
         "peak_lr": job.lr_schedule.peak_lr,
         "steps": job.num_steps,
-        "train_loss": result.loss,
-        "resumed_from": result.resumed_from,
-        "images_per_s": result.images_per_s,
+        "train_loss": facts.pop("loss"),
+        **facts,
     }
     return scores.metrics(num_train_images=len(split), details=details)
 

@@ -1,0 +1,119 @@
+"""The manifest of a checkpoint: the one file that makes a directory a checkpoint.
+
+It names every file with its size and SHA-256, and says what was saved, by whom, and what must be
+found again after it was loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields
+
+from mae_core.errors import CheckpointError
+from mae_core.place import check_name
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 64 << 20
+_DIRECTORY = re.compile(r"step-(\d{9})-(\d{6})")
+_SHA = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a checkpoint."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    rank: int
+    """Who wrote it, and reads it in a gang of the same size."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What must be equal for a resumed run to be bit-exact; otherwise it is order-exact."""
+
+    world_size: int
+    zero_stage: int
+    micro_batch: int
+    accumulation: int
+    precision: str
+    threads: int
+    device: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a committed checkpoint holds."""
+
+    step: int
+    """Optimizer updates done."""
+    science_hash: str
+    lease_epoch: int
+    """Fencing epoch of the driver whose gang saved it."""
+    layout: Layout
+    position: dict[str, int]
+    """Where the data stands: `images_seen`, `epoch`, `offset` within it."""
+    parameter_digest: str
+    """Of the weights; see `mae_core.fingerprint`."""
+    probe_loss: float
+    """Of a fixed batch under these weights."""
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    """Relative name → entry."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(f.size for f in self.files.values())
+
+    def to_json(self) -> bytes:
+        """JSON, sorted."""
+        return json.dumps(asdict(self), sort_keys=True, indent=1, allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Manifest:
+        """Parse and check; raises `CheckpointError`, whatever the content is."""
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"the manifest has {len(content)} bytes: it is not one")
+        try:
+            raw = json.loads(content)
+            layout = Layout(**raw.pop("layout"))
+            files = {check_name(n): FileEntry(**e) for n, e in raw.pop("files").items()}
+            manifest = cls(**raw, layout=layout, files=files)
+            _check(manifest)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"the manifest is not readable ({error})") from error
+        return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise `ValueError` or `TypeError` unless every value has its type and range."""
+    wanted = {"step": int, "science_hash": str, "lease_epoch": int, "parameter_digest": str}
+    for name, kind in wanted.items():
+        if type(getattr(manifest, name)) is not kind:
+            raise TypeError(f"{name} is {getattr(manifest, name)!r}")
+    if not math.isfinite(manifest.probe_loss):
+        raise ValueError("its loss is not finite")
+    for name in (f.name for f in fields(Layout) if f.type == "int"):
+        if type(getattr(manifest.layout, name)) is not int or getattr(manifest.layout, name) < 0:
+            raise TypeError(f"layout.{name} is {getattr(manifest.layout, name)!r}")
+    for entry in manifest.files.values():
+        whole = type(entry.size) is int and type(entry.rank) is int and entry.size >= 0
+        if not whole or entry.rank < 0 or not _SHA.fullmatch(entry.sha256):
+            raise ValueError(f"a file entry is {entry}")
+    if not manifest.files or manifest.step < 0 or manifest.layout.world_size < 1:
+        raise ValueError("it names no files, no step or no ranks")
+
+
+def directory_name(step: int, epoch: int) -> str:
+    """Directory of a checkpoint; ranks of a driver that was taken over never share one."""
+    return f"step-{step:09d}-{epoch:06d}"
+
+
+def parse_directory(name: str) -> tuple[int, int] | None:
+    """(step, epoch) of a checkpoint's directory, None for any other name."""
+    match = _DIRECTORY.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None

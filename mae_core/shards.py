@@ -1,0 +1,147 @@
+"""Shards: what a rank saves, copied aside in memory, written with its digest, read with suspicion.
+
+A shard is a `torch.save` file. Reading one never runs code: its bytes must have the digest that
+the manifest says, and then only tensors, plain containers and the few types that a DeepSpeed
+shard needs are built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae_core.errors import CheckpointError
+from mae_core.place import Place
+
+
+class Copier:
+    """Copies state to the CPU into buffers that are used again: the first copy pays the memory."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def copy(self, name: str, tree: Any) -> Any:
+        """Copy a tree of containers; tensors are copied, everything else is shared."""
+        if isinstance(tree, Tensor):
+            return self._tensor(name, tree)
+        if isinstance(tree, OrderedDict):
+            return OrderedDict((k, self.copy(f"{name}/{k}", v)) for k, v in tree.items())
+        if isinstance(tree, dict):
+            return {k: self.copy(f"{name}/{k}", v) for k, v in tree.items()}
+        if type(tree) in (list, tuple):
+            return type(tree)(self.copy(f"{name}/{i}", v) for i, v in enumerate(tree))
+        return tree
+
+    def _tensor(self, name: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(
+                tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda and tensor.numel() > 0
+            )
+            self._buffers[name] = buffer
+        buffer.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+        return buffer
+
+
+def num_bytes(tree: Any) -> int:
+    """Bytes of all tensors in a tree."""
+    if isinstance(tree, Tensor):
+        return tree.numel() * tree.element_size()
+    if isinstance(tree, dict):
+        return sum(num_bytes(v) for v in tree.values())
+    if isinstance(tree, list | tuple):
+        return sum(num_bytes(v) for v in tree)
+    return 0
+
+
+def write_shard(place: Place, name: str, tree: Any) -> tuple[int, str]:
+    """Write one file; return its size and SHA-256. Raises `OSError`."""
+    with place.writer(name) as stream:
+        hashing = _Hashing(stream)
+        try:
+            torch.save(tree, cast(BinaryIO, hashing))
+        except Exception:
+            if hashing.error is not None:  # torch says only that its writer failed
+                raise hashing.error from None
+            raise
+    return hashing.size, hashing.sha.hexdigest()
+
+
+class _Hashing:
+    """A stream that hashes what passes, and keeps the error that torch would hide."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.sha, self.size = stream, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        view = memoryview(content)
+        try:
+            self._stream.write(view)
+        except OSError as error:
+            self.error = error
+            raise
+        self.sha.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def read_shard(content: bytes, name: str, extra: Iterable[Any] = ()) -> Any:
+    """Build what the bytes of a shard hold, whose digest the caller has checked.
+
+    Args:
+        extra: types beyond torch's own that may be built.
+
+    Raises:
+        CheckpointError: it asks for anything else.
+    """
+    try:
+        with torch.serialization.safe_globals(list(extra)):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError …
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(f"{name} is refused: {first[:300]}") from error
+
+
+def foreign_types(stream: BinaryIO, extra: Iterable[Any] = ()) -> list[str]:
+    """Types that a shard would build and that are not allowed, found without building anything."""
+    try:
+        with torch.serialization.safe_globals(list(extra)):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(stream))
+    except Exception as error:  # not a shard at all: whatever parsing says
+        return [f"what no shard asks for ({error})"]
+
+
+def rng_state() -> dict[str, Any]:
+    """State of every generator of this process, of types that a restricted reader builds."""
+    kind, words, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, integers, next_gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [str(kind), torch.from_numpy(np.asarray(words).astype(np.int64)), int(position),
+                  int(has_gauss), float(gauss)],
+        "python": [version, list(integers), next_gauss],
+    }  # fmt: skip
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Put the generators back."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    kind, words, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, words.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, integers, next_gauss = state["python"]
+    random.setstate((version, tuple(integers), next_gauss))

@@ -1,0 +1,110 @@
+"""Changes that tests make to a training from within: noise, groups, parts left out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+
+@contextlib.contextmanager
+def applied(payload: dict[str, Any], rank: int, samples: list[list[int]]) -> Iterator[None]:
+    """Apply what the payload asks for inside the block, and note which samples are read."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_noting(samples))
+        if payload.get("noise"):
+            stack.enter_context(_noise())
+        if payload.get("grouped"):
+            stack.enter_context(_grouped())
+        if "log_every" in payload:
+            maximum = mock.patch("mae_core.training.MAX_LOG_EVERY", payload["log_every"])
+            stack.enter_context(maximum)
+            stack.enter_context(mock.patch("mae_core.training.MIN_LOGS", 1))
+        if "leave_out" in payload:
+            stack.enter_context(_left_out(payload["leave_out"], rank))
+        yield
+
+
+@contextlib.contextmanager
+def _noting(samples: list[list[int]]) -> Iterator[None]:
+    from mae_core.data.loader import TrainLoader
+
+    original = TrainLoader.steps
+
+    def steps(self: Any, *arguments: Any) -> Iterator[Any]:
+        inner = original(self, *arguments)
+        try:
+            for batches in inner:
+                samples.append([int(i) for b in batches for i in b.index])
+                yield batches
+        finally:
+            inner.close()
+
+    with mock.patch.object(TrainLoader, "steps", steps):
+        yield
+
+
+@contextlib.contextmanager
+def _noise() -> Iterator[None]:
+    """Noise from the global generator, so that its state matters."""
+    import torch
+
+    from mae_core import pretrain
+
+    original = pretrain._normalise
+
+    def noisy(*arguments: Any) -> Any:
+        images = original(*arguments)
+        return images + 0.1 * torch.randn(images.shape)
+
+    with mock.patch("mae_core.pretrain._normalise", noisy):
+        yield
+
+
+@contextlib.contextmanager
+def _grouped() -> Iterator[None]:
+    """A group per parameter, with rates and decays of its own, as layer decay makes them."""
+
+    def groups(module: Any, weight_decay: float) -> list[dict[str, Any]]:
+        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        return [
+            {"params": [p], "weight_decay": 0.01 * (i % 5), "lr_scale": 1 - i / 200, "name": n}
+            for i, (n, p) in enumerate(named)
+        ]
+
+    with mock.patch("mae_core.pretrain.pretrain_groups", groups):
+        yield
+
+
+@contextlib.contextmanager
+def _left_out(part: str, rank: int) -> Iterator[None]:
+    """Restore everything but one part."""
+    import torch
+
+    from mae_core import saving
+    from mae_core.engine import Engine
+
+    original_unpack, original_load = saving.unpack, Engine.load
+
+    def unpack(*arguments: Any, **named: Any) -> Any:
+        state = original_unpack(*arguments, **named)
+        if part == "rng" and rank == 1:
+            torch.manual_seed(rank)
+        left_out = {"data": ("data_step",), "lr": ("lr_step",),
+                    "window": ("window_loss", "window_steps")}  # fmt: skip
+        for name in left_out.get(part, ()):
+            setattr(state, name, 0)
+        return state
+
+    def load(self: Any, *arguments: Any) -> None:
+        if part == "weights":
+            return
+        original_load(self, *arguments)
+        name = "step" if part == "adam_step" else part
+        for state in self._engine.optimizer.optimizer.state.values():
+            if name in state:
+                state[name] = torch.zeros_like(state[name])
+
+    with mock.patch.object(saving, "unpack", unpack), mock.patch.object(Engine, "load", load):
+        yield

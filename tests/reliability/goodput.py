@@ -1,0 +1,260 @@
+"""Goodput against its prediction, in simulated time: three failure rates, two intervals each.
+
+A training with steps, checkpoints, stalls, restarts and failures at exponential moments runs on a
+clock of its own. It leaves the records and journal lines of real attempts; these go through the
+accounting that `mae-study status` uses. Every figure is reproduced by its seed:
+
+    python -m tests.reliability.goodput [--seed N] [--json OUT]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.goodput import attempt_log
+from orchestrator.journal import Entry
+from studies.analysis.goodput import Goodput, account
+from studies.analysis.goodput_advice import Advice, advise, short_time
+from studies.analysis.goodput_law import Costs, best_interval, expected_share
+
+MTBFS_S = (600.0, 3600.0, 6 * 3600.0)
+PRESENT_INTERVAL_S = 600.0
+"""The default of `Execution.checkpoint_every_s`."""
+MTBFS_OF_WORK = 240
+"""Useful work per scenario, in mean times between failures: at least as many failures."""
+MIN_FAILURES = 30
+MAX_POINTS, MAX_SUM_ERROR = 5.0, 0.1
+LOG_EVERY = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a step, a checkpoint and a failure cost; seconds. Each is drawn within 20 %."""
+
+    step_s: float = 2.0
+    save_stall_s: float = 2.0
+    write_s: float = 8.0
+    """Stall included; the checkpoint counts once this is over."""
+    start_s: float = 20.0
+    restore_s: float = 10.0
+    notice_s: float = 8.0
+    """From a failure until its end is recorded."""
+    backoff_s: float = 4.0
+    """From the end of an attempt until the next is started."""
+
+    @property
+    def costs(self) -> Costs:
+        return Costs(
+            save_s=self.save_stall_s,
+            restart_s=self.start_s + self.restore_s,
+            dead_s=self.notice_s + self.backoff_s,
+            lag_s=self.write_s - self.save_stall_s,
+        )
+
+
+class Died(Exception):
+    """The failure strikes."""
+
+
+@dataclass
+class Training:
+    """A stage that is run to its end, attempt after attempt."""
+
+    machine: Machine
+    mtbf_s: float
+    interval_s: float
+    num_steps: int
+    rng: random.Random
+    clock: float = 1_700_000_000.0
+    committed: int = 0
+    attempts: list[tuple[dict[str, Any], list[dict[str, Any]], list[Entry]]] = field(
+        default_factory=list
+    )
+
+    def run(self) -> Goodput:
+        """Simulate; return what the records say."""
+        while not self._attempt():
+            self.clock += self._drawn(self.machine.backoff_s)
+        logs = [attempt_log(record, events, points) for record, events, points in self.attempts]
+        return account([log for log in logs if log is not None], now=self.clock)
+
+    def _drawn(self, mean: float) -> float:
+        return mean * self.rng.uniform(0.8, 1.2)
+
+    def _attempt(self) -> bool:
+        """One attempt; True if it reached the last step."""
+        record: dict[str, Any] = {"number": len(self.attempts) + 1, "started_at": iso(self.clock)}
+        self.events: list[dict[str, Any]] = []
+        self.points: list[Entry] = []
+        self.attempts.append((record, self.events, self.points))
+        self.dies_at = self.clock + self.rng.expovariate(1 / self.mtbf_s)
+        self.writing: tuple[float, int, dict[str, Any]] | None = None
+        self.last: tuple[int, float] | None = None
+        try:
+            self._train()
+            cause = "success"
+        except Died:
+            cause = "rank died"
+            self.clock += self._drawn(self.machine.notice_s)
+        end: dict[str, Any] = {"cause": cause, "ended_at": iso(self.clock)}
+        if self.last is not None:
+            end |= {"last_step": self.last[0], "last_step_at": self.last[1]}
+        record["end"] = end
+        return cause == "success"
+
+    def _train(self) -> None:
+        self._event("began")
+        self._pass(self._drawn(self.machine.start_s))
+        restoring = self._drawn(self.machine.restore_s) if self.committed else 0.0
+        self._pass(restoring)
+        step = self.committed
+        self._event("restored", step=step, seconds=restoring, level="bit-exact")
+        self._event("training", step=step)
+        saved_at = self.clock
+        while step < self.num_steps:
+            self._pass(self._drawn(self.machine.step_s))
+            step += 1
+            self.last = (step, self.clock)
+            if step % LOG_EVERY == 0 or step == self.num_steps:
+                self.points.append(Entry(0, round(self.clock * 1000), step, {"loss": 1.0}))
+            if self.clock - saved_at > self.interval_s and step < self.num_steps:
+                self._save(step)
+                saved_at = self.clock
+        self._event("finished", step=step)
+
+    def _save(self, step: int) -> None:
+        """Stand still, then write behind the training's back; committed once written."""
+        stall = self._drawn(self.machine.save_stall_s)
+        write = stall + self._drawn(self.machine.write_s - self.machine.save_stall_s)
+        fields = {"step": step, "stall_s": stall, "write_s": write, "bytes": 1}
+        self.writing = (self.clock + write, step, fields)
+        self._pass(stall)
+
+    def _pass(self, seconds: float) -> None:
+        """Let time pass up to a failure; what is written in the meantime is committed."""
+        until = min(self.clock + seconds, self.dies_at)
+        if self.writing is not None and self.writing[0] <= until:
+            at, self.committed, fields = self.writing
+            self._event("saved", at=at, **fields)
+            self.writing = None
+        self.clock, died = until, until == self.dies_at
+        if died:
+            raise Died
+
+    def _event(self, name: str, at: float | None = None, **fields: Any) -> None:
+        t = round((self.clock if at is None else at) * 1000)
+        self.events.append({"seq": len(self.events), "t": t, "event": name, **fields})
+
+
+def iso(t: float) -> str:
+    """As `records.now_iso` writes it."""
+    return datetime.datetime.fromtimestamp(t, datetime.UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A scenario: what was predicted before it, and what came out."""
+
+    mtbf_s: float
+    interval_s: float
+    predicted_share: float
+    """From the true rate and costs, before anything has run."""
+    goodput: Goodput
+    advice: Advice
+
+    @property
+    def holds(self) -> bool:
+        """True if the bars are met: enough failures, both predictions near, buckets complete."""
+        measured = self.advice.measured_share
+        return (
+            self.goodput.failures >= MIN_FAILURES
+            and abs(measured - self.predicted_share) <= MAX_POINTS
+            and abs(measured - self.advice.predicted_share) <= MAX_POINTS
+            and abs(sum(self.goodput.shares.values()) - 100) <= MAX_SUM_ERROR
+            and all(s >= 0 for s in self.goodput.seconds.values())
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "mtbf_s": self.mtbf_s,
+            "interval_s": round(self.interval_s, 3),
+            "failures": self.goodput.failures,
+            "simulated_h": round(self.goodput.span_s / 3600, 2),
+            "predicted_from_true_rate": round(self.predicted_share, 3),
+            "predicted_from_rate_seen": round(self.advice.predicted_share, 3),
+            "measured": round(self.advice.measured_share, 3),
+            "mtbf_seen_s": round(self.advice.rate.mtbf_s, 1),
+            "best_interval_seen_s": round(self.advice.best_s, 1),
+            "sum_of_shares": sum(self.goodput.shares.values()),
+            "shares": {k: round(v, 3) for k, v in self.goodput.shares.items()},
+            "holds": self.holds,
+        }
+
+
+def simulate(machine: Machine, mtbf_s: float, interval_s: float, seed: int) -> Outcome:
+    """Run one scenario to its end."""
+    num_steps = round(MTBFS_OF_WORK * mtbf_s / machine.step_s)
+    work_s = num_steps * machine.step_s
+    goodput = Training(machine, mtbf_s, interval_s, num_steps, random.Random(seed)).run()
+    advice = advise([goodput])
+    assert advice is not None, "no checkpoint was committed: the work is too short"
+    return Outcome(
+        mtbf_s=mtbf_s,
+        interval_s=interval_s,
+        predicted_share=expected_share(work_s, interval_s, mtbf_s, machine.costs),
+        goodput=goodput,
+        advice=advice,
+    )
+
+
+def scenarios(seed: int = 0) -> list[Outcome]:
+    """Each rate at the default interval and at the one that is best for it."""
+    machine = Machine()
+    return [
+        simulate(machine, mtbf_s, interval_s, seed + 10 * i + j)
+        for i, mtbf_s in enumerate(MTBFS_S)
+        for j, interval_s in enumerate((PRESENT_INTERVAL_S, best_interval(mtbf_s, machine.costs)))
+    ]
+
+
+def main() -> int:
+    """Print the table; exit status 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    options = parser.parse_args()
+    began = time.monotonic()
+    found = scenarios(options.seed)
+    print("MTBF      interval  failures  simulated  useful: true rate  rate seen  measured  sum")
+    for o in found:
+        print(
+            f"{short_time(o.mtbf_s):8}  {short_time(o.interval_s):8}  {o.goodput.failures:8}  "
+            f"{short_time(o.goodput.span_s):>9}  {o.predicted_share:15.2f} %  "
+            f"{o.advice.predicted_share:7.2f} %  {o.advice.measured_share:6.2f} %  "
+            f"{sum(o.goodput.shares.values()):.6f}  {'ok' if o.holds else 'MISSED'}"
+        )
+    largest = max(abs(o.advice.measured_share - o.predicted_share) for o in found)
+    seen = max(abs(o.advice.measured_share - o.advice.predicted_share) for o in found)
+    print(f"largest difference: {largest:.2f} points from the true rate, {seen:.2f} from the seen")
+    if options.json:
+        figures = {
+            "section": "goodput",
+            "seed": options.seed,
+            "seconds": round(time.monotonic() - began, 2),
+            "largest_difference_points": {"true_rate": largest, "rate_seen": seen},
+            "scenarios": [o.to_dict() for o in found],
+            "holds": all(o.holds for o in found),
+        }
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0 if all(o.holds for o in found) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

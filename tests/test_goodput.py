@@ -1,0 +1,348 @@
+"""Goodput: seconds in buckets whatever the records say, and the law of the best interval."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.verdict import Cause
+from orchestrator.goodput import attempt_log, from_store
+from orchestrator.journal import JOURNAL_FILE, Entry, JournalReader, JournalWriter, read_events
+from orchestrator.records import Records
+from orchestrator.store import LocalStore
+from studies.analysis.goodput import (
+    AT_THE_SAME_PLACE,
+    BUCKETS,
+    DRIVER_LOST,
+    ON_PURPOSE,
+    PREEMPTED,
+    SUCCESS,
+    AttemptLog,
+    Goodput,
+    account,
+    total,
+)
+from studies.analysis.goodput_advice import advise, sentence
+from studies.analysis.goodput_law import (
+    Costs,
+    best_interval,
+    daly,
+    expected_s,
+    expected_share,
+    failure_rate,
+    young,
+)
+
+NOW = 10_000.0
+
+
+def event(name: str, at: float, **fields: Any) -> dict[str, Any]:
+    return {"seq": 0, "t": at * 1000, "event": name, **fields}
+
+
+def seconds(goodput: Goodput) -> dict[str, float]:
+    return {b: round(s, 6) for b, s in goodput.seconds.items() if s}
+
+
+def first_attempt(**more: Any) -> AttemptLog:
+    """Starts in 10 s, does a step a second, saves 1 s at step 20 and is killed in step 26."""
+    values: dict[str, Any] = {
+        "started_at": 100.0,
+        "ended_at": 140.0,
+        "cause": "rank died",
+        "events": [
+            event("began", 105.0),
+            event("training", 110.0, step=0),
+            event("saved", 131.0, step=20, stall_s=1.0, write_s=1.0, bytes=10),
+        ],
+        "points": [(10.0, 120.0), (20.0, 130.0)],
+        "last_step": 25.0,
+        "last_step_at": 136.0,
+    }
+    return AttemptLog(**values | more)
+
+
+def second_attempt(**more: Any) -> AttemptLog:
+    """Goes on from step 20 after 2 s of restoring, replays 5 steps, does 15 new ones, ends."""
+    values: dict[str, Any] = {
+        "started_at": 143.0,
+        "ended_at": 175.0,
+        "cause": "success",
+        "events": [
+            event("began", 146.0),
+            event("restored", 149.0, step=20, seconds=2.0, level="bit-exact"),
+            event("training", 150.0, step=20),
+            event("finished", 170.0, step=40),
+        ],
+        "points": [(30.0, 160.0), (40.0, 170.0)],
+    }
+    return AttemptLog(**values | more)
+
+
+def test_every_second_of_a_killed_and_resumed_training_has_its_bucket() -> None:
+    found = account([first_attempt(), second_attempt()], now=NOW)
+    assert seconds(found) == {
+        "starting": 10 + 5,
+        "restoring": 2,
+        "saving": 1,
+        "useful": 25 + 15 + 5,
+        "replayed": 5,
+        "failed": 4,
+        "waiting": 3,
+    }
+    assert found.span_s == pytest.approx(75)
+    assert sum(found.shares.values()) == pytest.approx(100)
+    assert (found.attempts, found.failures, found.lost_steps) == (2, 1, 5)
+    assert found.causes == {"rank died": 1}
+    assert found.failure_dead_s == pytest.approx(4 + 3)
+    assert found.training_starts_s == pytest.approx(10 + 7)
+    assert found.intervals_s == pytest.approx((20,))
+
+
+def test_a_replay_that_is_killed_before_it_has_caught_up_is_replay_only() -> None:
+    killed = second_attempt(
+        ended_at=153.0, cause="rank died", points=[], last_step=23.0, last_step_at=152.5
+    )
+    events = [e for e in killed.events if e["event"] != "finished"]
+    killed = second_attempt(
+        ended_at=153.0, cause="rank died", events=events, points=[(23.0, 152.5)]
+    )
+    found = account([first_attempt(), killed], now=NOW)
+    assert found.seconds["useful"] == pytest.approx(25)
+    assert found.seconds["replayed"] == pytest.approx(2.5)
+    assert found.seconds["failed"] == pytest.approx(4.5)
+    assert (found.lost_steps, found.failures) == (3, 2)
+
+
+def test_a_stall_is_taken_out_of_the_time_that_it_interrupts() -> None:
+    replayed_save = event("saved", 153.0, step=22, stall_s=0.5, write_s=0.5)
+    new_save = event("saved", 165.0, step=35, stall_s=0.25, write_s=2.0)
+    resumed = second_attempt(events=[*second_attempt().events, replayed_save, new_save])
+    without = account([first_attempt(), second_attempt()], now=NOW).seconds
+    found = account([first_attempt(), resumed], now=NOW).seconds
+    assert found["replayed"] == pytest.approx(without["replayed"] - 0.5)
+    assert found["useful"] == pytest.approx(without["useful"] - 0.25)
+    assert found["saving"] == pytest.approx(without["saving"] + 0.75)
+
+
+def test_what_is_saved_on_a_notice_is_saving_and_no_failure() -> None:
+    last_save = event("saved", 139.0, step=25, stall_s=2.5, write_s=2.5)
+    noticed = first_attempt(cause="preempted", events=[*first_attempt().events, last_save])
+    found = account([noticed], now=NOW)
+    assert found.seconds["saving"] == pytest.approx(3.5)
+    assert found.seconds["failed"] == pytest.approx(1.5)
+    assert (found.failures, found.stops) == (0, 1)
+    assert account([first_attempt(cause="preempted")], now=NOW).failures == 1
+
+
+@pytest.mark.parametrize("cause", ["cancelled", "bad input", "not started"])
+def test_ends_that_no_interval_helps_against_are_no_failures(cause: str) -> None:
+    found = account([first_attempt(cause=cause), second_attempt()], now=NOW)
+    assert (found.failures, found.stops) == (0, 1)
+    assert found.stop_dead_s == pytest.approx(7)
+
+
+def test_the_causes_are_those_that_attempts_are_given() -> None:
+    known = {cause.value for cause in Cause} | {"not started"}
+    assert known > ON_PURPOSE | AT_THE_SAME_PLACE | {SUCCESS, PREEMPTED, DRIVER_LOST}
+
+
+def test_an_attempt_that_runs_is_counted_until_now() -> None:
+    running = first_attempt(
+        ended_at=None, cause=None, is_running=True, last_step=None, last_step_at=None
+    )
+    found = account([running], now=200.0)
+    assert found.span_s == pytest.approx(100)
+    assert found.seconds["failed"] == 0
+    assert found.seconds["useful"] == pytest.approx(200 - 110 - 1)
+    starting = first_attempt(ended_at=None, cause=None, is_running=True, events=[], points=[])
+    early = AttemptLog(started_at=100.0, is_running=True, events=[event("began", 105.0)])
+    assert starting.is_running and seconds(account([early], now=200.0)) == {"starting": 100}
+
+
+def test_an_attempt_whose_driver_is_gone_ends_at_its_last_sign_of_life() -> None:
+    lost = first_attempt(ended_at=None, cause=None, last_step=None, last_step_at=None)
+    found = account([lost, second_attempt()], now=NOW)
+    assert found.seconds["waiting"] == pytest.approx(143 - 131)
+    assert found.causes == {"driver lost": 1}
+    alone = account([lost], now=NOW)
+    assert alone.span_s == pytest.approx(31)
+
+
+def test_evaluations_work_from_their_first_event_on() -> None:
+    events = [event("began", 103.0)]
+    good = AttemptLog(started_at=100.0, ended_at=110.0, cause="success", events=events)
+    assert seconds(account([good], now=NOW, has_steps=False)) == {"starting": 3, "useful": 7}
+    bad = AttemptLog(started_at=100.0, ended_at=110.0, cause="error", events=events)
+    assert seconds(account([bad], now=NOW, has_steps=False)) == {"starting": 3, "failed": 7}
+    silent = AttemptLog(started_at=100.0, ended_at=110.0, cause="error")
+    assert seconds(account([silent], now=NOW, has_steps=False)) == {"failed": 10}
+    runs = AttemptLog(started_at=100.0, is_running=True, events=events)
+    assert seconds(account([runs], now=110, has_steps=False)) == {"starting": 3, "useful": 7}
+
+
+def test_metrics_without_events_are_enough_to_tell_work_from_failure() -> None:
+    found = account([first_attempt(events=[], last_step=None, last_step_at=None)], now=NOW)
+    assert seconds(found) == {"starting": 20, "useful": 10, "failed": 10}
+
+
+def test_nothing_started_is_nothing() -> None:
+    found = account([], now=NOW)
+    assert (found.span_s, found.attempts, advise([found])) == (0, 0, None)
+    assert set(found.shares.values()) == {0.0}
+
+
+def random_log(rng: random.Random) -> AttemptLog:
+    """An attempt as nobody would write it: any order, clocks that disagree, nonsense, holes."""
+    start = rng.uniform(0, 1000)
+
+    def moment() -> float:
+        return start + rng.choice([rng.uniform(-50, 300), rng.uniform(-5000, 5000), 0.0])
+
+    def nonsense(value: Any) -> Any:
+        return rng.choice([value] * 8 + [None, "x", math.nan, math.inf, -value, [value]])
+
+    names = ["began", "restored", "training", "saved", "save_skipped", "finished", "other"]
+    events = []
+    for _ in range(rng.randrange(12)):
+        fields = {k: nonsense(rng.uniform(0, 100)) for k in ("seconds", "stall_s", "write_s")}
+        at = {"t": nonsense(moment() * 1000), "step": nonsense(rng.randrange(100))}
+        events.append({"event": rng.choice(names), **fields, **at})
+    ended = rng.random() < 0.7
+    return AttemptLog(
+        started_at=start,
+        ended_at=moment() if ended else None,
+        cause=rng.choice(["success", "rank died", "preempted", "cancelled"]) if ended else None,
+        is_running=not ended and rng.random() < 0.5,
+        events=events,
+        points=[(rng.randrange(-5, 100), moment()) for _ in range(rng.randrange(10))],
+        last_step=rng.choice([None, rng.uniform(-10, 200)]),
+        last_step_at=rng.choice([None, moment()]),
+    )
+
+
+def test_whatever_the_records_say_the_buckets_sum_to_the_span() -> None:
+    rng = random.Random(7)
+    for _ in range(5000):
+        logs = [random_log(rng) for _ in range(rng.randrange(1, 6))]
+        found = account(logs, now=rng.uniform(-1000, 5000), has_steps=rng.random() < 0.7)
+        assert set(found.seconds) == set(BUCKETS)
+        assert all(s >= 0 for s in found.seconds.values()), (logs, found)
+        assert found.span_s >= -1e-6
+        if all(log.ended_at is not None for log in logs):
+            last = max(max(log.started_at, log.ended_at or 0.0) for log in logs)
+            assert found.span_s == pytest.approx(last - logs[0].started_at, abs=1e-6)
+        if found.span_s:
+            assert sum(found.shares.values()) == pytest.approx(100, abs=1e-6)
+        assert found.failures + found.stops == sum(found.causes.values()) <= len(logs)
+        advised = advise([found])
+        assert advised is None or sentence(advised)
+
+
+def test_stages_add_up() -> None:
+    parts = [account([first_attempt(), second_attempt()], now=NOW)] * 3
+    whole = total(parts)
+    assert whole.span_s == pytest.approx(3 * parts[0].span_s)
+    assert (whole.attempts, whole.failures, whole.causes) == (6, 3, {"rank died": 3})
+
+
+def test_the_store_and_plain_records_give_the_same(tmp_path: Path) -> None:
+    records = Records(LocalStore(tmp_path))
+    science_hash = "ab" * 10
+    records.write_identity(science_hash, {"kind": "pretrain"})
+    number = records.begin_attempt(science_hash, {"address": "a#pretrain", "driver": None})
+    journal = JournalWriter(records.attempt_dir(science_hash, number) / JOURNAL_FILE)
+    journal.event("began", {})
+    journal.event("training", {"step": 0})
+    journal.write(1, {"loss": 1.0})
+    journal.event("saved", {"step": 1, "stall_s": 0.0, "write_s": 0.0, "bytes": 1})
+    journal.close()
+    records.end_attempt(science_hash, number, {"cause": "rank died"})
+    found = from_store(records, science_hash)
+    assert (found.attempts, found.failures, len(found.stalls_s)) == (1, 1, 1)
+    [attempt] = records.attempts(science_hash)
+    path = records.attempt_dir(science_hash, number) / JOURNAL_FILE
+    log = attempt_log(attempt, read_events(path), JournalReader(path).read_new())
+    assert log is not None and found == account([log], now=NOW)
+    assert attempt_log({**attempt, "started_at": "yesterday"}, [], []) is None
+    torn = attempt_log(attempt, [], [Entry(0, 0, None, {})])  # type: ignore[arg-type]
+    assert torn is not None and torn.points == []
+    assert from_store(records, "cd" * 10).attempts == 0
+
+
+def test_daly_and_young_at_known_values() -> None:
+    # Daly 2006, section 5: five minutes a dump, a day between failures.
+    assert young(300, 86400) == pytest.approx(7200)
+    assert daly(300, 86400) == pytest.approx(7200 * (1 + math.sqrt(1 / 576) / 3 + 1 / 5184) - 300)
+    assert daly(100, 40) == 40
+    assert daly(10, math.inf) == math.inf
+    assert best_interval(3600, Costs(save_s=0.01, lag_s=30)) == 30
+
+
+@pytest.mark.parametrize("mtbf_s", [300.0, 3600.0, 86400.0])
+def test_daly_is_where_the_expected_time_is_least(mtbf_s: float) -> None:
+    costs = Costs(save_s=5, restart_s=40, dead_s=10)
+    best = daly(costs.save_s, mtbf_s)
+    # Whole numbers of intervals, so that the last one does not blur the comparison.
+    shares = [expected_share(1000 * t, t, mtbf_s, costs) for t in (best * 0.7, best, best * 1.4)]
+    assert shares[1] == max(shares)
+    fine = [expected_share(1000 * best * k, best * k, mtbf_s, costs) for k in (0.97, 1.0, 1.03)]
+    assert fine[1] == pytest.approx(max(fine), abs=0.02)
+
+
+def test_expected_time_agrees_with_drawn_failures() -> None:
+    """The formula against plain repetition: work, fail, notice, restart, go on."""
+    costs, interval, mtbf, work = Costs(save_s=4, restart_s=30, dead_s=12), 100.0, 300.0, 1e6
+    rng = random.Random(3)
+    clock = done = 0.0
+    left, ready = rng.expovariate(1 / mtbf), False
+    while done < work:
+        need = (min(interval, work - done) + costs.save_s) if ready else costs.restart_s
+        if left < need:
+            clock, ready = clock + left + costs.dead_s, False
+            left = rng.expovariate(1 / mtbf)
+            continue
+        clock, left = clock + need, left - need
+        done += need - costs.save_s if ready else 0.0
+        ready = True
+    assert clock == pytest.approx(expected_s(work, interval, mtbf, costs), rel=0.03)
+
+
+def test_expected_time_at_the_edges() -> None:
+    costs = Costs(save_s=1, restart_s=10)
+    assert expected_s(0, 10, 100, costs) == 0
+    assert expected_s(95, 10, math.inf, costs) == 10 + 95 + 9
+    assert expected_share(100, 1e6, 1e-3, costs) == 0
+    with pytest.raises(ValueError, match="above 0"):
+        expected_s(100, 0, 100, costs)
+
+
+def test_failure_rate_has_the_exact_poisson_interval() -> None:
+    from scipy.stats import chi2
+
+    for failures in (1, 3, 30, 400):
+        rate = failure_rate(failures, 50.0)
+        assert rate.low == pytest.approx(chi2.ppf(0.05, 2 * failures) / 100, rel=1e-6)
+        assert rate.high == pytest.approx(chi2.ppf(0.95, 2 * failures + 2) / 100, rel=1e-6)
+        assert rate.mtbf_s == pytest.approx(50 / failures)
+    none = failure_rate(0, 50.0)
+    assert (none.low, none.mtbf_s) == (0, math.inf)
+    assert none.high == pytest.approx(-math.log(0.05) / 50)
+    with pytest.raises(ValueError, match="no rate"):
+        failure_rate(1, 0.0)
+
+
+def test_the_advice_says_what_is_known() -> None:
+    seen = advise([account([first_attempt(), second_attempt()], now=NOW)])
+    assert seen is not None
+    assert (seen.rate.failures, seen.interval_s) == (1, pytest.approx(20))
+    assert seen.best_s == pytest.approx(daly(1.0, seen.rate.mtbf_s))
+    assert seen.measured_share == pytest.approx(100 * 45 / 75)
+    assert "1 failure in" in sentence(seen)
+    calm = advise([account([first_attempt(cause="success")], now=NOW)])
+    assert calm is not None and "no failure in" in sentence(calm)
+    assert calm.to_dict()["mtbf_s"] is None
