@@ -1,0 +1,130 @@
+"""Small checkpoints made by code, and ways to damage them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mae_core.checkpoint import Checkpoints, Found, Saved
+from mae_core.manifest import Layout, Manifest
+from mae_core.place import LocalPlace, Place
+
+LAYOUT = Layout(1, 2, 8, 1, "fp32", 1, "cpu", {"torch": "2"})
+
+
+def open_checkpoints(place: Place, *, epoch: int = 1, keep: int = 2) -> Checkpoints:
+    """Checkpoints of one run in one process."""
+    return Checkpoints(place, science_hash="run", lease_epoch=epoch, keep=keep, types=())
+
+
+def state(step: int, size: int = 2000) -> dict[str, Any]:
+    """Four files with tensors that depend on the step."""
+    generator = torch.Generator().manual_seed(step)
+    return {
+        f"shards/part-{i}.pt": {"weights": torch.randn(size, generator=generator), "step": step}
+        for i in range(4)
+    }
+
+
+def save(checkpoints: Checkpoints, step: int, files: dict[str, Any] | None = None) -> Saved | str:
+    """Save one checkpoint; return why not, if there was no room."""
+    facts = Manifest(step, "run", checkpoints._epoch, LAYOUT, {"images_seen": step}, "0" * 32, 1.0)
+    problem = checkpoints.begin(facts, checkpoints.copy(files or state(step)))
+    return problem or checkpoints.commit()
+
+
+def loaded(checkpoints: Checkpoints, found: Found) -> dict[str, Any]:
+    """Read all of a checkpoint back."""
+    from mae_core.shards import read_shard
+
+    return {n: read_shard(checkpoints.verified(found, n), n) for n in found.manifest.files}
+
+
+def is_whole(place: Place) -> int | None:
+    """Step of the checkpoint that a reader finds, whose content is what was saved; else None."""
+    checkpoints = open_checkpoints(place, epoch=99)
+    found = checkpoints.find()
+    checkpoints.close()
+    if found is None:
+        return None
+    expected = state(found.manifest.step)
+    for name, tree in loaded(checkpoints, found).items():
+        assert torch.equal(tree["weights"], expected[name]["weights"]), name
+    return found.manifest.step
+
+
+def make(root: Path, steps: tuple[int, ...] = (1, 2)) -> LocalPlace:
+    """A directory with a checkpoint per step."""
+    place = LocalPlace(root)
+    checkpoints = open_checkpoints(place)
+    for step in steps:
+        saved = save(checkpoints, step)
+        assert isinstance(saved, Saved) and saved.problem is None
+    checkpoints.close()
+    return place
+
+
+def flip(directory: Path, draw: random.Random) -> str:
+    """Flip one bit of one file."""
+    path = _any(directory, draw)
+    content = bytearray(path.read_bytes())
+    position = draw.randrange(len(content))
+    content[position] ^= 1 << draw.randrange(8)
+    path.write_bytes(bytes(content))
+    return f"flip {path.name}:{position}"
+
+
+def truncate(directory: Path, draw: random.Random) -> str:
+    """Cut a file off, or leave nothing of it."""
+    path = _any(directory, draw)
+    content = path.read_bytes()
+    path.write_bytes(content[: draw.randrange(len(content))])
+    return f"truncate {path.name}"
+
+
+def remove(directory: Path, draw: random.Random) -> str:
+    """Remove a file."""
+    path = _any(directory, draw)
+    path.unlink()
+    return f"remove {path.name}"
+
+
+def swap(directory: Path, draw: random.Random) -> str:
+    """Exchange the contents of two files."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file())
+    first, second = draw.sample(files, 2)
+    a, b = first.read_bytes(), second.read_bytes()
+    first.write_bytes(b)
+    second.write_bytes(a)
+    return f"swap {first.name} and {second.name}" if a != b else ""
+
+
+def stale(directory: Path, draw: random.Random) -> str:
+    """Put in a file of the checkpoint before."""
+    older = sorted(directory.parent.glob("step-*"))[0]
+    path = _any(directory, draw)
+    content = (older / path.relative_to(directory)).read_bytes()
+    changed = content != path.read_bytes()
+    path.write_bytes(content)
+    return f"stale {path.name}" if changed else ""
+
+
+DAMAGES: tuple[Callable[[Path, random.Random], str], ...] = (flip, truncate, remove, swap, stale)
+
+
+def _any(directory: Path, draw: random.Random) -> Path:
+    return draw.choice(sorted(p for p in directory.rglob("*") if p.is_file()))
+
+
+class Canary:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return (open, (self.path, "w"))
