@@ -120,9 +120,10 @@ class Checkpoints:
         """Return the newest whole checkpoint of this run, agreed by all ranks (collective).
 
         Args:
-            rollback: newest whole checkpoints to discard first; the last one is never discarded.
+            rollback: newest whole checkpoints to pass over; the oldest is never passed over. They
+                are deleted once one is committed that follows from an older one.
         """
-        passed: list[Found] = []
+        last: Found | None = None
         for name in dist.broadcast_object(list(reversed(self._candidates()))):
             manifest, problem = self._inspect(name)
             problems = [p for p in dist.all_gather_object(problem) if p]
@@ -130,12 +131,14 @@ class Checkpoints:
                 _say(f"checkpoint {name} is not used: {problems[0]}")
                 continue
             assert manifest is not None
-            if len(passed) == rollback:
-                self._discard(passed)
-                return self._use(Found(name, manifest))
-            passed.append(Found(name, manifest))
-        self._discard(passed[:-1])
-        return self._use(passed[-1]) if passed else None
+            if last is not None:
+                _say(f"checkpoint {last.name} is passed over: rolling back")
+            last = Found(name, manifest)
+            if rollback == 0:
+                break
+            rollback -= 1
+        self._in_use = last and last.name
+        return last
 
     def verified(self, found: Found, name: str) -> bytes:
         """Content of a file, read once and checked; raises `CheckpointError` if it has changed."""
@@ -153,10 +156,6 @@ class Checkpoints:
     def close(self) -> None:
         """End the writing thread; what it has not finished is not committed."""
         self._writer.shutdown(wait=True, cancel_futures=True)
-
-    def _use(self, found: Found) -> Found:
-        self._in_use = found.name
-        return found
 
     def _candidates(self) -> list[str]:
         """Directories of checkpoints, oldest first."""
@@ -216,8 +215,9 @@ class Checkpoints:
         return None
 
     def _retain(self, newest: str) -> None:
-        """Keep the newest few; cut-off savings go too."""
-        whole = [n for n in self._candidates() if self._has_manifest(n)]
+        """Keep the newest few; cut-off savings go too, and what this one rolls back."""
+        before = [n for n in self._candidates() if n <= newest]
+        whole = [n for n in before if self._has_manifest(n)]
         kept = {*whole[-self._keep :], newest}
         for name in self._candidates():
             if name not in kept:
@@ -235,15 +235,6 @@ class Checkpoints:
         """Delete a directory, its manifest first: a half-deleted one is never read."""
         self._place.delete(f"{name}/{MANIFEST}")
         self._place.delete_tree(name)
-
-    def _discard(self, passed: list[Found]) -> None:
-        """Delete checkpoints that a rollback passes over (collective)."""
-        dist.barrier()
-        if dist.rank() == 0:
-            for found in passed:
-                _say(f"checkpoint {found.name} is discarded: rolling back")
-                self._clear(found.name)
-        dist.barrier()
 
     def _make_room(self, directory: str, needed: int) -> str | None:
         """Clear the directory, and what is superseded if room is short; say what is missing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 JOURNAL_FILE = "journal.jsonl"
+MAX_WAITING = 100_000
+"""Lines kept in memory while the disk is full; the oldest go first."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,17 @@ class Entry:
 
 
 class JournalWriter:
-    """Appends lines; each is flushed, so that a killed process loses none."""
+    """Appends lines; each is flushed, so that a killed process loses none.
+
+    Where the disk is full, lines wait in memory: a training outlives the messages about it.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._stream: TextIO = path.open("a", encoding="utf-8")
         self._sequence = 0
+        self._waiting: list[str] = []
+        self._is_torn = False
         self._lock = threading.Lock()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -48,13 +56,33 @@ class JournalWriter:
     def _append(self, content: dict[str, Any]) -> None:
         with self._lock:  # checkpoints are written, and say so, in a thread of their own
             line = {"seq": self._sequence, "t": time.time_ns() // 1_000_000, **content}
-            self._stream.write(json.dumps(line) + "\n")
-            self._stream.flush()
             self._sequence += 1
+            self._waiting.append(json.dumps(line) + "\n")
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write what waits. A line that is torn by a full disk is written again, whole."""
+        try:
+            # A torn line, if any, ends here, and is skipped by readers.
+            self._stream.write("".join(("\n" if self._is_torn else "", *self._waiting)))
+            self._stream.flush()
+            self._waiting, self._is_torn = [], False
+        except OSError:
+            self._is_torn = True
+            del self._waiting[:-MAX_WAITING]
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """Drop what Python has buffered: it would be written twice."""
+        descriptor = os.dup(self._stream.fileno())
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        self._stream = os.fdopen(descriptor, "a", encoding="utf-8")
 
     def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+        """Close the file; what could not be written by now is lost."""
+        with contextlib.suppress(OSError):
+            self._stream.close()
 
 
 class JournalReader:

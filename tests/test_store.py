@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -161,3 +163,23 @@ def test_a_failed_shipment_reads_the_same_entries_again(tmp_path: Path) -> None:
         raise OSError
     assert len(reader.read_new()) == 1
     writer.close()
+
+
+def test_a_journal_outlives_a_full_disk(tmp_path: Path) -> None:
+    """In a child process whose files may not grow, for a while."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        writer = JournalWriter(tmp_path / "j")
+        for step in range(30):
+            if step == 10:
+                size = (tmp_path / "j").stat().st_size + 20
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            if step == 20:
+                unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+                resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+            writer.write(step, {"loss": 1.0})
+        writer.close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [e.step for e in JournalReader(tmp_path / "j").read_new()] == list(range(30))
