@@ -103,7 +103,9 @@ class Checkpoints:
         assert pending is not None, "commit without begin"
         digests, problem = _outcome(pending.result)
         seconds = time.monotonic() - pending.began
-        parts = dist.all_gather_object((digests, problem, seconds))
+        parts: list[tuple[Digests, str | None, float]] = dist.all_gather_object(
+            (digests, problem, seconds)
+        )
         problem = next((p for _, p, _ in parts if p), None)
         files = {
             name: FileEntry(size, sha, rank)

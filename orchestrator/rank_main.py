@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.rank_actor import RankControl
+from orchestrator.faults import fault_hook
 from orchestrator.journal import JOURNAL_FILE, JournalWriter
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def run_stage(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
 
     Payload: `recipe` (tagged by kind), `execution`, `facts`, `science_hash`, `directory` of the
     attempt, `checkpoints`, `encoder` (path of the parent's, or None), `capture` (redirect the
-    process's output into the attempt's log).
+    process's output into the attempt's log), `lease_epoch`, `rollback`, and in a rehearsal
+    `faults`.
     """
     directory = Path(payload["directory"])
     log = directory / LOG_FILE.format(rank=control.rank)
@@ -61,25 +63,61 @@ def run_stage(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
             if payload.get("capture"):
                 import traceback
 
-                traceback.print_exc()  # into the log; elsewhere whoever called says it
+                with contextlib.suppress(OSError):  # a full disk is no second failure
+                    traceback.print_exc()  # into the log; elsewhere whoever called says it
             _close_group()
             raise
 
 
 def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict[str, Any]:
-    import torch
-
     from mae_core import dist, engine
-    from mae_core.context import RunContext
     from studies.codec import recipe_from_plain
 
     began = time.monotonic()
-    torch.manual_seed(0)  # nothing may depend on it; a warm process must not differ from a new one
-    recipe = recipe_from_plain(payload["recipe"])
-    if control.world > 1 or recipe.KIND in ("pretrain", "finetune"):
-        engine.join_gang()
-    journal = JournalWriter(directory / JOURNAL_FILE) if control.rank == 0 else None
-    context = RunContext(
+    control.beat("start", 0)
+    with _journal(directory, control.rank) as journal:
+        context = _context(payload, control, directory, journal)
+        context.event("began", {})
+        context.fault_point("start")
+        _seed(0)  # a warm process must not differ from a new one
+        recipe = recipe_from_plain(payload["recipe"])
+        trains = recipe.KIND in ("pretrain", "finetune")
+        if control.world > 1 or trains:
+            engine.join_gang()
+        data = _open_data(recipe.data, payload["facts"])
+        ready = time.monotonic()
+        if not trains:
+            control.beat("evaluate", 0)
+        metrics = _dispatch(recipe, payload, context, data)
+        dist.barrier()
+    engine.leave_gang()
+    return {
+        "metrics": metrics,
+        "seconds": {"starting": ready - began, "working": time.monotonic() - ready},
+        "provenance": provenance() if control.rank == 0 else {},
+    }
+
+
+@contextlib.contextmanager
+def _journal(directory: Path, rank: int) -> Iterator[JournalWriter | None]:
+    """The attempt's journal, which is rank 0's to keep."""
+    journal = JournalWriter(directory / JOURNAL_FILE) if rank == 0 else None
+    try:
+        yield journal
+    finally:
+        if journal:
+            journal.close()
+
+
+def _context(
+    payload: dict[str, Any],
+    control: RankControl,
+    directory: Path,
+    journal: JournalWriter | None,
+) -> RunContext:
+    from mae_core.context import RunContext
+
+    return RunContext(
         output_dir=directory / "outputs",
         checkpoint_dir=Path(payload["checkpoints"]),
         science_hash=payload["science_hash"],
@@ -90,23 +128,10 @@ def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict
         grace_left_s=control.grace_left_s,
         beat=control.beat,
         event=journal.event if journal else _drop_event,
+        fault_point=fault_hook(payload.get("faults", ()), control.rank),
         lease_epoch=payload.get("lease_epoch", 0),
         rollback=payload.get("rollback", 0),
     )
-    try:
-        data = _open_data(recipe.data, payload["facts"])
-        ready = time.monotonic()
-        metrics = _dispatch(recipe, payload, context, data)
-        dist.barrier()
-    finally:
-        if journal:
-            journal.close()
-    engine.leave_gang()
-    return {
-        "metrics": metrics,
-        "seconds": {"starting": ready - began, "working": time.monotonic() - ready},
-        "provenance": provenance() if control.rank == 0 else {},
-    }
 
 
 def _dispatch(
@@ -174,6 +199,18 @@ def _frozen(facts: dict[str, Any]) -> str:
     import json
 
     return json.dumps(facts, sort_keys=True)
+
+
+def _seed(seed: int) -> None:
+    """Seed every global generator."""
+    import random
+
+    import numpy as np
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def _drop(step: int, metrics: Any) -> None:

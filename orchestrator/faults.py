@@ -1,0 +1,56 @@
+"""Faults that a rehearsal plans: which rank does what to itself at which fault point.
+
+A plan is data in an attempt's payload, so that a failure found once is found again. Without one,
+fault points cost a function call.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mae_core.context import FAULT_POINTS
+
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "notice": signal.SIGTERM}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One rank sends itself a signal as it comes by a fault point for the `hit`-th time."""
+
+    rank: int
+    point: str
+    """One of `mae_core.context.FAULT_POINTS`."""
+    hit: int = 1
+    action: str = "kill"
+    """`kill`, `stop` (as if frozen) or `notice` (as a preemption announces itself)."""
+
+    def __post_init__(self) -> None:
+        if self.point not in FAULT_POINTS or self.action not in SIGNALS or self.hit < 1:
+            raise ValueError(f"{self}: no such fault")
+
+    def to_json(self) -> dict[str, Any]:
+        """As part of a payload."""
+        return asdict(self)
+
+
+def fault_hook(plan: Sequence[dict[str, Any]], rank: int) -> Callable[[str], None]:
+    """Return what this rank calls at its fault points."""
+    mine = [fault for raw in plan if (fault := Fault(**raw)).rank == rank]
+    hits: Counter[str] = Counter()
+
+    def pass_by(point: str) -> None:
+        hits[point] += 1
+        for fault in mine:
+            if (fault.point, fault.hit) == (point, hits[point]):
+                os.kill(os.getpid(), SIGNALS[fault.action])
+
+    return pass_by if mine else _nothing
+
+
+def _nothing(point: str) -> None:
+    """No fault is planned."""
