@@ -139,7 +139,7 @@ class Checkpoints:
             if rollback == 0:
                 break
             rollback -= 1
-        self._in_use = last and last.name
+        self._in_use = last.name if last else None
         return last
 
     def verified(self, found: Found, name: str) -> bytes:

@@ -26,8 +26,9 @@ def partial_sums(slices: Iterable[tuple[int, Tensor, int]]) -> Sums:
     for number, values, offset in slices:
         bits = values.detach().reshape(-1).view(_INTEGER[values.element_size()])
         ordinal = 2 * number + 1
-        plain += ordinal * int(bits.sum(dtype=torch.int64))
-        weighted += ordinal * _by_row(bits, offset)
+        total, by_row = _sums(bits, offset)
+        plain += ordinal * total
+        weighted += ordinal * by_row
     return plain % MODULUS, weighted % MODULUS
 
 
@@ -38,14 +39,18 @@ def combine(parts: Iterable[Sums]) -> str:
     return "".join(f"{total:016x}" for total in totals)
 
 
-def _by_row(bits: Tensor, offset: int) -> int:
-    """Σ over rows of (row + 1) · sum of the row's bits, rows counted from the tensor's start."""
+def _sums(bits: Tensor, offset: int) -> tuple[int, int]:
+    """Σ bits, and Σ over rows of (row + 1) · the row's bits, rows counted from the tensor's start.
+
+    One pass over the memory, which is what it costs.
+    """
     head = min(-offset % ROW, bits.numel())
     rows = (bits.numel() - head) // ROW
     first = (offset + head) // ROW
     body = bits[head : head + rows * ROW].view(rows, ROW).sum(dim=1, dtype=torch.int64)
     weights = torch.arange(first + 1, first + rows + 1, device=bits.device)
-    total = int((body * weights).sum())
-    total += (offset // ROW + 1) * int(bits[:head].sum(dtype=torch.int64))
-    tail = bits[head + rows * ROW :]
-    return total + (first + rows + 1) * int(tail.sum(dtype=torch.int64))
+    before = int(bits[:head].sum(dtype=torch.int64))
+    after = int(bits[head + rows * ROW :].sum(dtype=torch.int64))
+    plain = before + int(body.sum()) + after
+    by_row = (offset // ROW + 1) * before + int((body * weights).sum())
+    return plain, by_row + (first + rows + 1) * after

@@ -27,7 +27,8 @@ MIN_LOGS = 100
 """Logged points of a training that has so many steps."""
 MIN_RECENT = 5
 """Logged losses before a spike can be told."""
-PROBE_IMAGES = 8
+PROBE_IMAGES = 2
+"""Enough to tell wrong weights from right ones; training waits for them at each save."""
 
 
 class Stopped(MaeCoreError):

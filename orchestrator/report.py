@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_core.config import GALLERY_FILE, PretrainRecipe
+from orchestrator.goodput import study_goodput
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records, now_iso
 from orchestrator.results import make_rows
@@ -31,6 +32,7 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
         provenance=_provenance(plan),
         sweep_winner=sweep.winner if sweep else None,
         objective=sweep.trials.sweep.objective if sweep else None,
+        goodput=study_goodput(plan, records),
         missing=tuple(
             (s.cell.address, s.stage.name, s.reason)
             for s in plan.stages

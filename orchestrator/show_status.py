@@ -8,9 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.goodput import study_goodput
 from orchestrator.journal import JOURNAL_FILE, JournalReader
 from orchestrator.plan import Plan, PlannedStage, Status
 from orchestrator.records import Records
+from studies.analysis.goodput import DRIVER_LOST, SUCCESS, Goodput
+from studies.analysis.goodput_advice import StudyGoodput, causes_text, sentence, short_time
 from studies.errors import StudyError, unknown
 
 if TYPE_CHECKING:
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 
 LOG_TAIL = 200
 """Lines of a log that are shown."""
+VERDICTS_SHOWN = 3
+"""Failed attempts that are shown of a stage, and its decisions; the latest."""
+LEAST_SHARE = 0.05
+"""Per cent of the time below which a bucket is not mentioned."""
 
 
 def print_status(plan: Plan, records: Records, console: Console) -> None:
@@ -39,10 +46,57 @@ def print_status(plan: Plan, records: Records, console: Console) -> None:
             highlight=False,
             markup=False,
         )
-    for planned, attempt in _unfinished(plan, records):
-        end = attempt.get("end")
-        what = f"ended: {end['cause']}: {end.get('message', '')}" if end else "running or killed"
-        _say(console, f"{planned.address} attempt {attempt['number']} {what}")
+    _print_verdicts(plan, records, console)
+    _print_goodput(study_goodput(plan, records), console)
+
+
+def _print_verdicts(plan: Plan, records: Records, console: Console) -> None:
+    """Why attempts failed, what was decided then, and which are not over."""
+    for planned, attempts in _started(plan, records):
+        failed = _failed(attempts)
+        if len(failed) > VERDICTS_SHOWN:
+            earlier = len(failed) - VERDICTS_SHOWN
+            _say(console, f"{planned.address} {earlier} earlier failed attempts (all: --json)")
+        for end in failed[-VERDICTS_SHOWN:]:
+            message = (end.get("message") or "").partition("\n")[0]
+            what = end["cause"] + (f": {message}" if message else "")
+            _say(console, f"{planned.address} attempt {end['number']} ended: {what}")
+        if not planned.status.is_work:
+            continue
+        if attempts[-1]["end"] is None:
+            number = attempts[-1]["number"]
+            _say(console, f"{planned.address} attempt {number} running or killed")
+        decisions = records.decisions(planned.identity.science_hash)
+        for made in decisions[-VERDICTS_SHOWN:]:
+            what = f"{made.get('decision')}: {made.get('reason')}"
+            _say(console, f"{planned.address} decided: {what}")
+
+
+def _print_goodput(goodput: StudyGoodput, console: Console) -> None:
+    """Where the time went, and which checkpoint interval would have been best."""
+    if goodput.is_empty:
+        return
+    whole, count = goodput.whole, len(goodput.stages)
+    plural = "" if count == 1 else "s"
+    _say(console, f"time of {count} stage{plural}, {short_time(whole.span_s)}: {_shares(whole)}")
+    repeated = {a: g for a, g in goodput.stages.items() if g.attempts > 1}
+    if repeated:
+        table = Table()
+        for name in ("stage", "attempts", "ended by", "steps done again", "time (%)"):
+            table.add_column(name)
+        for address, g in repeated.items():
+            counts = str(g.attempts), causes_text(g), str(g.lost_steps)
+            shares = ", ".join(f"{b} {s:.1f}" for b, s in g.shares.items() if s >= LEAST_SHARE)
+            table.add_row(*map(escape, (address, *counts, shares)))
+        console.print(table)
+    if goodput.advice is not None:
+        _say(console, sentence(goodput.advice))
+
+
+def _shares(goodput: Goodput) -> str:
+    """`81.2 % useful, 9.1 % starting`: what rounds to 0.0 is left out."""
+    shown = [f"{s:.1f} % {b}" for b, s in goodput.shares.items() if s >= LEAST_SHARE]
+    return ", ".join(shown) or "nothing yet"
 
 
 def _say(console: Console, text: str) -> None:
@@ -53,13 +107,27 @@ def _say(console: Console, text: str) -> None:
 def status_json(plan: Plan, records: Records) -> dict[str, Any]:
     """The same as plain values."""
     _, _, counts = _matrix(plan)
+    started = _started(plan, records)
+    goodput = study_goodput(plan, records)
     return {
         "study": plan.study.name,
         "matrix": [
             {"size": s, "duration": d, "done": done, "expected": expected}
             for (s, d), (done, expected) in counts.items()
         ],
-        "unfinished": [{"stage": p.address, **a} for p, a in _unfinished(plan, records)],
+        "unfinished": [
+            {
+                "stage": p.address,
+                **attempts[-1],
+                "decisions": records.decisions(p.identity.science_hash),
+            }
+            for p, attempts in started
+            if p.status.is_work
+        ],
+        "failed_attempts": [
+            {"stage": p.address, **end} for p, attempts in started for end in _failed(attempts)
+        ],
+        "goodput": None if goodput.is_empty else goodput.to_dict(),
     }
 
 
@@ -88,17 +156,21 @@ def _ratio(count: tuple[int, int] | None) -> str:
     return f"[{colour}]{count[0]}/{count[1]}[/]"
 
 
-def _unfinished(plan: Plan, records: Records) -> list[tuple[PlannedStage, dict[str, Any]]]:
-    """Stages with attempts that did not finish: the last attempt of each."""
-    found = []
+def _started(plan: Plan, records: Records) -> list[tuple[PlannedStage, list[dict[str, Any]]]]:
+    """Stages that were ever started, each identity once, with their attempts."""
     known = records.known_stages()
-    for planned in plan.stages:
-        science_hash = planned.identity.science_hash
-        if planned.status.is_work and science_hash in known:
-            attempts = records.attempts(science_hash)
-            if attempts:
-                found.append((planned, attempts[-1]))
-    return found
+    unique = {p.identity.science_hash: p for p in reversed(plan.stages)}
+    found = [(p, records.attempts(h)) for h, p in reversed(unique.items()) if h in known]
+    return [(planned, attempts) for planned, attempts in found if attempts]
+
+
+def _failed(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Ends of the attempts that did not succeed, each with its `number`."""
+    # What came before another attempt is over, even if its driver could not write it down.
+    lost = {"cause": DRIVER_LOST, "message": "its driver was killed before it ended"}
+    over = [a for a in attempts if a["end"] is not None or a is not attempts[-1]]
+    ends = [{"number": a["number"], **(a["end"] or lost)} for a in over]
+    return [end for end in ends if end["cause"] != SUCCESS]
 
 
 def print_logs(

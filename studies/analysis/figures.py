@@ -6,12 +6,9 @@ Figures are narrow, one protocol each, so that a page can stack them on a phone.
 
 from __future__ import annotations
 
-import io
 import math
-import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +26,7 @@ from studies.analysis.curves import (
     is_winner,
     sweep_caption,
 )
+from studies.analysis.drawing import Drawing, finish, legend, new_figure, style
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,22 +44,6 @@ ROLE_COLOURS = {
 }
 _GREY, _VERMILION, _INK = "#6b6b6b", "#D55E00", "#222222"
 _MARKERS = "osD^vPX*"
-_STYLE: Any = {
-    "font.size": 9.5,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "svg.fonttype": "path",
-    # Names come from users: a dollar sign in a protocol is no formula.
-    "text.parse_math": False,
-}
 _MEANS: Any = {"ms": 6, "linewidth": 1.6, "mec": "white", "mew": 0.6, "zorder": 3}
 _MAX_GALLERY_IMAGES = 8
 _TILE_PX = 72
@@ -76,26 +58,7 @@ class GalleryEntry:
     path: Path
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A finished figure, as vector for the page and as bitmap for slides."""
-
-    name: str
-    caption: str
-    svg: str
-    png: bytes
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """The report's style while a figure is made; the caller's settings come back afterwards."""
-    from matplotlib import rc_context
-
-    with rc_context(_STYLE):
-        yield
-
-
-@_style()
+@style()
 def accuracy_by_duration(curve: Curve, name: str) -> Drawing | None:
     """Top-1 against duration: a line per size, a dot per seed, the untrained network at left."""
     if not curve.points:
@@ -106,11 +69,11 @@ def accuracy_by_duration(curve: Curve, name: str) -> Drawing | None:
         _size_line(axes, curve, size, x, colour, marker)
     _baseline(axes, curve.baseline)
     _duration_axis(axes, curve, x)
-    _legend(figure, axes)
-    return _drawing(figure, name, duration_caption(curve))
+    legend(figure, axes)
+    return finish(figure, name, duration_caption(curve))
 
 
-@_style()
+@style()
 def accuracy_by_parameters(curve: Curve, name: str) -> Drawing | None:
     """Top-1 against encoder parameters (log): a line per duration."""
     points = [p for p in curve.points.values() if p.encoder_params]
@@ -126,15 +89,15 @@ def accuracy_by_parameters(curve: Curve, name: str) -> Drawing | None:
     sizes = {_params(p): f"{p.size}\n{_si(_params(p))}" for p in points}
     _ticks(axes, list(sizes), list(sizes.values()))
     axes.set_xlabel("encoder parameters (log scale)")
-    _legend(figure, axes)
+    legend(figure, axes)
     caption = (
         f"{curve.label}: top-1 against encoder parameters (decoder, head and fixed positions not "
         "counted). Dots are seeds, lines join means of one duration."
     )
-    return _drawing(figure, name, caption + baseline_caption(curve))
+    return finish(figure, name, caption + baseline_caption(curve))
 
 
-@_style()
+@style()
 def accuracy_by_flops(curve: Curve, name: str) -> Drawing | None:
     """Top-1 against pretraining FLOPs (log): a line per size; untrained networks have none."""
     if not any(p.pretrain_flops for p in curve.points.values()):
@@ -147,22 +110,22 @@ def accuracy_by_flops(curve: Curve, name: str) -> Drawing | None:
     axes.set_xscale("log")
     axes.set_xlabel("pretraining compute (FLOPs, log scale)")
     _log_ticks(axes)
-    _legend(figure, axes)
+    legend(figure, axes)
     caption = (
         f"{curve.label}: top-1 against the algorithmic FLOPs of the whole pretraining (encoder on "
         "visible tokens, decoder on all). Each point is a full run of its own. "
         "Untrained networks cost nothing and are not on a logarithmic axis."
     )
-    return _drawing(figure, name, caption + baseline_caption(curve))
+    return finish(figure, name, caption + baseline_caption(curve))
 
 
-@_style()
+@style()
 def sweep_map(surface: SweepSurface, winner: Mapping[str, Any] | None, name: str) -> Drawing | None:
     """The sweep's objective over mask ratio and decoder depth, one panel per decoder width."""
     widths = sorted({p.decoder_width for p in surface.points}, key=lambda w: w or 0)
     columns = min(2, len(widths))
     rows = math.ceil(len(widths) / columns)
-    figure = _figure(4.0 + 1.4 * (columns - 1), 2.6 * rows + 0.6)
+    figure = new_figure(4.0 + 1.4 * (columns - 1), 2.6 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     depths = sorted({p.decoder_depth for p in surface.points})
     means = [p.mean for p in surface.points]
@@ -178,10 +141,10 @@ def sweep_map(surface: SweepSurface, winner: Mapping[str, Any] | None, name: str
     figure.supylabel("decoder depth (blocks)", fontsize=9.5)
     bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=0.85, aspect=30)
     bar.set_label("top-1 accuracy (%)")
-    return _drawing(figure, name, sweep_caption(surface, winner))
+    return finish(figure, name, sweep_caption(surface, winner))
 
 
-@_style()
+@style()
 def cost_bars(cost: Mapping[tuple[str, str], float], name: str) -> Drawing | None:
     """Rank-seconds by stage kind, stacked by what the cell was for."""
     if not any(seconds > 0 for seconds in cost.values()):
@@ -190,7 +153,7 @@ def cost_bars(cost: Mapping[tuple[str, str], float], name: str) -> Drawing | Non
         {kind for kind, _ in cost}, key=lambda kind: sum(v for k, v in cost.items() if k[0] == kind)
     )
     unit, scale = ("rank-hours", 3600.0) if sum(cost.values()) > 7200 else ("rank-seconds", 1.0)
-    figure = _figure(5.0, 1.5 + 0.45 * len(kinds))
+    figure = new_figure(5.0, 1.5 + 0.45 * len(kinds))
     axes = figure.add_subplot()
     left = dict.fromkeys(kinds, 0.0)
     for role in [r for r in ROLE_COLOURS if any(key[1] == r for key in cost)]:
@@ -203,12 +166,12 @@ def cost_bars(cost: Mapping[tuple[str, str], float], name: str) -> Drawing | Non
     axes.margins(x=0.12)
     axes.grid(axis="x")
     axes.set_xlabel(f"{unit} (wall-clock × ranks)")
-    _legend(figure, axes)
+    legend(figure, axes)
     caption = "Wall-clock time of the attempts that finished, times ranks; shared stages once."
-    return _drawing(figure, name, caption)
+    return finish(figure, name, caption)
 
 
-@_style()
+@style()
 def gallery(entries: Sequence[GalleryEntry], name: str) -> tuple[Drawing | None, list[str]]:
     """Original, masked and reconstructed images; and a line for each file that was no use."""
     loaded, problems = [], []
@@ -221,7 +184,7 @@ def gallery(entries: Sequence[GalleryEntry], name: str) -> tuple[Drawing | None,
         return None, problems
     columns, notes = _gallery_columns(loaded)
     caption = "One row per image. Grey patches were hidden from the encoder. " + " ".join(notes)
-    return _drawing(_tile(columns), name, caption), problems
+    return finish(_tile(columns), name, caption), problems
 
 
 def _size_line(
@@ -413,7 +376,7 @@ def _tile(columns: Sequence[tuple[str, Array]]) -> Figure:
     labels = [textwrap.fill(title, 11) for title, _ in columns]
     heading = 0.15 + 0.14 * max(label.count("\n") + 1 for label in labels)
     inch = 0.78
-    figure = _figure(inch * len(columns) + 0.1, inch * rows + heading)
+    figure = new_figure(inch * len(columns) + 0.1, inch * rows + heading)
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="none")
     axes.xaxis.tick_top()
@@ -435,18 +398,8 @@ def _resized(image: Array) -> Array:
     return np.broadcast_to(image[rows][:, columns], (_TILE_PX, _TILE_PX, 3))
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure (inches) with an Agg canvas, so that no display or global state is used."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _canvas(title: str) -> tuple[Figure, Axes]:
-    figure = _figure(4.8, 3.9)
+    figure = new_figure(4.8, 3.9)
     axes = figure.add_subplot()
     axes.set_title(textwrap.fill(title, 52), loc="left")
     axes.set_ylabel("top-1 accuracy (%)")
@@ -468,32 +421,3 @@ def _log_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+", "e")))
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        columns = math.ceil(len(handles) / math.ceil(len(handles) / 4))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-
-
-def _drawing(figure: Figure, name: str, caption: str) -> Drawing:
-    from matplotlib import rc_context
-
-    vector, bitmap = io.StringIO(), io.BytesIO()
-    with rc_context({"svg.hashsalt": name}):
-        figure.savefig(vector, format="svg", metadata={"Date": None})
-        figure.savefig(bitmap, format="png", dpi=160)
-    return Drawing(
-        name=name, caption=caption, svg=_inline(vector.getvalue(), name), png=bitmap.getvalue()
-    )
-
-
-def _inline(svg: str, name: str) -> str:
-    """The svg element alone, its ids made unique within a page of several figures."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    return re.sub(r"url\(#", f"url(#{name}-", svg)

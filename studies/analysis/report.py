@@ -32,7 +32,10 @@ from studies.analysis.curves import (
     sweep_surface,
     unmeasured,
 )
-from studies.analysis.figures import Drawing, GalleryEntry
+from studies.analysis.drawing import Drawing
+from studies.analysis.figures import GalleryEntry
+from studies.analysis.goodput_advice import StudyGoodput
+from studies.analysis.goodput_page import goodput_bars, goodput_lines, goodput_text
 from studies.results import COLUMNS, ResultRow
 
 __all__ = ["GalleryEntry", "ReportFiles", "ReportMeta", "summary_text", "write_report"]
@@ -61,6 +64,8 @@ class ReportMeta:
     """(cell, stage, why) of what the study expects and the rows lack."""
     expected_seeds: int | None = None
     """Seeds per grid cell; by default as many as the rows of the grid name."""
+    goodput: StudyGoodput | None = None
+    """Where the time of all attempts went; None or empty = nothing is said of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +166,10 @@ def _sections(
     sections.append(_section("Reconstructions", [pictures], wide=True, problems=problems))
     spent = cost(rows, lambda row: (row.kind, row.role))
     sections.append(_section("Cost", [figures.cost_bars(spent, "cost")]))
+    if meta.goodput is not None and not meta.goodput.is_empty:
+        bars, lines = goodput_bars(meta.goodput, "goodput"), goodput_lines(meta.goodput)
+        more = {"lines": lines, "text": goodput_text(meta.goodput)}
+        sections.append(_section("Where the time went", [bars], wide=True, **more))
     return sections, problems
 
 
@@ -368,6 +377,7 @@ def _summary(rows: Sequence[ResultRow], found: Sequence[Curve], meta: ReportMeta
         "evidence": _evidence(found),
         "sweep": {"objective": meta.objective, "winner": meta.sweep_winner},
         "rank_seconds": {"/".join(k): v for k, v in cost(rows, lambda r: (r.kind, r.role)).items()},
+        "goodput": meta.goodput.to_dict() if meta.goodput else None,
         "missing": [list(item) for item in meta.missing],
         "notes": list(meta.notes),
         "provenance": dict(meta.provenance),

@@ -14,6 +14,7 @@ import datetime
 import json
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ class Machine:
 
     step_s: float = 2.0
     save_stall_s: float = 2.0
-    write_s: float = 8.0
-    """Stall included; the checkpoint counts once this is over."""
+    write_s: float = 6.0
+    """After the stall, behind the training's back; then the checkpoint counts."""
     start_s: float = 20.0
     restore_s: float = 10.0
     notice_s: float = 8.0
@@ -55,7 +56,7 @@ class Machine:
             save_s=self.save_stall_s,
             restart_s=self.start_s + self.restore_s,
             dead_s=self.notice_s + self.backoff_s,
-            lag_s=self.write_s - self.save_stall_s,
+            lag_s=self.write_s,
         )
 
 
@@ -74,6 +75,9 @@ class Training:
     rng: random.Random
     clock: float = 1_700_000_000.0
     committed: int = 0
+    furthest: int = 0
+    truth: Counter[str] = field(default_factory=Counter)
+    """Seconds per bucket as they were spent; the records must lead to the same."""
     attempts: list[tuple[dict[str, Any], list[dict[str, Any]], list[Entry]]] = field(
         default_factory=list
     )
@@ -81,7 +85,7 @@ class Training:
     def run(self) -> Goodput:
         """Simulate; return what the records say."""
         while not self._attempt():
-            self.clock += self._drawn(self.machine.backoff_s)
+            self._idle(self.machine.backoff_s, "waiting")
         logs = [attempt_log(record, events, points) for record, events, points in self.attempts]
         return account([log for log in logs if log is not None], now=self.clock)
 
@@ -102,7 +106,7 @@ class Training:
             cause = "success"
         except Died:
             cause = "rank died"
-            self.clock += self._drawn(self.machine.notice_s)
+            self._idle(self.machine.notice_s, "failed")
         end: dict[str, Any] = {"cause": cause, "ended_at": iso(self.clock)}
         if self.last is not None:
             end |= {"last_step": self.last[0], "last_step_at": self.last[1]}
@@ -111,16 +115,18 @@ class Training:
 
     def _train(self) -> None:
         self._event("began")
-        self._pass(self._drawn(self.machine.start_s))
+        self._pass(self._drawn(self.machine.start_s), "starting")
         restoring = self._drawn(self.machine.restore_s) if self.committed else 0.0
-        self._pass(restoring)
+        self._pass(restoring, "restoring")
         step = self.committed
         self._event("restored", step=step, seconds=restoring, level="bit-exact")
         self._event("training", step=step)
         saved_at = self.clock
         while step < self.num_steps:
-            self._pass(self._drawn(self.machine.step_s))
+            is_new = step >= self.furthest
+            self._pass(self._drawn(self.machine.step_s), "useful" if is_new else "replayed")
             step += 1
+            self.furthest = max(self.furthest, step)
             self.last = (step, self.clock)
             if step % LOG_EVERY == 0 or step == self.num_steps:
                 self.points.append(Entry(0, round(self.clock * 1000), step, {"loss": 1.0}))
@@ -132,19 +138,27 @@ class Training:
     def _save(self, step: int) -> None:
         """Stand still, then write behind the training's back; committed once written."""
         stall = self._drawn(self.machine.save_stall_s)
-        write = stall + self._drawn(self.machine.write_s - self.machine.save_stall_s)
+        write = self._drawn(self.machine.write_s)
         fields = {"step": step, "stall_s": stall, "write_s": write, "bytes": 1}
-        self.writing = (self.clock + write, step, fields)
-        self._pass(stall)
+        self.writing = (self.clock + stall + write, step, fields)
+        self._pass(stall, "saving")
 
-    def _pass(self, seconds: float) -> None:
+    def _idle(self, mean: float, bucket: str) -> None:
+        """Let time pass in which nothing is left to fail."""
+        seconds = self._drawn(mean)
+        self.clock += seconds
+        self.truth[bucket] += seconds
+
+    def _pass(self, seconds: float, bucket: str) -> None:
         """Let time pass up to a failure; what is written in the meantime is committed."""
         until = min(self.clock + seconds, self.dies_at)
         if self.writing is not None and self.writing[0] <= until:
             at, self.committed, fields = self.writing
             self._event("saved", at=at, **fields)
             self.writing = None
-        self.clock, died = until, until == self.dies_at
+        died = until == self.dies_at
+        self.truth["failed" if died else bucket] += until - self.clock
+        self.clock = until
         if died:
             raise Died
 
