@@ -10,7 +10,7 @@ PACKAGES := mae_core studies cluster orchestrator
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test check format lint types clean bench-handover bench-cli
+.PHONY: quickstart test check format lint types clean bench-handover bench-cli reliability
 
 quickstart: $(STAMP)
 	$(BIN)/mae-study run quickstart --store $(STORE)
@@ -39,6 +39,10 @@ bench-handover: $(STAMP)
 
 bench-cli: $(STAMP)
 	$(BIN)/python tests/bench_cli.py
+
+# Sections can be run alone: make reliability SECTIONS="corruption stall"
+reliability: $(STAMP)
+	$(BIN)/python tests/reliability/run.py $(SECTIONS)
 
 # torch first: DeepSpeed's build imports it, and must not fetch another one for itself. Its
 # extensions are never compiled (DS_BUILD_OPS=0): a rank uses torch's fused AdamW.

@@ -24,6 +24,7 @@ EvalSplit = Literal["dev", "test"]
 ENCODER_FILE = "encoder.safetensors"
 """Output of a pretraining that evaluations read."""
 DECODER_FILE = "decoder.safetensors"
+STATE_FILE = "state.json"
 GALLERY_FILE = "gallery.npz"
 """Output of a pretraining that the report draws: images, masks, reconstructions."""
 

@@ -6,10 +6,12 @@ found again after it was loaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from mae_core.errors import CheckpointError
 from mae_core.place import check_name
@@ -70,8 +72,8 @@ class Manifest:
         return sum(f.size for f in self.files.values())
 
     def to_json(self) -> bytes:
-        """JSON, sorted."""
-        return json.dumps(asdict(self), sort_keys=True, indent=1, allow_nan=False).encode()
+        """JSON, sorted, with the digest of the rest in `digest`."""
+        return _encode(asdict(self) | {"digest": _digest(asdict(self))})
 
     @classmethod
     def from_json(cls, content: bytes) -> Manifest:
@@ -80,13 +82,25 @@ class Manifest:
             raise CheckpointError(f"the manifest has {len(content)} bytes: it is not one")
         try:
             raw = json.loads(content)
+            digest = raw.pop("digest")
+            if digest != _digest(raw) or content != _encode(raw | {"digest": digest}):
+                raise ValueError("its own digest differs")
             layout = Layout(**raw.pop("layout"))
             files = {check_name(n): FileEntry(**e) for n, e in raw.pop("files").items()}
             manifest = cls(**raw, layout=layout, files=files)
             _check(manifest)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"the manifest is not readable ({error})") from error
+            raise CheckpointError(f"the manifest is damaged ({error})") from error
         return manifest
+
+
+def _encode(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, indent=1, allow_nan=False).encode()
+
+
+def _digest(body: dict[str, Any]) -> str:
+    """Of the manifest itself, so that not one bit of it can change unseen."""
+    return hashlib.sha256(_encode(body)).hexdigest()
 
 
 def _check(manifest: Manifest) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from mae_core import dist
 from mae_core.checkpoint import Checkpoints, Found
-from mae_core.config import BatchSplit, Execution, Precision
+from mae_core.config import STATE_FILE, BatchSplit, Execution, Precision
 from mae_core.context import RunContext
 from mae_core.data.loader import I64
 from mae_core.engine import SHARDS, Engine, safe_types, software_versions
@@ -33,7 +33,6 @@ from mae_core.train_state import FILE, TrainState, unpack
 from mae_core.universal import convert
 
 LEVEL_NONE, BIT_EXACT, ORDER_EXACT = "none", "bit-exact", "order-exact"
-STATE_FILE = "state.json"
 PROBE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}
 """Relative, of the fixed batch's loss after a resume that is not bit-exact."""
 Position = Callable[[int], dict[str, int]]

@@ -127,6 +127,8 @@ class _Loop:
             self.window += loss
             self.state.window_steps += 1
             self.state.data_step = self.state.lr_step = step + 1
+            if step == start:  # what a recovery is measured by
+                self.ctx.event("stepped", {"step": step + 1})
             self._after_step(step + 1)
         return self._finish(resumed)
 

@@ -26,6 +26,7 @@ from checkpoint_cases import (
     state,
 )
 
+from mae_core import manifest
 from mae_core.checkpoint import Saved
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.manifest import MANIFEST, Manifest
@@ -114,7 +115,13 @@ def resign(directory: Path) -> None:
             "size": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-    path.write_text(json.dumps(raw))
+    sign(path, raw)
+
+
+def sign(path: Path, raw: dict[str, Any]) -> None:
+    """Write a manifest whose own digest is right, whatever it says."""
+    raw.pop("digest", None)
+    path.write_bytes(manifest._encode(raw | {"digest": manifest._digest(raw)}))
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -133,7 +140,7 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = directory / MANIFEST
     raw = json.loads(path.read_text())
     change(raw)
-    path.write_text(json.dumps(raw))
+    sign(path, raw)
 
 
 HOSTILE_NAMES = ["../../outside", "/etc/hostname", "a\0b", "x" * 300, "", ".", "a//b", "..", "a\\b"]
@@ -180,6 +187,18 @@ def test_a_manifest_that_makes_no_sense_is_refused(
 def test_a_manifest_that_is_no_manifest_is_refused(content: bytes) -> None:
     with pytest.raises(CheckpointError):
         Manifest.from_json(content)
+
+
+def test_no_bit_of_a_manifest_can_change_unseen(tmp_path: Path) -> None:
+    make(tmp_path, steps=(1,))
+    content = (tmp_path / "step-000000001-000001" / MANIFEST).read_bytes()
+    assert Manifest.from_json(content).step == 1
+    for position in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[position] ^= 1 << bit
+            with pytest.raises(CheckpointError):
+                Manifest.from_json(bytes(changed))
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:

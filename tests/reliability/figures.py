@@ -6,19 +6,11 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-TESTS = HERE.parent
-for folder in (TESTS, TESTS.parent):  # scripts run from anywhere; ranks import from tests/
-    sys.path.insert(0, str(folder))
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH")])
-)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
