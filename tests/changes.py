@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 
 @contextlib.contextmanager
-def applied(payload: dict[str, Any], rank: int, samples: list[list[int]]) -> Iterator[None]:
-    """Apply what the payload asks for inside the block, and note which samples are read."""
+def applied(
+    payload: dict[str, Any], rank: int, samples: list[list[int]], masks: list[tuple[str, str]]
+) -> Iterator[None]:
+    """Apply what the payload asks for inside the block; note samples and masks."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_noting(samples))
+        stack.enter_context(_noting_masks(masks))
         if payload.get("noise"):
             stack.enter_context(_noise())
         if payload.get("grouped"):
@@ -42,6 +48,25 @@ def _noting(samples: list[list[int]]) -> Iterator[None]:
             inner.close()
 
     with mock.patch.object(TrainLoader, "steps", steps):
+        yield
+
+
+@contextlib.contextmanager
+def _noting_masks(masks: list[tuple[str, str]]) -> Iterator[None]:
+    """Note the digest of each sample's mask noise, by epoch and sample."""
+    from mae_core import pretrain
+
+    original = pretrain.mask_noise
+
+    def noted(seed: int, epoch: Any, index: Any, patches: int) -> Any:
+        noise = original(seed, epoch, index, patches)
+        epochs = np.broadcast_to(epoch, len(index))
+        for one, sample, row in zip(epochs, index, noise, strict=True):
+            digest = hashlib.sha256(row.numpy().tobytes()).hexdigest()[:16]
+            masks.append((f"{one}/{sample}", digest))
+        return noise
+
+    with mock.patch.object(pretrain, "mask_noise", noted):
         yield
 
 

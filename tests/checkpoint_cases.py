@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mae_core import manifest
 from mae_core.checkpoint import Checkpoints, Found, Saved
 from mae_core.manifest import Layout, Manifest
 from mae_core.place import LocalPlace, Place
@@ -128,3 +130,38 @@ class Canary:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return (open, (self.path, "w"))
+
+
+def count_points(root: Path) -> list[str]:
+    """Fault points of a third save, which drops the first."""
+    points: list[str] = []
+    place = LocalPlace(root, points.append)
+    assert isinstance(save(open_checkpoints(place), 3), Saved)
+    return points
+
+
+def crash_at(root: Path, number: int, epoch: int = 1) -> None:
+    """Save a third checkpoint in a child process that dies at the fault point `number`."""
+    child = os.fork()
+    if child == 0:
+        passed: list[str] = []
+
+        def die(name: str) -> None:
+            passed.append(name)
+            if len(passed) > number:
+                os._exit(42)
+
+        checkpoints = open_checkpoints(LocalPlace(root, die), epoch=epoch)
+        save(checkpoints, 3)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 42
+
+
+HOSTILE_NAMES = ["../../outside", "/etc/hostname", "a\0b", "x" * 300, "", ".", "a//b", "..", "a\\b"]
+
+
+def sign(path: Path, raw: dict[str, Any]) -> None:
+    """Write a manifest whose own digest is right, whatever it says."""
+    raw.pop("digest", None)
+    path.write_bytes(manifest._encode(raw | {"digest": manifest._digest(raw)}))

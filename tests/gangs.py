@@ -15,6 +15,8 @@ from cluster.gang import Gang, SlotPool, slot_shape
 from cluster.verdict import Cause, Verdict, judge
 
 TESTS = str(Path(__file__).parent)
+PARTS = ("rng", "data", "lr", "weights", "exp_avg", "exp_avg_sq", "adam_step", "window")
+"""Of the saved state; each can be left out of a resume, see `changes.py`."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,8 @@ def attempt(pool: SlotPool, folder: Path, world: int, **payload: Any) -> dict[st
     found = values(gang)
     # What the gang has read at each step, whichever rank it was.
     steps = zip(*(v["samples"] for v in found), strict=True)
-    return found[0] | {"samples": [sorted(sum(parts, [])) for parts in steps]}
+    samples = [sorted(sum(parts, [])) for parts in steps]
+    return found[0] | {"samples": samples, "masks": {k: m for v in found for k, m in v["masks"]}}
 
 
 def train(pool: SlotPool, folder: Path, world: int, **payload: Any) -> dict[str, Any]:

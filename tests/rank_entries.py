@@ -81,9 +81,12 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
     )
     torch.manual_seed(control.rank)
     engine.join_gang()
-    found: dict[str, Any] = {"losses": losses, "samples": samples, "events": events}
+    masks: list[tuple[str, str]] = []
+    found: dict[str, Any] = {
+        "losses": losses, "samples": samples, "events": events, "masks": masks
+    }  # fmt: skip
     try:
-        with changes.applied(payload, control.rank, samples):
+        with changes.applied(payload, control.rank, samples, masks):
             metrics = run_pretrain(recipe, execution, context, open_data(recipe.data))
     except Stopped:
         return found | {"stopped": True}

@@ -17,46 +17,23 @@ import pytest
 import torch
 from checkpoint_cases import (
     DAMAGES,
+    HOSTILE_NAMES,
     Canary,
+    count_points,
+    crash_at,
     is_whole,
     loaded,
     make,
     open_checkpoints,
     save,
+    sign,
     state,
 )
 
-from mae_core import manifest
 from mae_core.checkpoint import Saved
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.manifest import MANIFEST, Manifest
 from mae_core.place import LocalPlace, Place, RemotePlace, open_place
-
-
-def count_points(root: Path) -> list[str]:
-    """Fault points of a third save, which drops the first."""
-    points: list[str] = []
-    place = LocalPlace(root, points.append)
-    assert isinstance(save(open_checkpoints(place), 3), Saved)
-    return points
-
-
-def crash_at(root: Path, number: int, epoch: int = 1) -> None:
-    """Save a third checkpoint in a child process that dies at the fault point `number`."""
-    child = os.fork()
-    if child == 0:
-        passed: list[str] = []
-
-        def die(name: str) -> None:
-            passed.append(name)
-            if len(passed) > number:
-                os._exit(42)
-
-        checkpoints = open_checkpoints(LocalPlace(root, die), epoch=epoch)
-        save(checkpoints, 3)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 42
 
 
 def test_a_crash_at_every_fault_point_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
@@ -118,12 +95,6 @@ def resign(directory: Path) -> None:
     sign(path, raw)
 
 
-def sign(path: Path, raw: dict[str, Any]) -> None:
-    """Write a manifest whose own digest is right, whatever it says."""
-    raw.pop("digest", None)
-    path.write_bytes(manifest._encode(raw | {"digest": manifest._digest(raw)}))
-
-
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("part", range(4))
 def test_a_hostile_shard_never_runs(tmp_path: Path, part: int, signed: bool) -> None:
@@ -141,9 +112,6 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
     raw = json.loads(path.read_text())
     change(raw)
     sign(path, raw)
-
-
-HOSTILE_NAMES = ["../../outside", "/etc/hostname", "a\0b", "x" * 300, "", ".", "a//b", "..", "a\\b"]
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)

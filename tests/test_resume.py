@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gangs import attempt, train
+from gangs import PARTS, attempt, train
 
 from cluster.gang import SlotPool
 
@@ -49,9 +49,6 @@ def test_a_run_whose_end_was_lost_resumes_at_its_last_step(pool: SlotPool, tmp_p
     assert again["metrics"]["resumed_from"] == 12
     assert (again["state"], again["digest"]) == (whole["state"], whole["digest"])
     assert again["metrics"]["loss"] == whole["metrics"]["loss"]
-
-
-PARTS = ("rng", "data", "lr", "weights", "exp_avg", "exp_avg_sq", "adam_step", "window")
 
 
 @pytest.mark.parametrize("zero", [1, 3])
