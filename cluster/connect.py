@@ -8,6 +8,8 @@ which is what `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0` says on any platform.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import secrets
 import shutil
@@ -25,7 +27,11 @@ from cluster.errors import ClusterUnreachable
 
 TEMP_PREFIX = "mae-study-ray-"
 TOKEN_FILE = "token"
+PROCESSES_FILE = "processes.json"
 EXIT_GRACE_S = 3.0
+RECONNECT_TIMEOUT_S = 10 * 24 * 3600
+"""A call that was under way when the head died ends the program after this, 60 s by default, also
+if it has connected to another head meanwhile. `NodeWatch` says much earlier that it is lost."""
 OBJECT_STORE_BYTES = 80 << 20  # results are JSON; tensors never go through Ray
 
 
@@ -69,7 +75,7 @@ def connect(
 def _embedded(num_cpus: int | None) -> Iterator[Any]:
     sweep_temp_dirs()
     temp_dir = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-")
-    token = secrets.token_hex(32)
+    token = _token()
     (Path(temp_dir) / TOKEN_FILE).write_text(token)  # mkdtemp's folder is ours alone
     os.environ |= {
         "RAY_AUTH_MODE": "token",
@@ -78,6 +84,7 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_LOG_TO_STDERR": "0",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_TIMEOUT_S),
     }
     import ray
 
@@ -91,10 +98,11 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=temp_dir,
         )
+        _record_processes(Path(temp_dir))
         yield ray
     finally:
         ray.shutdown()
-        _end_processes(token)
+        _end_processes(Path(temp_dir))
         shutil.rmtree(temp_dir, ignore_errors=True)
 
 
@@ -102,6 +110,7 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
 def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Any]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(RECONNECT_TIMEOUT_S))
     import ray
 
     runtime_env = {"py_modules": list(py_modules)} if py_modules else None
@@ -131,13 +140,41 @@ def _init(ray: Any, **options: Any) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _end_processes(token: str) -> None:
-    """End what is left of an embedded Ray: its agents may outlive it by a minute.
+@functools.cache
+def _token() -> str:
+    """A secret of this process: Ray's client reads it once, also where Ray is started again."""
+    return secrets.token_hex(32)
 
-    Its processes are known by the token that was made for it alone; those that rewrite their
-    environment with their title are not seen, and end by themselves.
+
+def _record_processes(temp_dir: Path) -> None:
+    """Write down the daemons of an embedded Ray, for whoever must end them in our place.
+
+    Some rewrite their environment with their title, and close their logs when Ray's node ends:
+    nothing else would tell them from those of another Ray then.
     """
-    left = [p for p in psutil.process_iter(["name", "pid"]) if _belongs(p, token)]
+    seen = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if _is_ray(process):
+                seen.append([process.pid, process.create_time()])
+    (temp_dir / PROCESSES_FILE).write_text(json.dumps(seen))
+
+
+def _end_processes(temp_dir: Path) -> None:
+    """End what is left of an embedded Ray, by itself where it does so quickly.
+
+    Ours is what was written down at the start, what descends from it, and what carries the token
+    or writes below the temporary directory, both of which were made for this Ray alone.
+    """
+    token, recorded = "", set()
+    with contextlib.suppress(OSError):
+        token = (temp_dir / TOKEN_FILE).read_text()
+    with contextlib.suppress(OSError, ValueError):
+        recorded = {(int(pid), float(made)) for pid, made in _read_json(temp_dir / PROCESSES_FILE)}
+    left = [p for p in psutil.process_iter() if _belongs(p, token, recorded, str(temp_dir))]
+    for process in list(left):
+        with contextlib.suppress(psutil.Error):
+            left += [child for child in process.children(recursive=True) if child not in left]
     _, alive = psutil.wait_procs(left, timeout=EXIT_GRACE_S)
     for process in alive:
         with contextlib.suppress(psutil.Error):
@@ -145,12 +182,36 @@ def _end_processes(token: str) -> None:
     psutil.wait_procs(alive, timeout=EXIT_GRACE_S)
 
 
-def _belongs(process: psutil.Process, token: str) -> bool:
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _belongs(
+    process: psutil.Process, token: str, recorded: set[tuple[int, float]], temp_dir: str
+) -> bool:
     try:
-        is_ray = process.info["name"].startswith(("ray::", "raylet", "gcs_server"))
-        return bool(is_ray and process.environ().get("RAY_AUTH_TOKEN") == token)
-    except psutil.Error:
+        if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if (process.pid, process.create_time()) in recorded:
+            return True
+        if not _is_ray(process):
+            return False
+        return bool(token and process.environ().get("RAY_AUTH_TOKEN") == token) or any(
+            file.path.startswith(f"{temp_dir}{os.sep}") and file.mode != "r"
+            for file in process.open_files()
+        )
+    except (psutil.Error, OSError):
         return False
+
+
+def _is_ray(process: psutil.Process) -> bool:
+    """By name, or by a Python program that is part of Ray."""
+    name = process.name()
+    if name.startswith(("ray::", "raylet", "gcs_server")):
+        return True
+    return name.startswith("python") and any(
+        f"{os.sep}ray{os.sep}" in argument for argument in process.cmdline()[1:4]
+    )
 
 
 def sweep_temp_dirs() -> None:
@@ -158,6 +219,5 @@ def sweep_temp_dirs() -> None:
     for path in Path(tempfile.gettempdir()).glob(f"{TEMP_PREFIX}*"):
         owner = path.name.removeprefix(TEMP_PREFIX).split("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            with contextlib.suppress(OSError):
-                _end_processes((path / TOKEN_FILE).read_text())
+            _end_processes(path)
             shutil.rmtree(path, ignore_errors=True)

@@ -13,3 +13,7 @@ class ResourcesUnavailable(ClusterError):
 
 class ClusterUnreachable(ClusterError):
     """No Ray cluster at the given address, or it refused the token."""
+
+
+class HeadLost(ClusterError):
+    """The Ray that this driver was connected to is gone; connect anew and go on."""

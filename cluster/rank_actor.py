@@ -7,12 +7,17 @@ import importlib
 import json
 import math
 import os
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.inspect_process import STACKS_LIMIT, register_stacks
+from cluster.notice import Notice
+from cluster.pulse import Heart
 from cluster.rank_env import free_port, visible_devices
 
 Entry = Callable[[dict[str, Any], "RankControl"], dict[str, Any]]
@@ -42,11 +47,19 @@ class RankProcess:
     """Body of the Ray actor; plain Python, so that it can be tested without Ray."""
 
     def __init__(self) -> None:
-        self._stopped: set[str] = set()
+        self._notice = Notice()
+        self._notice.listen()
+        self._stacks = register_stacks()
+        self._run_id = ""
+        self._heart = Heart()
 
     def info(self) -> dict[str, Any]:
         """Say where this process is and which devices it has."""
-        return {"pid": os.getpid(), "devices": visible_devices()}
+        return {
+            "pid": os.getpid(),
+            "devices": visible_devices(),
+            "stacks_fd": self._stacks.fileno(),
+        }
 
     def warm(self, entry: str) -> float:
         """Run an entry that imports what stages will need; return the seconds it took."""
@@ -58,9 +71,23 @@ class RankProcess:
         """A free port on this node, for the gang to meet at."""
         return free_port()
 
-    def stop(self, run_id: str) -> None:
+    def stop(self, run_id: str, reason: str = "cancelled", grace_s: float | None = None) -> None:
         """Ask a run to stop at the next step, also one that has not begun yet."""
-        self._stopped.add(run_id)
+        self._notice.request(run_id, reason, grace_s)
+
+    def pulse(self) -> dict[str, Any]:
+        """What this process is at: its run ("" if none), and whether it was told to go."""
+        heart, run_id = self._heart, self._run_id
+        return heart.read() | {"run_id": run_id, "is_going": self._notice.is_process_going}
+
+    def stacks(self) -> str:
+        """Python stacks of all threads."""
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        parts = []
+        for number, frame in sys._current_frames().items():
+            lines = "".join(traceback.format_stack(frame))
+            parts.append(f"Thread {names.get(number, number)}:\n{lines}")
+        return "\n".join(parts)[:STACKS_LIMIT]
 
     def run(
         self, run_id: str, entry: str, payload: str, environment: dict[str, str]
@@ -69,12 +96,23 @@ class RankProcess:
         os.environ.update(environment)
         rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         outcome: dict[str, Any] = {"rank": rank, "pid": os.getpid()}
+        self._heart, self._run_id = Heart(), run_id
+        control = RankControl(
+            rank,
+            world,
+            stop_requested=lambda: self._notice.reason(run_id) is not None,
+            grace_left_s=lambda: self._notice.grace_left_s(run_id),
+            beat=self._heart.beat,
+        )
         try:
-            control = RankControl(rank, world, lambda: run_id in self._stopped)
             outcome["value"] = load_entry(entry)(json.loads(payload), control)
         except Exception as error:  # whatever a stage raises is evidence for the verdict
             outcome["error"] = describe(error)
         outcome["ended_at"] = time.time()
+        outcome["stop_reason"] = self._notice.reason(run_id)
+        outcome["is_going"] = self._notice.is_process_going
+        self._run_id = ""
+        self._notice.forget(run_id)
         gc.collect()
         outcome["rss_bytes"] = resident_bytes()
         return outcome

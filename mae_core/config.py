@@ -21,8 +21,7 @@ Precision = Literal["fp32", "bf16"]
 FeatureKind = Literal["cls", "mean", "pixels"]
 EvalSplit = Literal["dev", "test"]
 
-ENCODER_FILE = "encoder.safetensors"
-"""Output of a pretraining that evaluations read."""
+ENCODER_FILE = "encoder.safetensors"  # what evaluations read
 DECODER_FILE = "decoder.safetensors"
 STATE_FILE = "state.json"
 GALLERY_FILE = "gallery.npz"

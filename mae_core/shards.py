@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import random
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, BinaryIO, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,27 +119,3 @@ def foreign_types(stream: BinaryIO, extra: Iterable[Any] = ()) -> list[str]:
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(stream))
     except Exception as error:  # not a shard at all: whatever parsing says
         return [f"what no shard asks for ({error})"]
-
-
-def rng_state() -> dict[str, Any]:
-    """State of every generator of this process, of types that a restricted reader builds."""
-    kind, words, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, integers, next_gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": [str(kind), torch.from_numpy(np.asarray(words).astype(np.int64)), int(position),
-                  int(has_gauss), float(gauss)],
-        "python": [version, list(integers), next_gauss],
-    }  # fmt: skip
-
-
-def restore_rng(state: dict[str, Any]) -> None:
-    """Put the generators back."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    kind, words, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, words.numpy().astype(np.uint32), position, has_gauss, gauss))
-    version, integers, next_gauss = state["python"]
-    random.setstate((version, tuple(integers), next_gauss))

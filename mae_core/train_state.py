@@ -14,7 +14,8 @@ import torch
 
 from mae_core.data.loader import I64
 from mae_core.errors import CheckpointError
-from mae_core.shards import read_shard, restore_rng, rng_state
+from mae_core.generators import restore_rng, rng_state
+from mae_core.shards import read_shard
 
 FILE = "ranks/rank-{rank:05d}.pt"
 RECENT = 20

@@ -18,6 +18,7 @@ from mae_core.context import RunContext
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.engine import Engine
 from mae_core.errors import MaeCoreError, NumericsError
+from mae_core.generators import seed_generators
 from mae_core.lr_schedule import LrSchedule
 from mae_core.saving import LEVEL_NONE, Resumed, Saver, find_checkpoint
 from mae_core.train_state import RECENT
@@ -113,6 +114,9 @@ class _Loop:
     def run(self) -> TrainResult:
         resumed = self.saver.restore(self.engine, self.probe, self.job.loader.position)
         self.state = resumed.state
+        if resumed.step == 0:
+            # Importing for the first time draws from them too, so not any earlier.
+            seed_generators(dist.rank())
         start = resumed.step
         self.loss = self.state.recent[-1] if self.state.recent else None
         # In double precision, so that it can be saved and added up again without loss.

@@ -7,13 +7,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.errors import exit_code, explain_os_error
+from orchestrator.cli_drill import drill
+from orchestrator.cli_options import Group, json_option, store_option, study_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,94 +23,12 @@ if TYPE_CHECKING:
     from orchestrator.records import Records
     from studies.spec import Study
 
-DEFAULT_STORE = "mae-store"
-EXIT_INTERRUPTED = 130
 _CODES = """Exit codes: 0 done; 1 a defect of mae-study; 2 bad input; 3 drift; 4 stages failed;
-5 study busy; 6 not enough resources or no cluster; 7 tracking; 8 store; 130 interrupted."""
+5 study busy; 6 not enough resources or no cluster; 7 tracking; 8 store; 9 preempted;
+130 interrupted."""
 
 
-class _Group(click.Group):
-    """Suggests the nearest command for a mistyped one, and turns errors into messages."""
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        command = super().get_command(ctx, cmd_name)
-        if command is None and not ctx.resilient_parsing:
-            from studies.errors import unknown
-
-            raise click.UsageError(str(unknown("command", cmd_name, self.commands)))
-        return command
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _plain_errors():
-            return super().invoke(ctx)
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """One message and a documented exit code for what a user can act on; no traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command continues", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
-    except (click.ClickException, click.exceptions.Exit, click.Abort):
-        raise
-    except Exception as error:
-        code = exit_code(error)
-        if code is None:
-            raise
-        shown = explain_os_error(error) if isinstance(error, OSError) else None
-        _fail(shown or str(error), code)
-
-
-def _fail(message: str, code: int) -> None:
-    click.echo(f"mae-study: {message}", err=True)
-    sys.exit(code)
-
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def _options(*options: Decorator) -> Decorator:
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return apply
-
-
-_store_option = click.option(
-    "--store",
-    envvar="MAE_STUDY_STORE",
-    default=DEFAULT_STORE,
-    show_default=True,
-    metavar="DIR",
-    help="Directory that holds all results.",
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-_study_options = _options(
-    click.argument("study_ref", metavar="STUDY"),
-    click.option(
-        "--set",
-        "settings",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a setting, such as pretrain.global_batch=512; repeatable.",
-    ),
-    click.option(
-        "--data",
-        "data_path",
-        metavar="PATH",
-        help="Read images from here (short for --set data.path=PATH).",
-    ),
-    _store_option,
-)
-
-
-@click.group(cls=_Group, epilog=_CODES, context_settings={"max_content_width": 100})
+@click.group(cls=Group, epilog=_CODES, context_settings={"max_content_width": 100})
 @click.version_option(package_name="mae-study", message="%(version)s")
 def main() -> None:
     """Scaling studies of masked autoencoders: plan, run, resume, compare.
@@ -120,7 +39,7 @@ def main() -> None:
 
 
 @main.command("list")
-@_json_option
+@json_option
 def list_command(as_json: bool) -> None:
     """List the studies that ship."""
     from studies.catalog import CATALOG
@@ -137,9 +56,9 @@ def list_command(as_json: bool) -> None:
 
 
 @main.command()
-@_study_options
+@study_options
 @click.option("--all", "show_all", is_flag=True, help="List every stage, not only a summary.")
-@_json_option
+@json_option
 def plan(
     study_ref: str,
     settings: tuple[str, ...],
@@ -159,7 +78,7 @@ def plan(
 
 
 @main.command()
-@_study_options
+@study_options
 @click.option(
     "--address",
     metavar="HOST:PORT",
@@ -171,6 +90,21 @@ def plan(
 @click.option("--cpus-per-rank", type=click.IntRange(min=1), help="Cores of one rank.")
 @click.option("--slots", type=click.IntRange(min=1), help="Warm ranks to hold; default: all fit.")
 @click.option(
+    "--spares",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Warm ranks beyond the slots, to take the place of one that dies.",
+)
+@click.option(
+    "--grace-s",
+    type=click.FloatRange(min=0),
+    envvar="MAE_STUDY_GRACE_S",
+    metavar="SECONDS",
+    help="Time to save after SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C; "
+    "default: execution.grace_s of each stage, 30.",
+)
+@click.option(
     "--tracking-uri",
     envvar="MLFLOW_TRACKING_URI",
     metavar="URI",
@@ -181,7 +115,7 @@ def plan(
 )
 @click.option("--no-report", is_flag=True, help="Do not write the report at the end.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors and the result.")
-@_json_option
+@json_option
 def run(
     study_ref: str,
     settings: tuple[str, ...],
@@ -191,6 +125,8 @@ def run(
     cpus: int | None,
     cpus_per_rank: int | None,
     slots: int | None,
+    spares: int,
+    grace_s: float | None,
     tracking_uri: str | None,
     accept_changes: bool,
     no_report: bool,
@@ -198,6 +134,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Run what is missing of a study. The same command continues whatever was killed."""
+    from orchestrator.notice import Notice
     from orchestrator.run import RunOptions, run_study
     from orchestrator.show_plan import print_outcome
 
@@ -207,13 +144,16 @@ def run(
         num_cpus=cpus,
         cpus_per_rank=cpus_per_rank,
         slots=slots,
+        spares=spares,
+        grace_s=grace_s,
         tracking_uri=tracking_uri,
         accept_changes=accept_changes,
         write_report=not no_report,
     )
     study = _study(study_ref, settings, data_path)
-    with _stop_on_sigterm():
-        outcome = run_study(study, options, _console(), quiet=quiet or as_json)
+    notice = Notice()
+    with notice.listen():
+        outcome = run_study(study, options, _console(), quiet=quiet or as_json, notice=notice)
     if as_json:
         _print_json(
             {
@@ -229,8 +169,8 @@ def run(
 
 
 @main.command()
-@_study_options
-@_json_option
+@study_options
+@json_option
 def status(
     study_ref: str, settings: tuple[str, ...], data_path: str | None, store: str, as_json: bool
 ) -> None:
@@ -245,7 +185,7 @@ def status(
 
 
 @main.command()
-@_study_options
+@study_options
 @click.argument("cell")
 @click.argument("stage", required=False)
 @click.option("--attempt", type=int, help="Number of the attempt; default: the last.")
@@ -268,9 +208,9 @@ def logs(
 
 
 @main.command()
-@_study_options
+@study_options
 @click.option("--out", metavar="DIR", help="Where to write; default: reports/ in the store.")
-@_json_option
+@json_option
 def report(
     study_ref: str,
     settings: tuple[str, ...],
@@ -294,7 +234,7 @@ def report(
 
 
 @main.command()
-@_study_options
+@study_options
 @click.argument("cell")
 @click.argument("stage")
 @click.option("--out", metavar="DIR", help="Where to write; default: debug/ in the store.")
@@ -303,7 +243,7 @@ def report(
     metavar="FILE",
     help="Encoder (safetensors) for an evaluation; default: the parent's, of `run` or `debug`.",
 )
-@_json_option
+@json_option
 def debug(
     study_ref: str,
     settings: tuple[str, ...],
@@ -342,6 +282,9 @@ def debug(
     leave_gang()
 
 
+main.add_command(drill)
+
+
 @main.group()
 def data() -> None:
     """Import and inspect image data sets."""
@@ -350,7 +293,7 @@ def data() -> None:
 @data.command("import")
 @click.argument("source")
 @click.argument("destination")
-@_json_option
+@json_option
 def data_import(source: str, destination: str, as_json: bool) -> None:
     """Write Parquet from an ImageFolder tree or a CIFAR-10/100 python archive."""
     from mae_core.data.importers import import_any
@@ -370,7 +313,7 @@ def data_import(source: str, destination: str, as_json: bool) -> None:
 
 @data.command("inspect")
 @click.argument("path")
-@_json_option
+@json_option
 def data_inspect(path: str, as_json: bool) -> None:
     """Show splits, classes, image sizes, problems and the fingerprint of a data set."""
     from mae_core.data.scan import inspect
@@ -388,7 +331,7 @@ def data_inspect(path: str, as_json: bool) -> None:
 
 
 @main.command()
-@_store_option
+@store_option
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 def mlflow(store: str, port: int) -> None:
     """Start the MLflow UI on the store's runs, on loopback."""
@@ -472,7 +415,7 @@ def _finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _stop_on_sigterm() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C: running stages commit a checkpoint and everything is taken down."""
+    """Treat SIGTERM as Ctrl-C: what is half-written is taken down."""
     import signal
 
     def interrupt(number: int, frame: Any) -> None:

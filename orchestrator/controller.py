@@ -6,43 +6,52 @@ happened, and does what was decided. Whatever kills it, the same command goes on
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from cluster.gang import SlotPool
+from cluster.errors import HeadLost
+from cluster.gang import Gang, SlotPool
 from cluster.verdict import Cause, Verdict, judge
 from mae_core.errors import ConfigError
 from orchestrator.datasets import Datasets
+from orchestrator.endings import ending
+from orchestrator.faults import Fault, FaultPlan
 from orchestrator.lease import Lease, is_alive
+from orchestrator.observer import Observer
 from orchestrator.plan import Plan, PlannedStage, Status
-from orchestrator.policies import Block, Fail, PastAttempt, Start, TaskState, decide
+from orchestrator.policies import (
+    Block,
+    Decision,
+    Fail,
+    Resize,
+    SlotsView,
+    Start,
+    TaskState,
+    changes,
+    decide,
+    short_since,
+    to_record,
+)
 from orchestrator.rank_main import ENTRY
 from orchestrator.records import DoneRecord, Records
+from orchestrator.remedies import PastAttempt, is_node_failure
 from orchestrator.sweep import SweepDriver
-from orchestrator.tasks import Task, code_version, completion, make_payload
+from orchestrator.tasks import Task, code_version, completion, drop_checkpoints, make_payload
 from studies.errors import StudyError
 
 POLL_S = 0.2
 ELSEWHERE_POLL_S = 5.0
+STOPPED_FOR = {"preempted": Cause.PREEMPTED, "cancelled": Cause.CANCELLED}
 
 
-class Observer(Protocol):
-    """Who is told what happens: the display and the tracker."""
+def _never() -> bool:
+    return False
 
-    def stage_started(self, task: Task, directory: Path) -> None:
-        """An attempt began; its journal will be in `directory`."""
 
-    def stage_done(self, task: Task, record: DoneRecord) -> None:
-        """A stage was completed."""
-
-    def attempt_failed(self, task: Task, verdict: Verdict) -> None:
-        """An attempt ended without success."""
-
-    def tick(self, tasks: dict[str, Task]) -> None:
-        """Once per poll."""
+def _no_faults(attempt: int) -> tuple[Fault, ...]:
+    """Nothing goes wrong on purpose."""
+    return ()
 
 
 class Controller:
@@ -50,6 +59,8 @@ class Controller:
 
     Args:
         replan: builds the plan anew once the sweep has its winner.
+        history: attempts of this command that an earlier controller saw end, by stage.
+        faults: what a rehearsal lets go wrong.
     """
 
     def __init__(
@@ -62,49 +73,81 @@ class Controller:
         lease: Lease,
         observers: tuple[Observer, ...],
         replan: Callable[[], Plan],
+        history: Mapping[str, list[PastAttempt]] | None = None,
+        faults: FaultPlan | None = None,
     ) -> None:
         self.plan, self._records, self._datasets = plan, records, datasets
         self._pool, self._lease, self._observers = pool, lease, observers
-        self._replan = replan
+        self._replan, self._history = replan, dict(history or {})
+        self._faults = faults or _no_faults
         self.tasks: dict[str, Task] = {}
         self._sweep: SweepDriver | None = None
         self.sweep_problem: str | None = None
         """Why the sweep ended without a winner; the run has failed then."""
         self._trial_cells: dict[int, str] = {}
-        self._stopping = False
+        self._short_since: dict[int, float] = {}
+        self._node_failures: list[str] = []
         if plan.sweep is not None and plan.sweep.winner is None:
             self._sweep = SweepDriver(plan.sweep.trials, records)
             for number in self._sweep.running:
                 self._add_trial(number)
         self._add([s for s in plan.stages if s.cell.role != "sweep"])
 
-    def run(self) -> None:
-        """Drive every stage to its end."""
-        while True:
+    def run(self, is_interrupted: Callable[[], bool] = _never) -> bool:
+        """Drive every stage to its end; False if it was interrupted, which leaves gangs at work.
+
+        Raises:
+            HeadLost: Ray is gone; call `abandon`, and go on with another controller.
+        """
+        while not is_interrupted():
             self._advance_sweep()
             if self._is_over():
-                return
+                return True
             self._act()
-            running = [t.gang for t in self.tasks.values() if t.gang is not None]
-            if running:
-                self._pool.wait(running, POLL_S)
-            else:
-                time.sleep(POLL_S)
+            self._pool.wait([gang for _, gang in self._running()], POLL_S)
             self._record()
             for observer in self._observers:
                 observer.tick(self.tasks)
+        return False
 
-    def stop(self, grace_s: float = 30.0) -> None:
-        """Ask running gangs to stop at a checkpoint and wait for them up to `grace_s`."""
-        self._stopping = True
-        deadline = time.monotonic() + grace_s
-        running = [t.gang for t in self.tasks.values() if t.gang is not None]
-        for gang in running:
-            gang.request_stop()
-        while running and time.monotonic() < deadline:
-            self._pool.wait(running, POLL_S)
-            self._record()
-            running = [t.gang for t in self.tasks.values() if t.gang is not None]
+    def stop(self, reason: str = "cancelled", grace_s: float | None = None) -> None:
+        """Ask running gangs to stop at a checkpoint and wait for them.
+
+        Args:
+            reason: "cancelled", or "preempted" if somebody else wants the machine.
+            grace_s: seconds to wait; None = what each stage's execution allows.
+        """
+        longest = 0.0
+        for task, gang in self._running():
+            grace = task.execution.grace_s if grace_s is None else grace_s
+            longest = max(longest, grace)
+            gang.request_stop(reason, grace)
+            task.is_stopping = True
+            self._note(task, {"decision": "stop", "reason": f"{reason}; {grace:g} s of grace"})
+        deadline = time.monotonic() + longest
+        try:
+            while self._running() and time.monotonic() < deadline:
+                self._pool.wait([gang for _, gang in self._running()], POLL_S)
+                self._record()
+        except HeadLost:
+            message = "Ray ended before the stage did: the last checkpoint stands"
+        else:
+            message = f"not stopped within {longest:g} s: the last checkpoint stands"
+        for task, gang in self._running():
+            self._retry_or_not(
+                task, gang, Verdict(STOPPED_FOR[reason], message, stop_reason=reason)
+            )
+
+    def abandon(self) -> dict[str, list[PastAttempt]]:
+        """Write off gangs whose Ray is gone; return the history for the next controller."""
+        self._lease.check()
+        message = "Ray's head is gone, and the gang with it: the last checkpoint stands"
+        for task, gang in self._running():
+            self._retry_or_not(task, gang, Verdict(Cause.HEAD_LOST, message))
+        return self._history | {key: t.attempts for key, t in self.tasks.items() if t.attempts}
+
+    def _running(self) -> list[tuple[Task, Gang]]:
+        return [(t, t.gang) for t in self.tasks.values() if t.gang is not None]
 
     def failed(self) -> list[Task]:
         """Tasks that were given up."""
@@ -122,6 +165,7 @@ class Controller:
                 continue
             parents = tuple(hashes[planned.cell.address, p] for p in planned.stage.parents)
             task = Task(planned, parents, estimate_s=self.plan.seconds(planned))
+            task.attempts = list(self._history.get(key, ()))
             if planned.status is Status.DONE:
                 task.state = TaskState.DONE
             elif planned.status is Status.STALE:
@@ -165,17 +209,44 @@ class Controller:
 
     def _act(self) -> None:
         """Do what the policy says."""
-        if self._stopping:
-            return
+        now = time.time()
         views = [t.view() for t in self.tasks.values()]
-        for decision in decide(views, len(self._pool.idle), time.time()):
-            task = self.tasks[decision.key]
-            if isinstance(decision, Start):
-                self._start(task)
-            elif isinstance(decision, Fail):
-                task.state, task.reason = TaskState.FAILED, decision.reason
-            elif isinstance(decision, Block):
-                task.state, task.reason = TaskState.BLOCKED, f"{decision.parent} failed"
+        for decision in decide(views, self._slots(now), now):
+            self._do(self.tasks[decision.key], decision)
+
+    def _do(self, task: Task, decision: Decision) -> None:
+        if isinstance(decision, Start):
+            if not self._is_elsewhere(task):
+                self._start(task, decision)
+            return
+        self._note(task, to_record(decision, task.planned.stage.execution))
+        if isinstance(decision, Fail):
+            task.state, task.reason = TaskState.FAILED, decision.reason
+        elif isinstance(decision, Block):
+            task.state, task.reason = TaskState.BLOCKED, f"{decision.parent} failed"
+        elif isinstance(decision, Resize) and task.gang is not None:
+            task.gang.request_stop("resize")
+            task.is_stopping = True
+
+    def _slots(self, now: float) -> SlotsView:
+        """Slots as the policy sees them, and since when some are missing."""
+        idle = tuple(slot.node for slot in self._pool.idle)
+        largest = max((t.num_ranks for t in self.tasks.values()), default=0)
+        self._short_since = short_since(
+            self._short_since, self._pool.num_ready, self._pool.num_slots, largest, now
+        )
+        return SlotsView(
+            idle=idle,
+            busy=tuple(slot.node for _, gang in self._running() for slot in gang.slots),
+            short_since=self._short_since,
+            failures=tuple(self._node_failures),
+        )
+
+    def _note(self, task: Task, decision: dict[str, Any]) -> None:
+        """Keep a decision and tell it."""
+        self._records.decide(task.key, decision | {"epoch": self._lease.epoch})
+        for observer in self._observers:
+            observer.decided(task, decision)
 
     def _is_elsewhere(self, task: Task) -> bool:
         """True if another study's driver has finished this stage, or is at it."""
@@ -190,62 +261,74 @@ class Controller:
                     return True
         return False
 
-    def _start(self, task: Task) -> None:
+    def _start(self, task: Task, decision: Start) -> None:
         self._lease.check()
-        if self._is_elsewhere(task):
-            return
+        base = task.planned.stage.execution
+        self._note(task, to_record(decision, base))
+        task.decision = decision
         start = {
             "address": task.planned.address,
             "driver": self._lease.holder,
-            "world_size": task.num_ranks,
+            "epoch": self._lease.epoch,
+            "world_size": decision.execution.world_size,
+            "remedies": changes(decision, base),
             "code": code_version(),
         }
         task.attempt = self._records.begin_attempt(task.key, start)
-        payload = make_payload(task, task.attempt, self._records, self._datasets)
-        task.gang = self._pool.launch(ENTRY, payload, task.num_ranks)
+        payload = make_payload(
+            task, task.attempt, self._records, self._datasets, lease_epoch=self._lease.epoch
+        )
+        payload["faults"] = [fault.to_json() for fault in self._faults(task.attempt)]
+        task.gang = self._pool.launch(
+            ENTRY, payload, decision.execution.world_size, avoid_nodes=decision.avoid_nodes
+        )
         if task.gang is None:  # a rank died while it was idle; it is being replaced
             self._records.end_attempt(task.key, task.attempt, {"cause": "not started"})
             return
-        task.began, task.state = time.monotonic(), TaskState.RUNNING
+        task.began, task.started_at = time.monotonic(), time.time()
+        task.state, task.is_stopping = TaskState.RUNNING, False
         for observer in self._observers:
             observer.stage_started(task, self._records.attempt_dir(task.key, task.attempt))
 
     def _record(self) -> None:
         """Write down how finished gangs ended."""
-        for task in self.tasks.values():
-            gang = task.gang
-            if gang is None or not gang.is_finished:
+        for task, gang in self._running():
+            if not gang.is_finished:
                 continue
-            task.gang = None
             verdict = judge(list(gang.outcomes.values()))
             self._lease.check()
             if verdict.cause is Cause.SUCCESS:
-                self._complete(task, gang.outcomes[0]["value"])
+                self._complete(task, gang, gang.outcomes[0]["value"])
             else:
-                self._retry_or_not(task, verdict)
+                self._retry_or_not(task, gang, verdict)
             self._pool.release(gang)
 
-    def _complete(self, task: Task, values: dict[str, object]) -> None:
+    def _complete(self, task: Task, gang: Gang, values: dict[str, Any]) -> None:
+        """Create the completion record; if another driver was first, its result is the one."""
         seconds = time.monotonic() - task.began
-        record = completion(task, values, seconds, self._records)
-        self._records.complete(record)
-        end = {"cause": Cause.SUCCESS.value, "seconds": values.get("seconds")}
-        self._records.end_attempt(task.key, task.attempt, end)
-        shutil.rmtree(self._records.checkpoints(task.key), ignore_errors=True)
-        task.state = TaskState.DONE
+        record: DoneRecord = completion(task, values, seconds, self._records)
+        is_ours = self._records.complete(record)
+        directory = self._records.attempt_dir(task.key, task.attempt)
+        message = "" if is_ours else "another driver had completed this stage before"
+        end = ending(Verdict(Cause.SUCCESS, message), gang, directory, seconds).record()
+        self._records.end_attempt(
+            task.key, task.attempt, end | {"seconds": values.get("seconds"), "is_result": is_ours}
+        )
+        task.gang, task.state = None, TaskState.DONE
+        if not is_ours:
+            return
+        drop_checkpoints(self._records, task.key, task.execution)
         for observer in self._observers:
             observer.stage_done(task, record)
 
-    def _retry_or_not(self, task: Task, verdict: Verdict) -> None:
-        end = {
-            "cause": verdict.cause.value,
-            "message": verdict.message,
-            "rank": verdict.rank,
-            "wall_s": round(time.monotonic() - task.began, 3),
-            "traceback": verdict.traceback,
-        }
-        self._records.end_attempt(task.key, task.attempt, end)
-        task.attempts.append(PastAttempt(verdict.cause, time.time()))
-        task.state, task.reason = TaskState.WAITING, verdict.message
+    def _retry_or_not(self, task: Task, gang: Gang, verdict: Verdict) -> None:
+        """Write down an end without success; the policy decides what follows."""
+        directory = self._records.attempt_dir(task.key, task.attempt)
+        end = ending(verdict, gang, directory, time.monotonic() - task.began)
+        self._records.end_attempt(task.key, task.attempt, end.record())
+        if verdict.rank is not None and is_node_failure(verdict.cause, verdict.message):
+            self._node_failures.append(gang.slots[verdict.rank].node)
+        task.attempts.append(end.past())
+        task.gang, task.state, task.reason = None, TaskState.WAITING, verdict.message
         for observer in self._observers:
             observer.attempt_failed(task, verdict)

@@ -45,6 +45,15 @@ class StoreError(UserError):
     exit_code = 8
 
 
+class Preempted(UserError):
+    """The surroundings asked this process to go."""
+
+    exit_code = 9
+
+    def __init__(self) -> None:
+        super().__init__("preempted: checkpoints are committed; the same command continues")
+
+
 def explain_os_error(error: OSError) -> str | None:
     """Say what a full or forbidden place means for the user; None for any other `OSError`."""
     name = error.filename
@@ -84,5 +93,7 @@ EXIT_CODES = {
     6: "more GPUs or CPUs asked than the cluster has, or no cluster at the address",
     7: "the MLflow server cannot be used",
     8: "the store cannot be read or written",
-    130: "interrupted; the same command continues",
+    9: "preempted (SIGTERM, SIGUSR1 or SIGUSR2): checkpoints are committed; the same command "
+    "continues",
+    130: "interrupted (Ctrl-C); the same command continues",
 }

@@ -6,15 +6,19 @@ fault points cost a function call.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from mae_core.context import FAULT_POINTS
 
+FAULT_LOG = "faults.jsonl"
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "notice": signal.SIGTERM}
 
 
@@ -38,8 +42,12 @@ class Fault:
         return asdict(self)
 
 
-def fault_hook(plan: Sequence[dict[str, Any]], rank: int) -> Callable[[str], None]:
-    """Return what this rank calls at its fault points."""
+FaultPlan = Callable[[int], Sequence[Fault]]
+"""Faults of an attempt by its number, from 1."""
+
+
+def fault_hook(plan: Sequence[dict[str, Any]], rank: int, directory: Path) -> Callable[[str], None]:
+    """Return what this rank calls at its fault points; it notes a fault in `directory` first."""
     mine = [fault for raw in plan if (fault := Fault(**raw)).rank == rank]
     hits: Counter[str] = Counter()
 
@@ -47,6 +55,9 @@ def fault_hook(plan: Sequence[dict[str, Any]], rank: int) -> Callable[[str], Non
         hits[point] += 1
         for fault in mine:
             if (fault.point, fault.hit) == (point, hits[point]):
+                note = fault.to_json() | {"at": time.time(), "steps": hits["step"]}
+                with (directory / FAULT_LOG).open("a") as log:
+                    log.write(json.dumps(note) + "\n")
                 os.kill(os.getpid(), SIGNALS[fault.action])
 
     return pass_by if mine else _nothing

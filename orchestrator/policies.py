@@ -7,10 +7,30 @@ tested without a cluster.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cluster.verdict import Cause
+from mae_core.config import Execution
+from orchestrator.remedies import (
+    OUT_OF_MEMORY,
+    PastAttempt,
+    allowed_sizes,
+    bad_nodes,
+    made_progress,
+    num_fruitless,
+    num_savings,
+    on_world_size,
+    rollback,
+    spare_memory,
+)
+
+ELASTIC_WAIT_S = 20.0
+"""An elastic gang waits this long for slots that are missing before it starts smaller."""
+RESIZE_EVERY_S = 300.0
+"""A gang that runs below its size is not stopped to grow more often than this."""
+MAX_BACKOFF_S = 300.0
 
 
 class TaskState(enum.Enum):
@@ -32,34 +52,106 @@ class TaskState(enum.Enum):
 
 
 @dataclass(frozen=True)
-class PastAttempt:
-    """An attempt of this command that has ended."""
+class Budget:
+    """How much patience a cause deserves."""
 
-    cause: Cause
-    ended_at: float
-    """Seconds, on the clock that `decide` is given."""
+    retries: int
+    """Attempts beyond the first that may end for this cause."""
+    fruitless: int = 2
+    """Attempts of this cause in a row, none of which committed a later checkpoint, are given up."""
+    backoff_s: float = 1.0
+    """Wait before the next attempt; doubled with each fruitless one."""
 
 
-@dataclass(frozen=True)
+MANY = 1000
+BUDGETS: dict[Cause, Budget] = {
+    # The surroundings' doing, no failure of the stage: wide as long as there is progress. Kills
+    # come in bursts and may meet a stage twice before its first checkpoint.
+    Cause.PREEMPTED: Budget(MANY, fruitless=10, backoff_s=0.5),
+    Cause.RESIZED: Budget(MANY, fruitless=10, backoff_s=0.0),
+    Cause.NODE_LOST: Budget(MANY, fruitless=10, backoff_s=0.5),
+    Cause.HEAD_LOST: Budget(MANY, fruitless=5, backoff_s=0.0),
+    Cause.RANK_DIED: Budget(MANY, fruitless=5, backoff_s=0.25),
+    Cause.RENDEZVOUS: Budget(5, fruitless=6, backoff_s=0.5),
+    # Each attempt asks for less; given up when nothing is left to save.
+    Cause.DEVICE_OUT_OF_MEMORY: Budget(16, fruitless=17),
+    Cause.HOST_OUT_OF_MEMORY: Budget(16, fruitless=17),
+    Cause.NUMERICS: Budget(MANY, fruitless=MANY),  # the stage's own `numerics_retries` count
+    Cause.HANG: Budget(4),
+    # Somebody may free the disk meanwhile: the waits add up to five minutes.
+    Cause.DISK: Budget(5, fruitless=6, backoff_s=10.0),
+    Cause.CHECKPOINT: Budget(1),
+    Cause.ERROR: Budget(3),
+    Cause.BAD_DATA: Budget(0),
+    Cause.BAD_INPUT: Budget(0),
+    Cause.CANCELLED: Budget(0),
+}
+"""What a retry may mend gets more of them."""
+NOT_CHARGED = frozenset(
+    {Cause.PREEMPTED, Cause.RESIZED, Cause.NODE_LOST, Cause.HEAD_LOST, Cause.RANK_DIED}
+)
+"""After progress the next attempt follows at once."""
+_NO_BUDGET = Budget(0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskView:
     """One stage, as a policy sees it."""
 
     key: str
     state: TaskState
-    num_ranks: int
+    execution: Execution = field(default_factory=Execution)
+    """As the stage asks for it."""
+    batch: int | None = None
+    """Images that are split over the ranks; None if there is nothing to split."""
     parents: tuple[str, ...] = ()
     attempts: tuple[PastAttempt, ...] = ()
     not_before: float = 0.0
     """Not to be started earlier than this."""
     priority: tuple[float, ...] = ()
     """Smaller is earlier."""
+    running_on: int = 0
+    """Ranks of its gang while it runs."""
+    started_at: float = 0.0
+    """When that gang began."""
+    is_stopping: bool = False
+    """Its gang has been asked to stop."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class SlotsView:
+    """The slots of a study, as a policy sees them."""
+
+    idle: tuple[str, ...] = ()
+    """Node of each slot that can be lent now."""
+    busy: tuple[str, ...] = ()
+    """Node of each slot that is lent."""
+    short_since: Mapping[int, float] = field(default_factory=dict)
+    """Size → since when fewer slots than that have been ready, idle and busy together."""
+    failures: tuple[str, ...] = ()
+    """Node of each failure that speaks against its node."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """Start an attempt of this stage now."""
 
     key: str
+    execution: Execution
+    """With remedies: world size, micro-batch, loader threads."""
+    rollback: int = 0
+    """Newest checkpoints to pass over."""
+    avoid_nodes: frozenset[str] = frozenset()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Stop this gang at a checkpoint, to start it anew on more ranks."""
+
+    key: str
+    world_size: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -78,26 +170,43 @@ class Block:
     parent: str
 
 
-Decision = Start | Fail | Block
-
-RETRY_BUDGET: dict[Cause, int] = {
-    Cause.RANK_DIED: 3,
-    Cause.RENDEZVOUS: 5,
-    Cause.OUT_OF_MEMORY: 1,
-    Cause.ERROR: 1,
-    Cause.NUMERICS: 0,
-    Cause.BAD_INPUT: 0,
-    Cause.STOPPED: 0,
-}
-"""Attempts beyond the first, per cause: what a retry may mend gets more of them."""
-BACKOFF_S = 1.0
+Decision = Start | Resize | Fail | Block
 
 
-def decide(tasks: Sequence[TaskView], idle_slots: int, now: float) -> list[Decision]:
+def to_record(decision: Decision, base: Execution) -> dict[str, Any]:
+    """A decision as plain values; `base` is what the stage asks for."""
+    name = type(decision).__name__.lower()
+    if isinstance(decision, Block):
+        return {"decision": name, "reason": f"its parent {decision.parent} failed"}
+    record: dict[str, Any] = {"decision": name, "reason": decision.reason}
+    if isinstance(decision, Resize):
+        record["world_size"] = decision.world_size
+    if isinstance(decision, Start):
+        record |= {"world_size": decision.execution.world_size, "remedies": changes(decision, base)}
+    return record
+
+
+def changes(start: Start, base: Execution) -> dict[str, Any]:
+    """What an attempt does otherwise than its stage asks for."""
+    names = ("world_size", "micro_batch", "loader_threads")
+    found: dict[str, Any] = {
+        n: getattr(start.execution, n)
+        for n in names
+        if getattr(start.execution, n) != getattr(base, n)
+    }
+    if start.rollback:
+        found["rollback"] = start.rollback
+    if start.avoid_nodes:
+        found["avoid_nodes"] = sorted(start.avoid_nodes)
+    return found
+
+
+def decide(tasks: Sequence[TaskView], slots: SlotsView, now: float) -> list[Decision]:
     """Return what to do now.
 
     Ready stages start in order of priority. One that needs more slots than are idle is not
-    overtaken by later ones: else small stages would starve a large gang.
+    overtaken by later ones, else small stages would starve a large gang; unless slots are
+    missing, so that it could not start whatever else ends.
     """
     by_key = {t.key: t for t in tasks}
     decisions: list[Decision] = []
@@ -109,12 +218,31 @@ def decide(tasks: Sequence[TaskView], idle_slots: int, now: float) -> list[Decis
             decisions.append(verdict)
         elif _is_ready(task, by_key, now):
             ready.append(task)
+    idle, waiting = len(slots.idle), False
     for task in sorted(ready, key=lambda t: t.priority):
-        if task.num_ranks > idle_slots:
+        room = _room(task, slots, idle)
+        size = _size(task, room, slots, now)
+        if size is not None and size <= room.idle:
+            idle -= size
+            decisions.append(_start(task, size, room.avoid))
+            continue
+        waiting = True
+        if size is not None or not _is_short(slots, task.execution.world_size, now):
             break
-        idle_slots -= task.num_ranks
-        decisions.append(Start(task.key))
+    if not waiting:
+        decisions += _grow(tasks, idle, now)
     return decisions
+
+
+def short_since(
+    before: Mapping[int, float], num_ready: int, num_slots: int, largest: int, now: float
+) -> dict[int, float]:
+    """Note since when fewer slots than each size have been ready; for `SlotsView.short_since`.
+
+    Sizes beyond `num_slots` will never be ready: for those there is nothing to wait for.
+    """
+    found = {n: before.get(n, now) for n in range(num_ready + 1, num_slots + 1)}
+    return found | {n: 0.0 for n in range(num_slots + 1, largest + 1)}
 
 
 def _give_up(task: TaskView, by_key: dict[str, TaskView]) -> Decision | None:
@@ -124,11 +252,27 @@ def _give_up(task: TaskView, by_key: dict[str, TaskView]) -> Decision | None:
     if not task.attempts:
         return None
     cause = task.attempts[-1].cause
+    budget = BUDGETS.get(cause, _NO_BUDGET)
     used = sum(a.cause is cause for a in task.attempts)
-    budget = RETRY_BUDGET.get(cause, 0)
-    if used <= budget:
-        return None
-    return Fail(task.key, f"{cause.value}, after {used} attempt{'s' if used > 1 else ''}")
+    if used > _retries(task, cause, budget):
+        return Fail(task.key, f"{cause.value}, after {used} attempt{'s' if used > 1 else ''}")
+    if (fruitless := num_fruitless(task.attempts)) >= budget.fruitless:
+        what = f"{fruitless} attempts in a row without a later checkpoint"
+        return Fail(task.key, f"{cause.value}, {what}")
+    return None
+
+
+def _retries(task: TaskView, cause: Cause, budget: Budget) -> int:
+    execution = task.execution
+    if cause is Cause.NUMERICS:
+        return execution.numerics_retries if execution.on_numerics == "rollback" else 0
+    if cause in OUT_OF_MEMORY:
+        others = sum(a.cause in OUT_OF_MEMORY and a.cause is not cause for a in task.attempts)
+        # The host's memory is shared: once more as it is, when nothing is left to save.
+        once_more = cause is Cause.HOST_OUT_OF_MEMORY
+        left = num_savings(execution, task.batch, cause) - others + once_more
+        return min(max(left, 0), budget.retries)
+    return budget.retries
 
 
 def _is_ready(task: TaskView, by_key: dict[str, TaskView], now: float) -> bool:
@@ -136,7 +280,99 @@ def _is_ready(task: TaskView, by_key: dict[str, TaskView], now: float) -> bool:
         return False
     if now < task.not_before:
         return False
+    return not task.attempts or now - task.attempts[-1].ended_at >= backoff_s(task.attempts)
+
+
+def backoff_s(attempts: Sequence[PastAttempt]) -> float:
+    """Seconds to wait after the last attempt."""
+    cause = attempts[-1].cause
+    if made_progress(attempts)[-1] and cause in NOT_CHARGED:
+        return 0.0
+    doublings = max(num_fruitless(attempts), 1) - 1
+    return min(BUDGETS.get(cause, _NO_BUDGET).backoff_s * 2.0**doublings, MAX_BACKOFF_S)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Slots that a stage may use."""
+
+    idle: int
+    ready: int
+    """Idle and busy."""
+    avoid: frozenset[str]
+
+
+def _room(task: TaskView, slots: SlotsView, idle: int) -> _Room:
+    """Leave nodes out that failed too often, unless the others could never hold the gang."""
+    nodes = slots.idle + slots.busy
+    avoid = bad_nodes(slots.failures) & set(nodes)
+    good = [n for n in nodes if n not in avoid]
+    if len(good) < allowed_sizes(task.execution, task.batch)[-1]:
+        return _Room(idle, len(nodes), frozenset())
+    # Slots that earlier starts of this round took may have been on a bad node: the least counts.
+    good_idle = sum(n not in avoid for n in slots.idle)
+    return _Room(min(idle, good_idle - (len(slots.idle) - idle)), len(good), avoid)
+
+
+def _size(task: TaskView, room: _Room, slots: SlotsView, now: float) -> int | None:
+    """World size to start on, now or once slots are idle; None if it must wait for slots."""
+    full = task.execution.world_size
+    if full <= room.ready:
+        return full
+    if not room.avoid and not _is_short(slots, full, now):
+        return None
+    sizes = allowed_sizes(task.execution, task.batch)
+    return next((n for n in sizes if n <= room.ready), None)
+
+
+def _is_short(slots: SlotsView, size: int, now: float) -> bool:
+    """True if slots have been missing for so long that none is to be waited for."""
+    return now - slots.short_since.get(size, now) > ELASTIC_WAIT_S
+
+
+def _start(task: TaskView, size: int, avoid: frozenset[str]) -> Start:
+    sized = on_world_size(task.execution, task.batch, size)
+    execution = spare_memory(sized, task.batch, task.attempts)
+    passed_over = rollback(task.attempts)
+    start = Start(key=task.key, execution=execution, rollback=passed_over, avoid_nodes=avoid)
+    return replace(start, reason=_why(task, start))
+
+
+def _why(task: TaskView, start: Start) -> str:
+    """Why this attempt, and why it is not as the stage asks for."""
     if not task.attempts:
-        return True
-    wait: float = BACKOFF_S * 2.0 ** (len(task.attempts) - 1)
-    return now - task.attempts[-1].ended_at >= wait
+        reasons = ["first attempt"]
+    else:
+        cause = task.attempts[-1].cause
+        used = sum(a.cause is cause for a in task.attempts)
+        reasons = [f"again after: {cause.value} ({used} so far)"]
+    done = changes(start, task.execution)
+    texts = {
+        "world_size": "slots are missing: on {} ranks",
+        "micro_batch": "micro-batch {} at the same global batch",
+        "loader_threads": "{} loader threads",
+        "rollback": "passing over the {} newest checkpoints",
+        "avoid_nodes": "not on nodes that failed twice: {}",
+    }
+    return "; ".join(reasons + [texts[name].format(value) for name, value in done.items()])
+
+
+def _grow(tasks: Sequence[TaskView], idle: int, now: float) -> list[Decision]:
+    """Let elastic gangs that run on fewer ranks grow into idle slots."""
+    found: list[Decision] = []
+    for task in tasks:
+        if task.state is not TaskState.RUNNING or task.is_stopping:
+            continue
+        full = task.execution.world_size
+        if task.running_on >= full or now - task.started_at < RESIZE_EVERY_S:
+            continue
+        reachable = (
+            n
+            for n in allowed_sizes(task.execution, task.batch)
+            if task.running_on < n <= idle + task.running_on
+        )
+        if (size := next(reachable, None)) is not None:
+            idle -= size - task.running_on
+            why = f"{size} slots are there again, it runs on {task.running_on} of {full}"
+            found.append(Resize(task.key, size, why))
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cluster.verdict import Verdict
+from cluster.verdict import Cause, Verdict
 from orchestrator.journal import JOURNAL_FILE, JournalReader
+from orchestrator.observer import Observer
 from orchestrator.policies import TaskState
 from orchestrator.records import DoneRecord
 from orchestrator.tasks import Task
 
 REFRESH_S = 1.0
 PLAIN_SUMMARY_S = 30.0
+ON_PURPOSE = frozenset({Cause.PREEMPTED, Cause.CANCELLED, Cause.RESIZED})
+"""Ends that are no failure."""
 
 
-class Display:
+class Display(Observer):
     """An observer that shows progress. Use as a context manager."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
@@ -70,9 +74,20 @@ class Display:
     def attempt_failed(self, task: Task, verdict: Verdict) -> None:
         """Say why, and where to look."""
         self._forget(task)
+        colour = "yellow" if verdict.cause in ON_PURPOSE else "red"
         self.say(
-            f"[red]{verdict.cause.value}[/]  {task.planned.cell.address} "
+            f"[{colour}]{verdict.cause.value}[/]  {task.planned.cell.address} "
             f"{task.planned.stage.name}: {escape(verdict.message)}"
+        )
+
+    def decided(self, task: Task, decision: Mapping[str, Any]) -> None:
+        """Say what is more than an ordinary first start or a failure that is told anyway."""
+        is_plain = decision["decision"] == "start" and not decision["remedies"]
+        if is_plain or decision["decision"] in ("block", "stop"):
+            return
+        self.say(
+            f"{decision['decision']}  {task.planned.cell.address} {task.planned.stage.name}: "
+            f"{escape(str(decision['reason']))}"
         )
 
     def tick(self, tasks: dict[str, Task]) -> None:
@@ -125,7 +140,7 @@ class Display:
         remaining = sum(
             t.estimate_s * t.num_ranks for t in tasks.values() if not t.state.is_finished
         )
-        busy = sum(t.num_ranks for t in tasks.values() if t.state is TaskState.RUNNING)
+        busy = sum(t.execution.world_size for t in tasks.values() if t.state is TaskState.RUNNING)
         left = f", about {duration_text(remaining / max(busy, 1))} left" if remaining else ""
         failed = counts[TaskState.FAILED] + counts[TaskState.BLOCKED]
         problems = f", {failed} failed" if failed else ""

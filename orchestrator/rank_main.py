@@ -71,6 +71,7 @@ def run_stage(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
 
 def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict[str, Any]:
     from mae_core import dist, engine
+    from mae_core.generators import seed_generators
     from studies.codec import recipe_from_plain
 
     began = time.monotonic()
@@ -79,7 +80,7 @@ def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict
         context = _context(payload, control, directory, journal)
         context.event("began", {})
         context.fault_point("start")
-        _seed(0)  # a warm process must not differ from a new one
+        seed_generators(0)  # a warm process must not differ from a new one
         recipe = recipe_from_plain(payload["recipe"])
         trains = recipe.KIND in ("pretrain", "finetune")
         if control.world > 1 or trains:
@@ -128,7 +129,7 @@ def _context(
         grace_left_s=control.grace_left_s,
         beat=control.beat,
         event=journal.event if journal else _drop_event,
-        fault_point=fault_hook(payload.get("faults", ()), control.rank),
+        fault_point=fault_hook(payload.get("faults", ()), control.rank, directory),
         lease_epoch=payload.get("lease_epoch", 0),
         rollback=payload.get("rollback", 0),
     )
@@ -199,18 +200,6 @@ def _frozen(facts: dict[str, Any]) -> str:
     import json
 
     return json.dumps(facts, sort_keys=True)
-
-
-def _seed(seed: int) -> None:
-    """Seed every global generator."""
-    import random
-
-    import numpy as np
-    import torch
-
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
 
 
 def _drop(step: int, metrics: Any) -> None:

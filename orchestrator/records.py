@@ -4,6 +4,7 @@ stages/<hh>/<hash>/identity.json              what the hash stands for
                   /attempts/000001.json       who began it, when, with which execution
                   /attempts/000001/           its journal, log and outputs
                   /ends/000001.json           how it ended
+                  /decisions/000001.json      what was decided about it, and why
                   /checkpoints/               committed by manifest
                   /done.json                  created once: the result
 studies/<study>/resolved/000001.json          the study as it was run, per run that changed it
@@ -49,7 +50,9 @@ class DoneRecord:
     seconds: float
     world_size: int
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Commit, versions, device."""
+    """Commit, versions, device, execution, and `level`: how exactly interruptions were undone."""
+    intervened: list[dict[str, Any]] = field(default_factory=list)
+    """Rollbacks that this result rests on, its parents' too (these name who is `inherited`)."""
     finished_at: str = field(default_factory=now_iso)
 
 
@@ -81,9 +84,9 @@ class Records:
         return number
 
     def end_attempt(self, science_hash: str, number: int, end: dict[str, Any]) -> None:
-        """Record how an attempt ended."""
+        """Record how an attempt ended, now unless `end` says when; the first record stands."""
         key = f"{stage_key(science_hash)}/ends/{number:06d}.json"
-        self.store.create_json(key, end | {"ended_at": now_iso()})
+        self.store.create_json(key, {"ended_at": now_iso()} | end)
 
     def attempts(self, science_hash: str) -> list[dict[str, Any]]:
         """All attempts, oldest first, each with its `number`, start and (if any) end."""
@@ -95,6 +98,23 @@ class Records:
             end = self.store.read_json(f"{key}/ends/{n}.json")
             found.append({"number": int(n), **start, "end": end})
         return found
+
+    def lineage(self, science_hash: str) -> list[dict[str, Any]]:
+        """Attempts that led to the present result: those after one that was set aside."""
+        aside = self.store.last_numbered(f"{stage_key(science_hash)}/superseded")
+        before = int(aside[1]["attempt"]) if aside else 0
+        return [a for a in self.attempts(science_hash) if a["number"] > before]
+
+    def decide(self, science_hash: str, decision: dict[str, Any]) -> int:
+        """Record a decision about a stage; return its number."""
+        key = f"{stage_key(science_hash)}/decisions"
+        return self.store.append_numbered(key, decision | {"at": now_iso()})
+
+    def decisions(self, science_hash: str) -> list[dict[str, Any]]:
+        """All decisions about a stage, oldest first."""
+        key = f"{stage_key(science_hash)}/decisions"
+        found = (self.store.read_json(f"{key}/{name}") for name in self.store.list(key))
+        return [decision for decision in found if decision is not None]
 
     def complete(self, record: DoneRecord) -> bool:
         """Create the completion record; False if the stage was completed by somebody else."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster.connect import Capacity, connect
+from cluster.errors import HeadLost
 from cluster.gang import SlotPool, SlotShape, max_slots, slot_shape
-from orchestrator.controller import Controller, Observer
+from orchestrator.controller import Controller
 from orchestrator.datasets import Datasets, data_paths
-from orchestrator.errors import DriftError, StagesFailed, UserError
+from orchestrator.errors import DriftError, Preempted, StagesFailed, UserError
+from orchestrator.faults import FaultPlan
 from orchestrator.lease import Lease, hold
+from orchestrator.notice import GRACE_VARIABLE, Notice
+from orchestrator.observer import Observer
+from orchestrator.orphans import close_orphans, drop_finished_checkpoints
 from orchestrator.plan import Plan, accept, make_plan
 from orchestrator.progress import Display
 from orchestrator.rank_main import WARM_ENTRY
 from orchestrator.records import Records
+from orchestrator.remedies import PastAttempt, allowed_sizes
 from orchestrator.report import write_report
 from orchestrator.results import make_rows
 from orchestrator.store import LocalStore
@@ -32,6 +39,8 @@ from studies.spec import Study
 
 RANK_BYTES = 2 << 30
 """Memory set aside for a rank on a CPU: torch and DeepSpeed take a quarter of it."""
+MAX_RECONNECTS = 3
+"""An embedded Ray that goes away is started anew this often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +52,15 @@ class RunOptions:
     num_cpus: int | None = None
     cpus_per_rank: int | None = None
     slots: int | None = None
+    spares: int = 0
+    """Warm ranks beyond the slots, to take the place of one that dies."""
     tracking_uri: str | None = None
     accept_changes: bool = False
     write_report: bool = True
+    faults: FaultPlan | None = None
+    """Faults to rehearse, by the number of a stage's attempt."""
+    grace_s: float | None = None
+    """Seconds that a preempted or interrupted run has to save; None = what each stage says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +73,20 @@ class RunOutcome:
     tracking_problem: str | None = None
     summary: str = ""
     """The curves as a table of text."""
+    tracking_uri: str = ""
 
 
-def run_study(study: Study, options: RunOptions, console: Console, *, quiet: bool) -> RunOutcome:
+def run_study(
+    study: Study,
+    options: RunOptions,
+    console: Console,
+    *,
+    quiet: bool,
+    notice: Notice | None = None,
+) -> RunOutcome:
     """Do what is missing of a study; raises `UserError` and its like for what stops it."""
+    if options.grace_s is not None:  # inherited by the embedded Ray and its ranks
+        os.environ[GRACE_VARIABLE] = f"{options.grace_s:g}"
     store = LocalStore(options.store)
     store.check_writable()
     records, datasets = Records(store), Datasets(store)
@@ -75,7 +100,11 @@ def run_study(study: Study, options: RunOptions, console: Console, *, quiet: boo
         plan = make_plan(study, records, datasets)
         _check_drift(plan, options)
         accept(records, plan)
-        session = _Session(study, plan, records, datasets, options, console, quiet)
+        close_orphans(plan, records)
+        drop_finished_checkpoints(plan, records)
+        session = _Session(
+            study, plan, records, datasets, options, console, quiet, notice or Notice()
+        )
         return session.run(lease)
 
 
@@ -151,6 +180,7 @@ class _Session:
     options: RunOptions
     console: Console
     quiet: bool
+    notice: Notice
 
     def run(self, lease: Lease) -> RunOutcome:
         needed, _ = self._ranks()
@@ -182,11 +212,62 @@ class _Session:
             report=report,
             tracking_problem=tracking.problem,
             summary=summary_text(make_rows(final, self.records)),
+            tracking_uri=tracking.uri,
         )
 
     def _drive(
         self, lease: Lease, observers: tuple[Observer, ...], display: Display
     ) -> tuple[list[Task], str | None]:
+        """Drive all stages to their end, starting an embedded Ray anew where it goes away."""
+        history: dict[str, list[PastAttempt]] = {}
+        plan = self.plan
+        for left in reversed(range(MAX_RECONNECTS + 1)):
+            try:
+                with self._pool(lease, display) as pool:
+                    controller = Controller(
+                        plan,
+                        records=self.records,
+                        datasets=self.datasets,
+                        pool=pool,
+                        lease=lease,
+                        observers=observers,
+                        replan=self._replan,
+                        history=history,
+                        faults=self.options.faults,
+                    )
+                    try:
+                        self._control(controller, display)
+                    except HeadLost:
+                        history = controller.abandon()
+                        raise
+                    return controller.failed(), controller.sweep_problem
+            except HeadLost as error:
+                if self.options.address or not left:
+                    raise
+                display.say(
+                    f"{escape(str(error))}: starting another; stages go on from their checkpoints"
+                )
+                plan = self._replan()
+        raise AssertionError("unreachable: the last round returns or raises")
+
+    def _control(self, controller: Controller, display: Display) -> None:
+        """Run until everything is done or somebody wants it to stop."""
+        grace_s = self.options.grace_s
+        try:
+            with self.notice.deferred():
+                if controller.run(lambda: self.notice.is_given):
+                    return
+                display.say("preempted: running stages commit a checkpoint first")
+                controller.stop("preempted", grace_s)
+        except KeyboardInterrupt:
+            display.say("stopping: running stages commit a checkpoint first")
+            controller.stop("cancelled", grace_s)
+            raise
+        raise Preempted
+
+    @contextlib.contextmanager
+    def _pool(self, lease: Lease, display: Display) -> Iterator[SlotPool]:
+        """Connect, and start the ranks."""
         packages = tuple(str(p) for p in _package_dirs()) if self.options.address else ()
         with connect(
             self.options.address, num_cpus=self.options.num_cpus, py_modules=packages
@@ -200,39 +281,31 @@ class _Session:
                 f"starting {wanted} warm rank(s)"
             )
             prefix = f"mae-study/{self.study.name}/{self.records.store_id()}/"
-            pool = SlotPool(
+            with SlotPool(
                 f"{prefix}{lease.epoch}",
                 wanted,
                 capacity,
                 shape=shape,
+                spares=self.options.spares,
                 warm_entry=WARM_ENTRY,
                 sweep_prefix=prefix,
-            )
-            with pool:
-                controller = Controller(
-                    self.plan,
-                    records=self.records,
-                    datasets=self.datasets,
-                    pool=pool,
-                    lease=lease,
-                    observers=observers,
-                    replan=self._replan,
-                )
-                try:
-                    controller.run()
-                except KeyboardInterrupt:
-                    display.say("stopping: running stages commit a checkpoint first")
-                    controller.stop()
-                    raise
-                return controller.failed(), controller.sweep_problem
+            ) as pool:
+                yield pool
 
     def _ranks(self) -> tuple[int, int]:
-        """Ranks that the largest stage to do needs, and those that could work at once."""
+        """Ranks that the largest stage to do needs at least, and those that could work at once."""
         sizes = [s.cost.world_size for s in self.plan.work]
+        smallest = [
+            allowed_sizes(s.stage.execution, s.cost.split.global_batch if s.cost.split else None)[
+                -1
+            ]
+            for s in self.plan.work
+        ]
         trials = self.plan.sweep.missing if self.plan.sweep else 0
         if self.plan.sweep is not None and trials:
-            sizes += [s.execution.world_size for s in self.plan.sweep.trials.sweep.base.stages]
-        return max(sizes, default=1), sum(sizes) + trials
+            base = [s.execution.world_size for s in self.plan.sweep.trials.sweep.base.stages]
+            sizes, smallest = sizes + base, smallest + base
+        return max(smallest, default=1), sum(sizes) + trials
 
     def _replan(self) -> Plan:
         plan = make_plan(self.study, self.records, self.datasets)

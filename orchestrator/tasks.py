@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import subprocess
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -9,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.gang import Gang
-from mae_core.config import ENCODER_FILE, DataConfig
+from mae_core.config import ENCODER_FILE, DataConfig, Execution
 from mae_core.data.facts import DIGITS
+from mae_core.errors import MaeCoreError
 from orchestrator.datasets import Datasets
+from orchestrator.lineage import interventions, level_of
 from orchestrator.plan import PlannedStage
-from orchestrator.policies import PastAttempt, TaskState, TaskView
-from orchestrator.records import DoneRecord, Records
+from orchestrator.policies import Start, TaskState, TaskView
+from orchestrator.records import DoneRecord, Records, digest_outputs
+from orchestrator.remedies import PastAttempt
 from studies.codec import to_plain
 
 
@@ -31,6 +36,13 @@ class Task:
     attempt: int = 0
     """Number of the running or last attempt, in the store."""
     began: float = 0.0
+    """Of the running attempt, on the monotonic clock."""
+    started_at: float = 0.0
+    """The same in Unix seconds."""
+    decision: Start | None = None
+    """What was decided for the running or last attempt."""
+    is_stopping: bool = False
+    """Its gang has been asked to stop."""
     reason: str = ""
     estimate_s: float = 0.0
     deferred_until: float = 0.0
@@ -43,8 +55,13 @@ class Task:
 
     @property
     def num_ranks(self) -> int:
-        """Size of its gang."""
+        """Ranks that it asks for."""
         return self.planned.stage.execution.world_size
+
+    @property
+    def execution(self) -> Execution:
+        """How the running or last attempt is computed: as the stage asks for, with remedies."""
+        return self.decision.execution if self.decision else self.planned.stage.execution
 
     def view(self) -> TaskView:
         """What a policy sees: evaluations first, then trials, then the longest pretrainings."""
@@ -52,22 +69,30 @@ class Task:
         return TaskView(
             key=self.key,
             state=self.state,
-            num_ranks=self.num_ranks,
+            execution=self.planned.stage.execution,
+            batch=split.global_batch if (split := self.planned.cost.split) else None,
             parents=self.parents,
             attempts=tuple(self.attempts),
             not_before=self.deferred_until,
             priority=(rank, -self.estimate_s),
+            running_on=self.execution.world_size if self.gang else 0,
+            started_at=self.started_at,
+            is_stopping=self.is_stopping,
         )
 
 
-def make_payload(task: Task, attempt: int, records: Records, datasets: Datasets) -> dict[str, Any]:
+def make_payload(
+    task: Task, attempt: int, records: Records, datasets: Datasets, *, lease_epoch: int = 0
+) -> dict[str, Any]:
     """Everything a rank needs, as JSON."""
     stage = task.planned.stage
     facts = datasets.ensure(stage.recipe.data.path)
     parent = _encoder_record(task.parents, records)
     return {
         "recipe": to_plain(stage.recipe) | {"data": _located(stage.recipe.data)},
-        "execution": to_plain(stage.execution),
+        "execution": to_plain(task.execution),
+        "rollback": task.decision.rollback if task.decision else 0,
+        "lease_epoch": lease_epoch,
         "facts": facts.to_json(),
         "science_hash": task.key,
         "directory": str(records.attempt_dir(task.key, attempt)),
@@ -106,24 +131,42 @@ def _encoder_record(parents: tuple[str, ...], records: Records) -> DoneRecord | 
 
 def completion(task: Task, values: dict[str, Any], seconds: float, records: Records) -> DoneRecord:
     """The completion record of a task whose gang succeeded, from what rank 0 returned."""
-    from orchestrator.records import digest_outputs
-
-    parents = {}
-    for parent in task.parents:
-        record = records.done(parent)
-        parents[parent] = record.outputs if record else {}
+    parents = {parent: records.done(parent) for parent in task.parents}
+    attempts = records.lineage(task.key)
+    own = interventions(attempts, lambda n: records.attempt_dir(task.key, n))
+    inherited = [
+        {"inherited": parent} | mark
+        for parent, record in parents.items()
+        if record is not None
+        for mark in record.intervened
+    ]
+    level = level_of(attempts, lambda n: records.attempt_dir(task.key, n))
     return DoneRecord(
         science_hash=task.key,
         kind=task.planned.stage.kind,
         attempt=task.attempt,
         metrics=values["metrics"],
         outputs=digest_outputs(records.outputs(task.key, task.attempt)),
-        parents=parents,
+        parents={p: record.outputs if record else {} for p, record in parents.items()},
         seconds=round(seconds, 3),
-        world_size=task.num_ranks,
+        world_size=task.execution.world_size,
         provenance=values["provenance"]
-        | {"code": code_version(), "execution": asdict(task.planned.stage.execution)},
+        | {"code": code_version(), "execution": asdict(task.execution), "level": level},
+        intervened=own + inherited,
     )
+
+
+def drop_checkpoints(records: Records, science_hash: str, execution: Execution) -> None:
+    """Remove the checkpoints of a finished stage; what cannot be removed only costs room."""
+    shutil.rmtree(records.checkpoints(science_hash), ignore_errors=True)
+    if execution.checkpoint_uri is None:
+        return
+    from mae_core.place import open_place
+
+    with contextlib.suppress(OSError, MaeCoreError):
+        place = open_place(f"{execution.checkpoint_uri.rstrip('/')}/{science_hash}")
+        for name in place.directories():
+            place.delete_tree(name)
 
 
 @cache

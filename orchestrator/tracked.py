@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -21,20 +21,22 @@ from typing import Any
 
 from cluster.verdict import Verdict
 from orchestrator.journal import Entry
+from orchestrator.observer import Observer
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import DoneRecord, Records, stage_key
 from orchestrator.results import axes_of, make_rows
+from orchestrator.shipping import PATIENCE_S, End, Item, ship
 from orchestrator.store import Store
 from orchestrator.tasks import Task, code_version
 from orchestrator.tracking import (
+    STUDY,
     RunInfo,
     Target,
     artifact_root,
-    check_uri,
     database_stamp,
     default_uri,
-    ship,
 )
+from orchestrator.tracking_uri import check_uri, without_credentials
 from studies.results import ResultRow
 
 AXES = (
@@ -53,13 +55,27 @@ AXES = (
 )
 """Copied onto every run: MLflow's filters and charts see only a run's own values."""
 STALL_S = 60.0
-"""Shipping without any progress for this long is given up."""
+"""A shipper that is told to end and makes no progress for this long is killed."""
+INTERRUPTED_PATIENCE_S = 5.0
+"""A server that is away is waited for this long when the command was interrupted."""
+RESTARTS = 5
+"""A shipper that died is replaced this often."""
+MAX_TAG = 500
+"""Characters of a free text in a tag."""
 
 
-class Tracking:
-    """Ships one study to MLflow. Use as a context manager."""
+class Tracking(Observer):
+    """Ships one study to MLflow. Use as a context manager.
 
-    def __init__(self, store: Store, plan: Plan, uri: str | None) -> None:
+    A server that is away is said once through `warn`, and shipped to when it is back.
+
+    Raises:
+        TrackingError: the URI or its server cannot be used, and waiting will not mend it.
+    """
+
+    def __init__(
+        self, store: Store, plan: Plan, uri: str | None, warn: Callable[[str], None] | None = None
+    ) -> None:
         self._records, self._plan = Records(store), plan
         self.uri = uri or default_uri(store)
         root = artifact_root(store) if uri is None else None
@@ -75,6 +91,8 @@ class Tracking:
                 store=store,
             )
         )
+        if self._shipper.absent:
+            (warn or _warn)(absence_text(self.uri, self._shipper.absent))
         self.problem: str | None = None
 
     @staticmethod
@@ -85,14 +103,13 @@ class Tracking:
     def __enter__(self) -> Tracking:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.problem = self._shipper.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        patience = PATIENCE_S if kind is None else INTERRUPTED_PATIENCE_S
+        self.problem = self._shipper.close(patience_s=patience)
 
     def stage_started(self, task: Task, directory: Path) -> None:
         """Ship its journal while it grows, after those of earlier attempts."""
-        tags = {"attempts": task.attempt, "state": "running"}
-        info = self._stage_info(task.planned)
-        self._shipper.follow(info, self._attempt_dirs(task.key, task.attempt), tags)
+        self._send("follow", task, {"attempts": task.attempt, "state": "running"})
 
     def stage_done(self, task: Task, record: DoneRecord) -> None:
         """Log its results; the cell's run follows with `sync`."""
@@ -100,12 +117,16 @@ class Tracking:
 
     def attempt_failed(self, task: Task, verdict: Verdict) -> None:
         """Note the cause."""
-        tags = {"state": verdict.cause.value, "last_message": verdict.message[:500]}
-        info = self._stage_info(task.planned)
-        self._shipper.failed(info, self._attempt_dirs(task.key, task.attempt), tags)
+        message = verdict.message[:MAX_TAG]
+        self._send("failed", task, {"state": verdict.cause.value, "last_message": message})
+
+    def decided(self, task: Task, decision: Mapping[str, Any]) -> None:
+        """Note it, as the store has it."""
+        self._send("note", task, self._decision_tags(task.key))
 
     def tick(self, tasks: dict[str, Task]) -> None:
-        """Nothing to do: the shipper has its own clock."""
+        """See to the shipper; it has its own clock."""
+        self._shipper.tend()
 
     def sync(self, plan: Plan, records: Records, report: Path | None) -> None:
         """Make runs of everything that is done, whoever did it when, and attach the report."""
@@ -118,27 +139,56 @@ class Tracking:
             by_cell.setdefault(planned.cell.address, []).append(planned)
         for stages in by_cell.values():
             self._ship_cell(stages, rows)
-        self._shipper.finish_study(report)
+        info = RunInfo(name=plan.study.name, level="study", identity=STUDY)
+        self._shipper.send(Item(action="study", info=info, report=report))
+
+    def _send(self, action: str, task: Task, tags: dict[str, Any]) -> None:
+        attempts = self._attempt_dirs(task.key, task.attempt)
+        info = self._stage_info(task.planned)
+        self._shipper.send(Item(action=action, info=info, attempts=attempts, tags=tags))
+
+    def _decision_tags(self, science_hash: str) -> dict[str, str]:
+        """The last decision about a stage, and how many there have been, under any driver."""
+        last = self._records.store.last_numbered(f"{stage_key(science_hash)}/decisions")
+        return (
+            {} if last is None else {"decision": decision_text(last[1]), "decisions": str(last[0])}
+        )
+
+    def _set_aside(self, science_hash: str) -> int:
+        """Number of the stage's last attempt whose result was set aside; 0 if none was."""
+        aside = self._records.store.last_numbered(f"{stage_key(science_hash)}/superseded")
+        return int(aside[1]["attempt"]) if aside else 0
+
+    def _identity(self, science_hash: str) -> str:
+        """What a stage's run is found by; what was done after a result was set aside is another.
+
+        Their curves have the same keys and steps, which one run would hold twice.
+        """
+        aside = self._set_aside(science_hash)
+        return f"stage:{science_hash}" + (f":after-{aside}" if aside else "")
 
     def _attempt_dirs(self, science_hash: str, last: int) -> tuple[Path, ...]:
         """Directories of the attempts that led to attempt `last`, oldest first.
 
         Attempts of a result that was set aside belong to another curve.
         """
-        aside = self._records.store.last_numbered(f"{stage_key(science_hash)}/superseded")
-        first = 1 + (int(aside[1]["attempt"]) if aside else 0)
-        numbers = range(min(first, last), last + 1)
+        numbers = range(min(1 + self._set_aside(science_hash), last), last + 1)
         return tuple(self._records.attempt_dir(science_hash, n) for n in numbers)
 
     def _ship_done(self, planned: PlannedStage, record: DoneRecord) -> None:
         costs = {"seconds": record.seconds, "stage_flops": planned.cost.flops}
-        self._shipper.done(
-            self._stage_info(planned),
-            self._attempt_dirs(record.science_hash, record.attempt),
-            final_results(record.metrics) | numeric(costs),
-            _ms(record.finished_at),
-            attempt=record.attempt,
-            tags={"state": "done", "attempts": record.attempt},
+        results = final_results(record.metrics) | numeric(costs)
+        self._shipper.send(
+            Item(
+                action="done",
+                info=self._stage_info(planned),
+                attempts=self._attempt_dirs(record.science_hash, record.attempt),
+                entry=Entry(0, _ms(record.finished_at), 0, results),
+                attempt=record.attempt,
+                tags={"state": "done", "attempts": record.attempt}
+                | exactness(record)
+                | self._decision_tags(record.science_hash),
+            )
         )
 
     def _ship_cell(
@@ -155,8 +205,14 @@ class Tracking:
             metrics |= numeric({f"{row.stage}.{k}": v for k, v in values.items()})
         if metrics:
             complete = len(stages) == sum((s.cell.address, s.stage.name) in rows for s in stages)
-            state = {"state": "done" if complete else "partial"}
-            self._shipper.result(self._cell_info(stages), metrics, finished, state)
+            self._shipper.send(
+                Item(
+                    action="result",
+                    info=self._cell_info(stages),
+                    entry=Entry(0, finished, 0, metrics),
+                    tags={"state": "done" if complete else "partial"},
+                )
+            )
 
     def _cell_info(self, stages: list[PlannedStage]) -> RunInfo:
         cell = stages[0].cell
@@ -181,10 +237,10 @@ class Tracking:
         return RunInfo(
             name=planned.address,
             level="stage",
-            identity=f"stage:{planned.identity.science_hash}",
+            identity=self._identity(planned.identity.science_hash),
             tags=tags,
             params=self._axes(planned) | {"kind": planned.stage.kind},
-            upstream=f"stage:{parents[0]}" if parents else None,
+            upstream=self._identity(parents[0]) if parents else None,
         )
 
     def _tags(self, planned: PlannedStage) -> dict[str, str]:
@@ -195,6 +251,34 @@ class Tracking:
     def _axes(self, planned: PlannedStage) -> dict[str, Any]:
         axes = axes_of(planned.cell, self._plan.planner)
         return {name: axes[name] for name in AXES if name in axes}
+
+
+def absence_text(uri: str, reason: str) -> str:
+    """What is said once when the server is away at the start."""
+    return (
+        f"MLflow at {without_credentials(uri)} is away: {reason}. The study runs all the same and "
+        "the store keeps everything; it is shipped when the server is back. If it does not come "
+        "back in time, start it and run the same command again."
+    )
+
+
+def decision_text(decision: Mapping[str, Any]) -> str:
+    """A decision on one line, short enough for a tag."""
+    return f"{decision.get('decision')}: {decision.get('reason')}"[:MAX_TAG]
+
+
+def exactness(record: DoneRecord) -> dict[str, str]:
+    """Tags that say how a result compares with an undisturbed run's, and who intervened."""
+    tags = {}
+    if level := record.provenance.get("level"):
+        tags["exactness"] = str(level)
+    if record.intervened:
+        tags["intervened"] = json.dumps(record.intervened)[:MAX_TAG]
+    return tags
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def final_results(metrics: dict[str, Any]) -> dict[str, float]:
@@ -235,64 +319,84 @@ class Shipper:
     """A process that follows journals and ships them; training and controller never wait for it.
 
     A process of its own, at low priority: MLflow's client costs seconds of import and tens of
-    milliseconds of Python per call, which neither the controller nor a rank should pay.
+    milliseconds of Python per call, which neither the controller nor a rank should pay. If it
+    dies, another one begins anew from the journals.
+
+    Args:
+        restarts: how often one that died is replaced.
+
+    Raises:
+        TrackingError: the URI or its server cannot be used, and waiting will not mend it.
     """
 
-    def __init__(self, target: Target) -> None:
-        check_uri(target.uri)
-        context = multiprocessing.get_context("spawn")
-        self._work: Any = context.Queue()
+    def __init__(self, target: Target, restarts: int = RESTARTS) -> None:
+        self.absent = check_uri(target.uri)
+        """Why the server does not answer now; None if it does."""
+        self._target = target
+        self._context = multiprocessing.get_context("spawn")
+        self._progress: Any = self._context.RawValue(ctypes.c_uint64, 0)
+        self._items: dict[str, Item] = {}
+        """The last word on every run, for a process that begins anew."""
+        self._restarts, self._max_restarts = 0, restarts
+        self._begin()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the shipper that works now."""
+        return self._process.pid or 0
+
+    def _begin(self) -> None:
+        self._work: Any = self._context.Queue()
         # At exit nobody waits until a process that is gone has read its queue; `close` waits for
         # the answer, which comes after everything was read.
         self._work.cancel_join_thread()
-        self._progress: Any = context.RawValue(ctypes.c_uint64, 0)
-        self._answer, answer = context.Pipe(duplex=False)
-        arguments = (target, self._work, answer, self._progress, os.getpid())
-        self._process = context.Process(target=ship, args=arguments, name="shipper", daemon=True)
+        self._answer, answer = self._context.Pipe(duplex=False)
+        arguments = (self._target, self._work, answer, self._progress, os.getpid())
+        self._process = self._context.Process(
+            target=ship, args=arguments, name="shipper", daemon=True
+        )
         with _without_main_module():
             self._process.start()
         answer.close()  # the child has the only end now: its death is seen
+        self._began = time.monotonic()
+        for item in self._items.values():
+            self._work.put(item)
 
-    def follow(self, info: RunInfo, attempts: tuple[Path, ...], tags: dict[str, Any]) -> None:
-        """Make the run of a stage and ship the journals of its attempts from now on."""
-        self._work.put(("follow", info.identity, info, attempts, tags))
+    def tend(self) -> None:
+        """Put another process in the place of one that died; call it now and then."""
+        pause_s = 2.0**self._restarts
+        if self._process.is_alive() or time.monotonic() - self._began < pause_s:
+            return
+        self._replace()
 
-    def failed(self, info: RunInfo, attempts: tuple[Path, ...], tags: dict[str, Any]) -> None:
-        """Note that a stage's last attempt ended without success."""
-        self._work.put(("failed", info.identity, info, attempts, tags))
+    def _replace(self) -> bool:
+        """Begin anew after a death; False if that was done too often."""
+        if self._restarts >= self._max_restarts:
+            return False
+        self._restarts += 1
+        self._process.join()
+        self._work.close()
+        self._answer.close()
+        self._begin()
+        return True
 
-    def done(
-        self,
-        info: RunInfo,
-        attempts: tuple[Path, ...],
-        metrics: dict[str, float],
-        timestamp_ms: int,
-        *,
-        attempt: int,
-        tags: dict[str, Any],
-    ) -> None:
-        """Make sure that a finished stage's curves and results arrive, once per attempt."""
-        entry = Entry(0, timestamp_ms, 0, metrics)
-        self._work.put(("done", info.identity, info, attempts, entry, attempt, tags))
+    def send(self, item: Item) -> None:
+        """Have something shipped; it replaces what was said of that run before."""
+        item = item.after(self._items.get(item.info.identity))
+        # Moved to the end, so that a new process does everything in the same order.
+        self._items.pop(item.info.identity, None)
+        self._items[item.info.identity] = item
+        if self._process.is_alive():
+            self._work.put(item)
 
-    def result(
-        self, info: RunInfo, metrics: dict[str, float], timestamp_ms: int, tags: dict[str, Any]
-    ) -> None:
-        """Make sure of a run that has no journal, and log final numbers onto it."""
-        entry = Entry(0, timestamp_ms, 0, metrics)
-        self._work.put(("result", info.identity, info, entry, tags))
-
-    def finish_study(self, report: Path | None) -> None:
-        """Attach the report to the study run and close it."""
-        self._work.put(("study", "study", report))
-
-    def close(self, stall_s: float = STALL_S) -> str | None:
+    def close(self, stall_s: float = STALL_S, patience_s: float = PATIENCE_S) -> str | None:
         """Ship what is left; return what is missing, None if everything arrived.
 
-        However much it is, it may take its time; without progress for `stall_s` it is given up.
+        However much it is, it may take its time. A server that is away is waited for `patience_s`
+        (15 s at most if it has never answered); without any progress for `stall_s` the process is
+        killed.
         """
-        self._work.put(None)
-        problem = self._wait(stall_s)
+        problem = self._wait(stall_s, patience_s)
         self._process.join(5)
         if self._process.is_alive():
             self._process.kill()
@@ -301,23 +405,26 @@ class Shipper:
         self._answer.close()
         return problem
 
-    def _wait(self, stall_s: float) -> str | None:
+    def _wait(self, stall_s: float, patience_s: float) -> str | None:
+        self._work.put(End(patience_s))
         seen, since = self._progress.value, time.monotonic()
         while time.monotonic() - since < stall_s:
             if wait([self._answer, self._process.sentinel], timeout=min(1.0, stall_s)):
-                return self._read_answer()
+                try:
+                    problem: str | None = self._answer.recv()
+                    return problem
+                except (EOFError, OSError):
+                    self._process.join(5)
+                    code = self._process.exitcode
+                if not self._replace():
+                    others = f"; so did {self._restarts} before it" if self._restarts else ""
+                    return f"the shipping process died (exit code {code}){others}"
+                self._work.put(End(patience_s))
+                since = time.monotonic()
             if self._progress.value != seen:
                 seen, since = self._progress.value, time.monotonic()
         self._process.kill()
         return f"shipping made no progress for {stall_s:g} s"
-
-    def _read_answer(self) -> str | None:
-        try:
-            problem: str | None = self._answer.recv()
-        except (EOFError, OSError):
-            self._process.join(5)
-            return f"the shipping process died (exit code {self._process.exitcode})"
-        return problem
 
 
 @contextlib.contextmanager

@@ -32,6 +32,15 @@ def pool(capacity: Capacity) -> Iterator[SlotPool]:
         yield pool
 
 
+def launched(pool: SlotPool, entry: str, payload: dict[str, Any], num_ranks: int) -> Gang:
+    """Launch as soon as so many slots are idle: one that died is replaced in the background."""
+    deadline = time.monotonic() + 60
+    while (gang := pool.launch(entry, payload, num_ranks)) is None:
+        assert time.monotonic() < deadline, "no slots"
+        pool.wait([], 0.1)
+    return gang
+
+
 def finish(pool: SlotPool, gang: Gang | None, timeout_s: float = 60) -> Verdict:
     assert gang is not None
     deadline = time.monotonic() + timeout_s
@@ -52,7 +61,8 @@ def attempt(pool: SlotPool, folder: Path, world: int, **payload: Any) -> dict[st
     """Train on the digits; None if it ended in an error."""
     zero = payload.pop("zero", 1)
     execution = {"world_size": world, "zero_stage": zero} | payload.pop("execution", {})
-    gang = pool.launch(
+    gang = launched(
+        pool,
         "rank_entries:train_digits",
         {"folder": str(folder), "steps": 12, "execution": execution} | payload,
         world,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -359,13 +358,22 @@ def test_a_second_driver_is_refused(store: Path, tmp_path: Path) -> None:
     assert str(os.getpid()) in message and "wait for it or stop it" in message
 
 
-def test_a_tracking_server_that_is_not_there(store: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        done = mae_study("run", str(tiny_study(tmp_path)), "--store", str(store),
-                         "--tracking-uri", uri)  # fmt: skip
-    assert done.returncode == 7 and uri in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("http://127.0.0.1:port", "malformed"),
+        ("ftp://host/runs", "use http://host:port"),
+        ("http://203.0.113.5:5000", "no credentials"),
+        ("sqlite:////proc/none/x.db", "cannot be used"),
+    ],
+)
+def test_a_tracking_uri_that_no_waiting_mends(
+    uri: str, expected: str, store: Path, tmp_path: Path
+) -> None:
+    done = mae_study("run", str(tiny_study(tmp_path)), "--store", str(store),
+                     "--tracking-uri", uri)  # fmt: skip
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 7 and expected in said and "Traceback" not in done.stderr
     assert not list(store.glob("stages/*/*/attempts/*"))
 
 

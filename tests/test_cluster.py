@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from gangs import finish, train, values
+from gangs import finish, launched, train, values
 
 from cluster.connect import Capacity
 from cluster.errors import ResourcesUnavailable
@@ -22,11 +22,11 @@ TESTS = str(Path(__file__).parent)
 
 
 def test_a_gang_is_all_or_nothing_and_slots_stay_warm(pool: SlotPool) -> None:
-    first = pool.launch("rank_entries:echo", {"say": 1}, 2)
+    first = launched(pool, "rank_entries:echo", {"say": 1}, 2)
     assert pool.launch("rank_entries:echo", {}, 1) is None
     assert finish(pool, first).cause is Cause.SUCCESS
     assert [(v["rank"], v["world"], v["said"]) for v in values(first)] == [(0, 2, 1), (1, 2, 1)]
-    again = pool.launch("rank_entries:echo", {}, 1)
+    again = launched(pool, "rank_entries:echo", {}, 1)
     finish(pool, again)
     assert values(again)[0]["pid"] in {v["pid"] for v in values(first)}
     assert values(again)[0]["world"] == 1
@@ -36,32 +36,34 @@ def test_an_error_on_one_rank_ends_the_gang_and_names_it(
     pool: SlotPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cluster.gang.COLLATERAL_GRACE_S", 1.0)
-    gang = pool.launch("rank_entries:fail_on_rank_1", {"sleep_s": 60}, 2)
+    gang = launched(pool, "rank_entries:fail_on_rank_1", {"sleep_s": 60}, 2)
     verdict = finish(pool, gang)
     assert "boom" in verdict.message or verdict.cause is Cause.RANK_DIED
-    assert finish(pool, pool.launch("rank_entries:echo", {}, 2)).cause is Cause.SUCCESS
+    assert finish(pool, launched(pool, "rank_entries:echo", {}, 2)).cause is Cause.SUCCESS
 
 
-def test_a_killed_rank_is_the_cause_and_is_replaced(pool: SlotPool) -> None:
-    before = pool.launch("rank_entries:echo", {}, 2)
+def test_a_killed_rank_is_the_cause_and_is_replaced(
+    pool: SlotPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.gang.COLLATERAL_GRACE_S", 1.0)
+    before = launched(pool, "rank_entries:echo", {}, 2)
     finish(pool, before)
-    gang = pool.launch("rank_entries:wait_for_stop", {}, 2)
+    gang = launched(pool, "rank_entries:wait_for_stop", {}, 2)
     assert gang is not None
     time.sleep(0.5)
     victim = values(before)[1]["pid"]
     os.kill(victim, signal.SIGKILL)
     while 1 not in gang.outcomes:
         pool.wait([gang], 0.2)
-    gang.request_stop()
     verdict = finish(pool, gang)
     assert (verdict.cause, verdict.rank) == (Cause.RANK_DIED, 1)
-    after = pool.launch("rank_entries:echo", {}, 2)
+    after = launched(pool, "rank_entries:echo", {}, 2)
     assert finish(pool, after).cause is Cause.SUCCESS
     assert victim not in {v["pid"] for v in values(after)}
 
 
 def test_a_stop_reaches_running_ranks(pool: SlotPool) -> None:
-    gang = pool.launch("rank_entries:wait_for_stop", {}, 2)
+    gang = launched(pool, "rank_entries:wait_for_stop", {}, 2)
     assert gang is not None
     gang.request_stop()
     assert finish(pool, gang).cause is Cause.SUCCESS

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conftest import mae_study, tiny_study
+from mlflow_servers import Server, compare, runs_of
 
 pytestmark = pytest.mark.usefixtures("clean_machine")
 
@@ -211,12 +212,45 @@ def test_a_study_tracks_into_a_server(finished: tuple[Path, Path], mlflow_server
     assert sum(r.data.tags["level"] == "stage" for r in runs) >= 16
 
 
-def test_a_server_that_is_not_there_is_said_before_anything_runs(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    uri = f"http://127.0.0.1:{free_port()}"
-    done = mae_study("run", str(tiny_study(tmp_path)), "--store", str(store), "--tracking-uri", uri)
-    assert done.returncode == 7 and uri in done.stderr and "Traceback" not in done.stderr
-    assert completions(store) == []
+SMALL_STUDY = """
+from dataclasses import replace
+from studies.catalog import quickstart as base
+from studies.spec import Study
+
+def study():
+    cell = replace(base.cell("N1", 2, 0), uses_winner=False)
+    return Study(name="small", question="?", cells=(replace(cell, stages=cell.stages[:2]),))
+"""
+
+
+def test_a_study_runs_without_its_server_and_ships_later(tmp_path: Path) -> None:
+    study, store, server = tmp_path / "small.py", tmp_path / "store", Server(tmp_path)
+    study.write_text(SMALL_STUDY)
+    command = ("run", str(study), "--store", str(store), "--tracking-uri", server.uri)
+    done = mae_study(*command)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count(f"MLflow at {server.uri} is away") == 1
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "MLflow lacks something" in said and "the same command ships it" in said
+    assert len(completions(store)) == 2
+    try:
+        server.start()
+        again = mae_study(*command, "--json")
+        assert again.returncode == 0, again.stderr
+        assert json.loads(again.stdout)["started"] == 0
+        assert json.loads(again.stdout)["tracking_problem"] is None
+        runs = runs_of(server.uri, "small")
+        assert {r.info.status for r in runs} == {"FINISHED"}
+        run = next(r for r in runs if r.data.tags.get("stage") == "pretrain")
+        found = compare(server.uri, run, store.glob(f"stages/*/{hash_of(run)}/attempts/000001"))
+        assert found["journal"] == found["mlflow"] > 10
+        assert found["missing"] == found["doubled"] == found["different"] == 0
+    finally:
+        server.kill()
+
+
+def hash_of(run: Any) -> str:
+    return str(run.data.tags["science_hash"])
 
 
 def test_a_killed_driver_is_continued_by_the_same_command(tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ A journal grows like a training's, with replays after kills, while the server is
 start, comes, is killed for `--minutes`, and comes back. Then a real stage runs in one rank, and
 many processes open a fresh store at once:
 
-    python tests/reliability/tracking.py [--minutes 10] [--json OUT]
+    python tests/reliability/tracking.py [--minutes 10] [--seed N] [--json OUT]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -22,10 +21,20 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+PATHS = [str(TESTS / "reliability"), str(TESTS), str(TESTS.parent)]
+sys.path[:0] = PATHS
 
 import psutil  # noqa: E402
-from mlflow_servers import Server, compare, runs_of, touch_at_once  # noqa: E402
+from figures import Section, arguments  # noqa: E402
+from mlflow_servers import (  # noqa: E402
+    Server,
+    compare,
+    compare_points,
+    free_port,
+    journal_points,
+    runs_of,
+    touch_at_once,
+)
 
 from orchestrator.journal import JOURNAL_FILE, Entry, JournalWriter  # noqa: E402
 from orchestrator.shipping import Item  # noqa: E402
@@ -45,10 +54,10 @@ MAX_CPU_PERCENT = 0.1
 class Training(threading.Thread):
     """Appends to journals at the pace of a training; now and then it is killed and goes back."""
 
-    def __init__(self, root: Path, shipper: Shipper) -> None:
+    def __init__(self, root: Path, shipper: Shipper, seed: int) -> None:
         super().__init__(daemon=True)
-        self._root, self._shipper = root, shipper
-        self._stop = threading.Event()
+        self._root, self._shipper, self._random = root, shipper, random.Random(seed)
+        self._ended = threading.Event()
         self.attempts: list[Path] = []
         self.slowest_write_s = 0.0
 
@@ -66,7 +75,7 @@ class Training(threading.Thread):
     def run(self) -> None:
         """Train until told to end."""
         step = 0
-        while not self._stop.is_set():
+        while not self._ended.is_set():
             self.attempts.append(self._root / f"{len(self.attempts) + 1}")
             writer = JournalWriter(self.attempts[-1] / JOURNAL_FILE)
             self._shipper.send(self.item("follow"))
@@ -76,18 +85,18 @@ class Training(threading.Thread):
                 writer.write(step, {"loss": 1 / step, "lr": 0.1 / step, "images_per_s": 7.0})
                 writer.event("saved", {"step": step})
                 self.slowest_write_s = max(self.slowest_write_s, time.perf_counter() - began)
-                if self._stop.wait(1 / LINES_PER_S):
+                if self._ended.wait(1 / LINES_PER_S):
                     break
             writer.close()
-            step = max(0, step - 10 * random.Random(step).randint(1, 40))
+            step = max(0, step - 10 * self._random.randint(1, 40))
 
     def end(self) -> None:
         """Stop training and wait for its last line."""
-        self._stop.set()
+        self._ended.set()
         self.join()
 
 
-def outage(minutes: float, folder: Path) -> dict[str, Any]:
+def outage(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
     """Go through the outages; compare what arrived with the journals."""
     server = Server(folder)
     target = Target(uri=server.uri, study=STUDY, question="?", artifacts=None,
@@ -95,7 +104,7 @@ def outage(minutes: float, folder: Path) -> dict[str, Any]:
     try:
         shipper = Shipper(target)
         absent = shipper.absent
-        training = Training(folder / "attempts", shipper)
+        training = Training(folder / "attempts", shipper, seed)
         training.start()
         _tend(shipper, AT_START_S)
         server.start()
@@ -115,14 +124,14 @@ def outage(minutes: float, folder: Path) -> dict[str, Any]:
         used = after.user + after.system - cpu.user - cpu.system
         return {
             "minutes_down": minutes,
-            "absent_at_start": absent,
+            "absent": absent,
             "attempts": len(training.attempts),
             "records": compare(server.uri, run, training.attempts),
             "runs": len(runs),
             "problem": problem,
-            "catch_up_s": {"after_start": first, "after_outage": second},
+            "caught_up_s": (first, second),
             "slowest_write_ms": round(1000 * training.slowest_write_s, 2),
-            "shipper_cpu_percent_while_down": round(100 * used / (60 * minutes), 3),
+            "shipper_cpu_percent": round(100 * used / (60 * minutes), 3),
         }
     finally:
         server.kill()
@@ -138,23 +147,21 @@ def _tend(shipper: Shipper, seconds: float) -> None:
 
 def _catch_up(shipper: Shipper, uri: str, training: Training) -> float:
     """Seconds until everything that is in the journals now has arrived."""
-    began = time.monotonic()
-    lines = sum((a / JOURNAL_FILE).read_bytes().count(b'"metrics"') for a in training.attempts)
+    began, wanted = time.monotonic(), journal_points(training.attempts)
     while time.monotonic() - began < CATCH_UP_S:
         shipper.tend()
         runs = [r for r in runs_of(uri, STUDY) if r.data.tags["level"] == "stage"]
-        found = compare(uri, runs[0], training.attempts) if runs else None
-        # The training goes on: what it has said in the last seconds may still be on its way.
-        if found and found["missing"] <= 3 * 3 * LINES_PER_S:
+        if runs and compare_points(uri, runs[0], wanted)["missing"] == 0:
             return round(time.monotonic() - began, 1)
         time.sleep(0.5)
-    raise TimeoutError(f"{lines} lines had not arrived after {CATCH_UP_S:g} s")
+    raise TimeoutError(f"{len(wanted)} records had not arrived after {CATCH_UP_S:g} s")
 
 
 def rank(folder: Path) -> dict[str, Any]:
     """Pretrain in this process as a rank does; time the journal, and look for MLflow."""
     import orchestrator.rank_main as rank_main
     from cluster.rank_actor import RankControl
+    from cluster.rank_env import stage_environment
     from orchestrator.datasets import Datasets
     from studies.catalog import quickstart
     from studies.codec import to_plain
@@ -182,6 +189,10 @@ def rank(folder: Path) -> dict[str, Any]:
         "checkpoints": str(folder / "checkpoints"),
         "encoder": None,
     }
+    os.environ |= stage_environment(
+        rank=0, world=1, local_rank=0, local_world=1, address="127.0.0.1", port=free_port()
+    )
+    (folder / "attempt" / "outputs").mkdir(parents=True)
     control = RankControl(0, 1, lambda: False)
     rank_main.warm({}, control)
     cpu = time.process_time()
@@ -202,10 +213,9 @@ def rank(folder: Path) -> dict[str, Any]:
 def rank_in_a_process(folder: Path) -> dict[str, Any]:
     """`rank` in a process of its own, which has imported what a rank imports and no more."""
     program = (
-        f"import sys; sys.path[:0] = {[str(TESTS), str(TESTS.parent)]!r}\n"
-        "from pathlib import Path\n"
-        "import json, reliability.tracking as section\n"
-        "print(json.dumps(section.rank(Path(sys.argv[1]))))"
+        f"import sys; sys.path[:0] = {PATHS!r}\n"
+        "import json, pathlib, tracking\n"
+        "print(json.dumps(tracking.rank(pathlib.Path(sys.argv[1]))))"
     )
     ran = subprocess.run(
         [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False,
@@ -217,57 +227,62 @@ def rank_in_a_process(folder: Path) -> dict[str, Any]:
     return figures
 
 
-def fresh_stores(folder: Path) -> dict[str, Any]:
-    """Let processes open fresh stores at once, round after round."""
-    errors = []
-    for number in range(ROUNDS):
-        errors += touch_at_once(LocalStore(folder / f"{number}"), AT_ONCE)
-    return {"rounds": ROUNDS, "processes": AT_ONCE, "errors": len(errors), "texts": errors[:5]}
+def fresh_stores(folder: Path) -> list[str]:
+    """Let processes open fresh stores at once, round after round; return their errors."""
+    rounds = (touch_at_once(LocalStore(folder / f"{n}"), AT_ONCE) for n in range(ROUNDS))
+    return [error for errors in rounds for error in errors]
 
 
-def holds(figures: dict[str, Any]) -> bool:
-    """True if every bar is met."""
-    outage_, rank_, fresh = figures["outage"], figures["rank"], figures["fresh_store"]
-    records = outage_["records"]
-    return (
-        outage_["problem"] is None
-        and outage_["absent_at_start"] is not None
-        and outage_["runs"] == 2
-        and records["missing"] == records["doubled"] == records["different"] == 0
-        and not rank_["imported_mlflow"]
-        and rank_["journal_cpu_percent"] <= MAX_CPU_PERCENT
-        and fresh["errors"] == 0
+def report(section: Section, found: dict[str, Any], alone: dict[str, Any]) -> None:
+    """Figures of the outage and of the rank."""
+    records = found["records"]
+    of = f"of {records['journal']}"
+    section.figure(
+        "MLflow absent at the start", found["absent"] or "no", "said", bool(found["absent"])
+    )
+    section.figure("records missing after the outages", f"{records['missing']} {of}", "0",
+                   records["missing"] == 0)  # fmt: skip
+    section.figure("records doubled", f"{records['doubled']} {of}", "0", records["doubled"] == 0)
+    section.figure("records with another value or time", f"{records['different']} {of}", "0",
+                   records["different"] == 0)  # fmt: skip
+    section.figure("runs made, of one study and one stage", found["runs"], "2", found["runs"] == 2)
+    section.figure("what the shipper lacked in the end", found["problem"] or "nothing", "nothing",
+                   found["problem"] is None)  # fmt: skip
+    section.figure("attempts, each going over steps of the one before", found["attempts"])
+    section.figure("minutes down", f"{found['minutes_down']:g}")
+    section.figure("caught up after the absence at the start", f"{found['caught_up_s'][0]} s")
+    section.figure("caught up after the outage", f"{found['caught_up_s'][1]} s")
+    section.figure("slowest line of the journal", f"{found['slowest_write_ms']} ms")
+    section.figure("CPU of the shipper while MLflow was down", f"{found['shipper_cpu_percent']} %")
+    section.figure("MLflow imported by a rank", alone["imported_mlflow"], "False",
+                   not alone["imported_mlflow"])  # fmt: skip
+    section.figure(
+        "tracking's CPU time in a rank",
+        f"{alone['journal_cpu_percent']} % ({alone['lines']} lines, {alone['journal_ms']} ms, in "
+        f"{alone['steps']} steps of {alone['training_s']} s in all)",
+        f"{MAX_CPU_PERCENT} %",
+        alone["journal_cpu_percent"] <= MAX_CPU_PERCENT,
     )
 
 
 def main() -> int:
     """Print the figures; exit status 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long MLflow is down")
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    options = parser.parse_args()
-    began = time.monotonic()
+    options = arguments(__doc__, minutes=10.0)
+    section = Section("tracking", "MLflow away, and many processes at a fresh store", options.seed)
     with tempfile.TemporaryDirectory(prefix="mae-study-tracking-") as folder:
-        figures: dict[str, Any] = {"section": "tracking"}
-        for name, measure in (
-            ("outage", lambda at: outage(options.minutes, at)),
-            ("rank", rank_in_a_process),
-            ("fresh_store", fresh_stores),
-        ):
-            place = Path(folder) / name
+        places = [Path(folder) / name for name in ("outage", "rank", "fresh")]
+        for place in places:
             place.mkdir()
-            figures[name] = measure(place)
-            print(f"{name}: {json.dumps(figures[name])}", flush=True)
-    figures |= {"seconds": round(time.monotonic() - began, 1), "holds": holds(figures)}
-    records = figures["outage"]["records"]
-    print(
-        f"{records['journal']} records in the journals, {records['mlflow']} in MLflow: "
-        f"{records['missing']} missing, {records['doubled']} doubled, "
-        f"{records['different']} different; {'ok' if figures['holds'] else 'MISSED'}"
+        found = outage(options.minutes, options.seed, places[0])
+        report(section, found, rank_in_a_process(places[1]))
+        errors = fresh_stores(places[2])
+    section.figure(
+        f"errors of {AT_ONCE} processes at a fresh store, {ROUNDS} times",
+        f"{len(errors)} of {ROUNDS * AT_ONCE}{': ' + errors[0] if errors else ''}",
+        "0",
+        not errors,
     )
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return 0 if figures["holds"] else 1
+    return section.finish(options.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""Looks after gangs at work: takes their pulses, passes notices on, ends those that hang."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cluster.evidence import gather
+from cluster.hang import HangLimits, is_overdue, name_hang
+from cluster.outcomes import died
+from cluster.pulse import pulse_from
+from cluster.running import Gang
+from cluster.slots import Slot
+from cluster.verdict import COLLATERAL
+
+PULSE_EVERY_S = 1.0
+PAUSE_S = 5.0
+"""A driver that did not look for so long was itself asleep: that is nobody's silence."""
+
+
+class Pulses:
+    """Asks every rank about once a second what it is at, and never waits for an answer."""
+
+    def __init__(self) -> None:
+        self._looked_at = time.time()
+
+    def take(self, slots: Sequence[Slot], gangs: Mapping[str, Gang]) -> list[Slot]:
+        """Note the answers that are there, ask those again that have answered.
+
+        Args:
+            gangs: by `run_id`.
+
+        Returns:
+            Idle slots whose process is dead, or was told to go.
+        """
+        import ray
+
+        now = time.time()
+        if not 0 <= now - self._looked_at < PAUSE_S:
+            _forgive(gangs.values(), now - self._looked_at)
+        self._looked_at = now
+        asked = {s.pulse_ref: s for s in slots if s.pulse_ref is not None}
+        done: list[Any] = []
+        if asked:
+            done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
+        leaving = []
+        for ref in done:
+            slot = asked[ref]
+            slot.pulse_ref = None
+            try:
+                is_leaving = _hear(slot, ray.get(ref), gangs, now)
+            except ray.exceptions.RayError:
+                is_leaving = True
+            if is_leaving and not slot.busy:  # of a busy one its outcome will tell
+                leaving.append(slot)
+        for slot in slots:
+            if slot.pulse_ref is None and now - slot.asked_at >= PULSE_EVERY_S:
+                slot.pulse_ref, slot.asked_at = slot.actor.pulse.remote(), now
+        return leaving
+
+
+def pass_drain_on(gang: Gang, draining: Mapping[str, float]) -> None:
+    """Make a notice for a node one for every gang with a rank on it.
+
+    Args:
+        draining: when each such node will be gone, Unix seconds; infinite if not told.
+    """
+    ends = [draining[slot.node] for slot in gang.slots if slot.node in draining]
+    if ends and gang.stop_reason != "preempted":
+        grace_s = max(0.0, min(ends) - time.time())
+        gang.request_stop("preempted", None if math.isinf(grace_s) else grace_s)
+
+
+def end_if_hung(gang: Gang, limits: HangLimits) -> None:
+    """End a gang that does not go on, with the evidence of what it was at."""
+    import ray
+
+    pulses = gang.at_work()
+    # After a failure the survivors wait for a peer that is gone: that is no hang.
+    if gang.first_failure or not is_overdue(pulses, limits, time.time()):
+        return
+    evidence = gather({rank: gang.slots[rank] for rank in pulses})
+    gang.hang = name_hang(pulses, evidence.silent, limits, time.time())
+    states = "; ".join(f"rank {rank} {evidence.state(rank)}" for rank in gang.hang.ranks)
+    text = evidence.describe(gang.hang.ranks)
+    for rank in pulses:
+        ray.kill(gang.slots[rank].actor)
+        if rank in gang.hang.ranks:
+            outcome = died(rank, "Hang", f"{gang.hang.describe()}: {states}", text)
+        else:
+            outcome = died(rank, COLLATERAL, "ended because a peer hung")
+        gang.end(rank, outcome)
+
+
+def _forgive(gangs: Iterable[Gang], gap_s: float) -> None:
+    """Shift what is known of the ranks over a time in which this driver did not look."""
+    for gang in gangs:
+        for rank, pulse in gang.pulses.items():
+            gang.pulses[rank] = replace(
+                pulse, since=pulse.since + gap_s, answered_at=pulse.answered_at + gap_s
+            )
+
+
+def _hear(slot: Slot, values: dict[str, Any], gangs: Mapping[str, Gang], now: float) -> bool:
+    """Note an answer; True if its process was told to go."""
+    gang = gangs.get(values["run_id"])
+    if gang is not None and slot in gang.slots:
+        gang.pulses[gang.slots.index(slot)] = pulse_from(values, now)
+    return bool(values["is_going"])

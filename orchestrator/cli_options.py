@@ -1,0 +1,100 @@
+"""What the verbs of `mae-study` share: options, and errors told as messages with exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from orchestrator.errors import exit_code, explain_os_error
+
+DEFAULT_STORE = "mae-store"
+EXIT_INTERRUPTED = 130
+
+
+class Group(click.Group):
+    """Suggests the nearest command for a mistyped one, and turns errors into messages."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Look a command up; an unknown one names the nearest."""
+        command = super().get_command(ctx, cmd_name)
+        if command is None and not ctx.resilient_parsing:
+            from studies.errors import unknown
+
+            raise click.UsageError(str(unknown("command", cmd_name, self.commands)))
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        with plain_errors():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """One message and a documented exit code for what a user can act on; no traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        shown = explain_os_error(error) if isinstance(error, OSError) else None
+        _fail(shown or str(error), code)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"mae-study: {message}", err=True)
+    sys.exit(code)
+
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def combined(*options: Decorator) -> Decorator:
+    """One decorator that applies several options, the first on top."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return apply
+
+
+store_option = click.option(
+    "--store",
+    envvar="MAE_STUDY_STORE",
+    default=DEFAULT_STORE,
+    show_default=True,
+    metavar="DIR",
+    help="Directory that holds all results.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+study_options = combined(
+    click.argument("study_ref", metavar="STUDY"),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override a setting, such as pretrain.global_batch=512; repeatable.",
+    ),
+    click.option(
+        "--data",
+        "data_path",
+        metavar="PATH",
+        help="Read images from here (short for --set data.path=PATH).",
+    ),
+    store_option,
+)

@@ -1,0 +1,52 @@
+"""A notice of preemption: the signals by which Slurm, Kubernetes and spot machines say goodbye."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from orchestrator.errors import Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+GRACE_VARIABLE = "MAE_STUDY_GRACE_S"
+"""Seconds between the signal and the end; the ranks read it too, for signals of their own."""
+
+
+class Notice:
+    """Hears the first signal; later ones change nothing, so that none interrupts a checkpoint.
+
+    While stages run, a signal is only noted (`is_given`) and the controller stops them in order.
+    Before and after that there is nothing to save: `Preempted` is raised on the spot.
+    """
+
+    def __init__(self) -> None:
+        self.is_given = False
+        self._is_deferred = False
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[None]:
+        """Handle the signals inside the block; for the main thread."""
+        previous = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note a signal inside the block; whoever is inside looks at `is_given`."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.is_given:
+            return
+        self.is_given = True
+        if not self._is_deferred:
+            raise Preempted

@@ -1,0 +1,182 @@
+"""What a tracking URI means, and whether a study can start with it.
+
+What waiting does not mend is refused before anything runs; a server that is away is waited for.
+"""
+
+from __future__ import annotations
+
+import configparser
+import ipaddress
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from orchestrator.errors import TrackingError
+
+if TYPE_CHECKING:
+    import requests
+
+SERVERS = ("http", "https")
+DATABASES = ("sqlite", "postgresql", "mysql")
+PROBE_TIMEOUT_S = 5.0
+"""For a connection, and again for an answer."""
+PASSING = (408, 425, 429)
+"""Statuses below 500 that another time may not come again."""
+AUTHENTICATED_BY = (
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_AUTH",
+    "MLFLOW_TRACKING_AWS_SIGV4",
+    "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+)
+"""Environment variables of MLflow's client, beside user name and password."""
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """File of a SQLite database, None for anything else."""
+    parsed = urlsplit(uri)
+    name = parsed.path[1:]
+    is_file = parsed.scheme.split("+")[0] == "sqlite" and name not in ("", ":memory:")
+    return Path(name).absolute() if is_file else None
+
+
+def without_credentials(uri: str) -> str:
+    """The URI as it may be shown: user name and password left out."""
+    parsed = urlsplit(uri)
+    host = parsed.netloc.rpartition("@")[2]
+    return urlunsplit(parsed._replace(netloc=host)) if "@" in parsed.netloc else uri
+
+
+def check_uri(uri: str) -> str | None:
+    """Return why a server does not answer now, None if it does or if `uri` is a database.
+
+    Takes no longer than a few seconds.
+
+    Raises:
+        TrackingError: waiting will not mend it: no such scheme, a malformed address, a server
+            that refuses us, is no MLflow server or is open to the network.
+    """
+    try:
+        parsed = urlsplit(uri)
+        parsed.port  # noqa: B018  (raises for what is no port)
+    except ValueError as error:
+        raise TrackingError(
+            f"tracking URI {uri!r} is malformed ({error}): use http://host:port; nothing was run"
+        ) from error
+    scheme = parsed.scheme.split("+")[0]  # postgresql+psycopg2 names a driver too
+    if scheme in SERVERS:
+        return _check_server(uri, parsed)
+    if scheme not in (*DATABASES, "databricks"):
+        raise TrackingError(
+            f"tracking URI {without_credentials(uri)!r}: use http://host:port of an MLflow server, "
+            "or a database such as sqlite:////path/mlflow.db; nothing was run"
+        )
+    if (path := sqlite_path(uri)) is not None:
+        _check_folder(path)
+    return None
+
+
+def _check_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_usable = os.access(path if path.exists() else path.parent, os.W_OK)
+        reason = "" if is_usable else "not writable"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise TrackingError(
+            f"the tracking database {path} cannot be used ({reason}): name another place, or leave "
+            "out --tracking-uri to track into the store; nothing was run"
+        )
+
+
+def _check_server(uri: str, parsed: SplitResult) -> str | None:
+    shown = without_credentials(uri)
+    if not parsed.hostname:
+        raise TrackingError(
+            f"tracking URI {shown!r} names no host: use http://host:port; nothing was run"
+        )
+    login = _login()
+    is_known = login is not None or parsed.username or any(map(os.environ.get, AUTHENTICATED_BY))
+    if not is_known and not _is_loopback(parsed.hostname):
+        raise TrackingError(
+            f"the MLflow server {shown} is not on this machine and no credentials are set, so that "
+            "whoever reaches it could change your results: start it with --app-name basic-auth and "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN), "
+            "or reach it through a tunnel on 127.0.0.1; nothing was run"
+        )
+    return _probe(uri, shown, login)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _login() -> tuple[str, str] | None:
+    """User name and password where MLflow's client looks for them."""
+    names = ("mlflow_tracking_username", "mlflow_tracking_password")
+    config = configparser.ConfigParser()
+    try:
+        config.read(Path("~/.mlflow/credentials").expanduser())
+    except (configparser.Error, OSError, RuntimeError):
+        config.clear()
+    name, password = (
+        os.environ.get(n.upper()) or config.get("mlflow", n, fallback=None, raw=True) for n in names
+    )
+    return (name, password) if name and password else None
+
+
+def _probe(uri: str, shown: str, login: tuple[str, str] | None) -> str | None:
+    """Ask for one experiment, without MLflow, whose import takes seconds."""
+    import requests
+
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    is_lax = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true")
+    try:
+        answer = requests.get(
+            uri.rstrip("/") + "/api/2.0/mlflow/experiments/search",
+            params={"max_results": "1"},
+            headers={"Authorization": f"Bearer {token}"} if token and not login else {},
+            auth=login,
+            verify=False if is_lax else os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True,
+            cert=os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"),
+            timeout=PROBE_TIMEOUT_S,
+        )
+    except requests.exceptions.SSLError as error:
+        raise _refusal(shown, f"its certificate is not accepted ({error})") from error
+    except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects) as error:
+        raise _refusal(shown, f"it cannot be asked ({error})") from error
+    except requests.RequestException as error:
+        return f"no answer ({type(error).__name__})"
+    return _judge(answer, shown)
+
+
+def _judge(answer: requests.Response, shown: str) -> str | None:
+    status = answer.status_code
+    if status >= 500 or status in PASSING:
+        return f"it answers with status {status}"
+    if status in (401, 403):
+        if os.environ.get("MLFLOW_TRACKING_AUTH") or os.environ.get("MLFLOW_TRACKING_AWS_SIGV4"):
+            return None  # MLflow's client signs its requests in ways that are its own
+        raise _refusal(
+            shown,
+            f"it refuses us with status {status}: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+        )
+    try:
+        is_mlflow = status == 200 and isinstance(answer.json(), dict)
+    except ValueError:
+        is_mlflow = False
+    if not is_mlflow:
+        raise _refusal(shown, f"it is no MLflow server (its API answers with status {status})")
+    return None
+
+
+def _refusal(shown: str, reason: str) -> TrackingError:
+    return TrackingError(
+        f"the tracking server {shown} cannot be used: {reason}; name another, or leave out "
+        "--tracking-uri to track into the store; nothing was run"
+    )
