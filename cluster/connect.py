@@ -29,9 +29,6 @@ TEMP_PREFIX = "mae-study-ray-"
 TOKEN_FILE = "token"
 PROCESSES_FILE = "processes.json"
 EXIT_GRACE_S = 3.0
-RECONNECT_TIMEOUT_S = 10 * 24 * 3600
-"""A call that was under way when the head died ends the program after this, 60 s by default, also
-if it has connected to another head meanwhile. `NodeWatch` says much earlier that it is lost."""
 OBJECT_STORE_BYTES = 80 << 20  # results are JSON; tensors never go through Ray
 
 
@@ -84,7 +81,6 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_LOG_TO_STDERR": "0",
-        "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_TIMEOUT_S),
     }
     import ray
 
@@ -110,7 +106,6 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
 def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Any]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(RECONNECT_TIMEOUT_S))
     import ray
 
     runtime_env = {"py_modules": list(py_modules)} if py_modules else None
@@ -132,9 +127,19 @@ def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Any]
         ray.shutdown()
 
 
+def _silence(ray: Any) -> None:
+    """Keep Ray's own reports of dead workers off the terminal: a verdict says it better.
+
+    They come beside `log_to_driver`, and on stdout, where `--json` has one value.
+    """
+    if hasattr(ray._private.worker, "print_to_stdstream"):
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
+
+
 def _init(ray: Any, **options: Any) -> None:
     """`ray.init`, keeping this process's own SIGTERM handler: Ray's would end it on the spot."""
     handler = signal.getsignal(signal.SIGTERM)
+    _silence(ray)
     ray.init(logging_level="error", log_to_driver=False, **options)
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)

@@ -29,7 +29,9 @@ from cluster.verdict import COLLATERAL
 
 __all__ = ["Gang", "Slot", "SlotPool", "SlotShape", "max_slots", "slot_shape", "sweep"]
 
-COLLATERAL_GRACE_S = 10.0
+SUCCESSOR_DELAY_S = 4.0
+"""With a spare at hand a successor lets the gang recover first: importing torch takes its cores."""
+COLLATERAL_GRACE_S = 3.0
 """After one rank failed, the others get this long to fail by themselves before they are killed."""
 SLICE_S = 0.2
 """How long `wait` waits at once; slots, pulses and nodes are looked after in between."""
@@ -272,7 +274,7 @@ class SlotPool:
         with contextlib.suppress(Exception):
             ray.kill(slot.actor)
         self._slots = [s for s in self._slots if s is not slot]
-        self._starter.begin(slot.index)
+        self._starter.begin(slot.index, SUCCESSOR_DELAY_S if self.idle else 0.0)
 
 
 def sweep(prefix: str) -> None:

@@ -85,14 +85,19 @@ class Starter:
     def __init__(
         self, group: Any, shape: SlotShape, warm_entry: str | None, *, is_local: bool
     ) -> None:
+        import ray
+
         self._group, self._shape, self._warm_entry = group, shape, warm_entry
+        # Once: Ray sends a class to its head when it is first used, and waits for that.
+        self._actor_class = ray.remote(_RankActor)
         self._variables = process_environment(shape.cpus, is_local=is_local)
         self._starts: dict[int, _Start] = {}
 
-    def begin(self, index: int) -> None:
-        """Start a process in this bundle; `poll` hands it out when it is ready."""
-        self._starts[index] = _Start()
-        self._create(index)
+    def begin(self, index: int, delay_s: float = 0.0) -> None:
+        """Start a process in this bundle, now or later; `poll` hands it out when it is ready."""
+        self._starts[index] = _Start(retry_at=time.monotonic() + delay_s)
+        if not delay_s:
+            self._create(index)
 
     def poll(self, others: Sequence[Slot]) -> list[Slot]:
         """Slots that became ready; never blocks.
@@ -131,23 +136,18 @@ class Starter:
         self._starts.clear()
 
     def _create(self, index: int) -> None:
-        import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         start = self._starts[index]
-        start.actor = (
-            ray.remote(_RankActor)
-            .options(
-                num_cpus=self._shape.cpus,
-                num_gpus=self._shape.gpus,
-                max_concurrency=MAX_CONCURRENCY,
-                runtime_env={"env_vars": self._variables},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._group, placement_group_bundle_index=index
-                ),
-            )
-            .remote()
-        )
+        start.actor = self._actor_class.options(
+            num_cpus=self._shape.cpus,
+            num_gpus=self._shape.gpus,
+            max_concurrency=MAX_CONCURRENCY,
+            runtime_env={"env_vars": self._variables},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=index
+            ),
+        ).remote()
         start.ref, start.slot, start.began = start.actor.info.remote(), None, time.monotonic()
 
     def _advance(self, index: int, others: Sequence[Slot]) -> Slot | None:

@@ -27,6 +27,8 @@ def applied(
             maximum = mock.patch("mae_core.training.MAX_LOG_EVERY", payload["log_every"])
             stack.enter_context(maximum)
             stack.enter_context(mock.patch("mae_core.training.MIN_LOGS", 1))
+        if "nan_at" in payload:
+            stack.enter_context(_broken(payload, rank))
         if "leave_out" in payload:
             stack.enter_context(_left_out(payload["leave_out"], rank))
         yield
@@ -84,6 +86,27 @@ def _noise() -> Iterator[None]:
         return images + 0.1 * torch.randn(images.shape)
 
     with mock.patch("mae_core.pretrain._normalise", noisy):
+        yield
+
+
+@contextlib.contextmanager
+def _broken(payload: dict[str, Any], rank: int) -> Iterator[None]:
+    """At step `nan_at` turn the loss of `ranks`, or their weights after it, into NaN."""
+    from mae_core.engine import Engine
+
+    original, steps = Engine.step, []
+
+    def step(self: Any, *arguments: Any) -> Any:
+        loss = original(self, *arguments)
+        steps.append(1)
+        if len(steps) == payload["nan_at"] and rank in payload["ranks"]:
+            if payload.get("weights"):
+                next(iter(self._engine.module.parameters())).data.fill_(float("nan"))
+            else:
+                loss = loss * payload.get("factor", float("nan"))
+        return loss
+
+    with mock.patch.object(Engine, "step", step):
         yield
 
 

@@ -68,6 +68,7 @@ def train(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
             time.sleep(sleeps.pop("save"))
         if control.stop_requested():
             break
+    (folder / f"met-{control.rank}").write_text("1000000000")  # the peers need not wait
     control.beat("finish", payload["steps"])
     return {"steps": step + 1}
 

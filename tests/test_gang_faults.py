@@ -252,6 +252,7 @@ def test_pulses_tell_the_step_and_stragglers(pool: SlotPool, tmp_path: Path) -> 
         assert abs(time.time() - found.step_at) < 5
     gang.request_stop("resize")
     until(pool, lambda: gang.is_finished, gang)
+    assert all("value" in outcome for outcome in gang.outcomes.values())
     assert {o["stop_reason"] for o in gang.outcomes.values()} == {"resize"}
     before = set(pids(gang))
     pool.release(gang)

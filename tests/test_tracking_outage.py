@@ -17,6 +17,7 @@ import pytest
 from mlflow_servers import (
     Gate,
     Server,
+    client,
     compare,
     free_port,
     running_server,
@@ -243,6 +244,40 @@ def test_a_server_that_freezes_and_one_that_is_killed(tmp_path: Path) -> None:
         shipper.send(stage.item("done"))
         assert shipper.close() is None
         assert_complete(stage, server.uri, 200)
+
+
+def test_of_a_run_made_twice_one_stays(server: Server, tmp_path: Path) -> None:
+    """A frozen server may make a run long after it was asked to, when there is another."""
+    stage = Stage(server.uri, "twice", tmp_path)
+    stage.begin_attempt()
+    stage.train(10)
+    shipper = Shipper(stage.target)
+    shipper.send(stage.item("follow"))
+    assert shipper.close() is None
+    run = stage.run(server.uri)
+    again = client(server.uri).create_run(
+        run.info.experiment_id, tags=run.data.tags, start_time=run.info.start_time - 1000
+    )
+    shipper = Shipper(stage.target)
+    shipper.send(stage.item("done"))
+    assert shipper.close() is None
+    assert_complete(stage, server.uri, 10)
+    assert stage.run(server.uri).info.run_id == run.info.run_id != again.info.run_id
+
+
+def test_a_run_that_somebody_deletes_is_made_again(server: Server, tmp_path: Path) -> None:
+    stage = Stage(server.uri, "deleted", tmp_path)
+    stage.begin_attempt()
+    stage.train(10)
+    shipper = Shipper(stage.target)
+    shipper.send(stage.item("follow"))
+    stage.wait(server.uri, shipper)
+    client(server.uri).delete_run(stage.run(server.uri).info.run_id)
+    stage.train(10)
+    stage.wait(server.uri, shipper)
+    shipper.send(stage.item("done"))
+    assert shipper.close() is None
+    assert_complete(stage, server.uri, 20)
 
 
 def test_lines_that_come_late_do_not_make_a_step_double(server: Server, tmp_path: Path) -> None:

@@ -48,3 +48,45 @@ def train_large(payload: dict[str, Any], control: RankControl) -> dict[str, Any]
     finally:
         engine.leave_gang()
     return {"steps": steps, "events": events}
+
+
+def train_until_told(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    """Pretrain on the digits until somebody gives notice; a save takes `save_s` at least."""
+    from mae_core import engine
+    from mae_core.config import Duration, Execution
+    from mae_core.context import RunContext
+    from mae_core.data.sources import open_data
+    from mae_core.pretrain import run_pretrain
+    from studies.catalog import quickstart
+
+    recipe = dataclasses.replace(
+        quickstart.pretrain("N1", 1, 0).recipe, duration=Duration.steps(50_000), global_batch=96
+    )
+    execution = Execution(
+        world_size=control.world, zero_stage=2, loader_threads=0, checkpoint_every_steps=15
+    )
+    folder = Path(payload["folder"])
+    (folder / "outputs").mkdir(parents=True, exist_ok=True)
+    fsyncs: list[float] = []
+
+    def pause(point: str) -> None:
+        if point == "fsync" and control.rank == 0:
+            fsyncs.append(time.time())
+            (folder / "saving").write_text(str(len(fsyncs)))
+            time.sleep(payload["save_s"] / 3)  # rank 0 writes three files
+
+    context = RunContext(
+        output_dir=folder / "outputs",
+        checkpoint_dir=folder / "checkpoints",
+        science_hash="told",
+        rank=control.rank,
+        world=control.world,
+        should_stop=control.stop_requested,
+        grace_left_s=control.grace_left_s,
+        fault_point=pause,
+    )
+    engine.join_gang()
+    try:
+        return run_pretrain(recipe, execution, context, open_data(recipe.data))
+    finally:
+        engine.leave_gang()
