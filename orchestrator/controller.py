@@ -143,7 +143,10 @@ class Controller:
         self._lease.check()
         message = "Ray's head is gone, and the gang with it: the last checkpoint stands"
         for task, gang in self._running():
-            self._retry_or_not(task, gang, Verdict(Cause.HEAD_LOST, message))
+            if gang.is_finished and judge(list(gang.outcomes.values())).cause is Cause.SUCCESS:
+                self._complete(task, gang, gang.outcomes[0]["value"])
+            else:
+                self._retry_or_not(task, gang, Verdict(Cause.HEAD_LOST, message))
         return self._history | {key: t.attempts for key, t in self.tasks.items() if t.attempts}
 
     def _running(self) -> list[tuple[Task, Gang]]:

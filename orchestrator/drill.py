@@ -71,6 +71,8 @@ class Kill:
     lost_steps: int
     recovery_s: float
     """From the kill to the next finished step."""
+    waited_s: float
+    """From the kill to the begin of the next attempt: long if no warm process stood by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +295,7 @@ def _kills(run: _Run) -> list[Kill]:
         step = _restored(events[number]) + note["steps"]
         later = [e for part in events[number + 1 :] for e in part]
         resumed = next((e["step"] for e in later if e["event"] == "restored"), 0)
+        began = next((e["t"] / 1000 for e in later if e["event"] == "began"), float("nan"))
         stepped = next((e["t"] / 1000 for e in later if e["event"] == "stepped"), float("nan"))
         found.append(
             Kill(
@@ -304,6 +307,7 @@ def _kills(run: _Run) -> list[Kill]:
                 resumed_from=resumed,
                 lost_steps=max(0, step - resumed),
                 recovery_s=stepped - note["at"],
+                waited_s=began - note["at"],
             )
         )
     return found

@@ -13,6 +13,8 @@ from typing import Any
 from orchestrator.journal import JOURNAL_FILE, JournalReader, read_events
 
 BIT_EXACT, ORDER_EXACT = "bit-exact", "order-exact"
+_AFTER_STEP = ("saved", "finished")
+"""Events that say of their step that it is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,12 @@ def steps_of(directory: Path) -> Steps:
     saved = [int(e["step"]) for e in events if e["event"] == "saved"]
     done = [(e.step, e.timestamp_ms / 1000) for e in entries]
     times = [at for _, at in done] + [float(e["t"]) / 1000 for e in events]
+    # A checkpoint is written after its step, in the background perhaps.
+    done += [
+        (int(e["step"]), float(e["t"]) / 1000 - e.get("write_s", 0.0))
+        for e in events
+        if e["event"] in _AFTER_STEP
+    ]
     last, last_at = max(done, default=(None, None))
     return Steps(
         resumed=max(resumed, default=0),

@@ -32,6 +32,9 @@ LOG_FILE = "rank{rank}.log"
 
 def warm(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
     """Import what stages need, and make DeepSpeed's slow first engine with a toy."""
+    import sklearn.datasets
+    import sklearn.model_selection  # noqa: F401  (2 s, which a spare must not pay in a recovery)
+
     import mae_core.evaluate.finetune
     import mae_core.evaluate.knn
     import mae_core.evaluate.linear_probe

@@ -34,6 +34,7 @@ from orchestrator.results import make_rows
 from orchestrator.store import LocalStore
 from orchestrator.tasks import Task
 from orchestrator.tracked import Tracking, sync_key
+from orchestrator.tracking_uri import without_credentials
 from studies.analysis.report import summary_text
 from studies.spec import Study
 
@@ -158,7 +159,8 @@ def _nothing_to_do(plan: Plan, records: Records, options: RunOptions) -> RunOutc
 
 def _sync(plan: Plan, records: Records, options: RunOptions) -> str | None:
     with Tracking(records.store, plan, options.tracking_uri) as tracking:
-        tracking.sync(plan, records, None)
+        page = report_dir(records, plan.study.name)
+        tracking.sync(plan, records, page if (page / "index.html").exists() else None)
     if tracking.problem is None:
         records.store.create_json(sync_key(tracking.uri, plan), {})
     return tracking.problem
@@ -192,7 +194,7 @@ class _Session:
         # MLflow first: its database is migrated before any other process exists.
         tracking = Tracking(self.records.store, self.plan, self.options.tracking_uri)
         with tracking, Display(self.console, quiet=self.quiet) as display:
-            display.say(f"tracking into {tracking.uri}")
+            display.say(f"tracking into {without_credentials(tracking.uri)}")
             failed, problem = self._drive(lease, (tracking, display), display)
             final = make_plan(self.study, self.records, self.datasets)
             accept(self.records, final)

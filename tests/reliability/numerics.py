@@ -47,11 +47,12 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as name:
             found = case(Path(name), lr, execution)
         section.figure(f"{title}: exit code", found["code"], "4", found["code"] == 4)
-        section.figure(f"{title}: attempts, all ended as numerics",
-                       f"{found['ends']}", f"{attempts}", found["ends"] == ["numerics"] * attempts)  # fmt: skip
+        ends, wanted = found["ends"], ["numerics"] * attempts
+        section.figure(f"{title}: ends of the attempts", ends, f"{wanted}", ends == wanted)
         section.figure(f"{title}: decisions recorded", "; ".join(found["decisions"]))
-        section.figure(f"{title}: checkpoints with a loss that is not finite",
-                       f"0 of {found['whole']}" if found["finite"] else "some", "0", found["finite"])  # fmt: skip
+        poisoned = f"0 of {found['whole']}" if found["finite"] else "some"
+        name = f"{title}: checkpoints with a loss that is not finite"
+        section.figure(name, poisoned, "0", found["finite"])
     return section.finish(options.json)
 
 
