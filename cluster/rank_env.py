@@ -7,6 +7,8 @@ import os
 import socket
 from pathlib import Path
 
+from cluster.notice import GRACE_VARIABLE
+
 JEMALLOC_CONF = "thp:always,dirty_decay_ms:60000,muzzy_decay_ms:60000"
 
 
@@ -25,6 +27,8 @@ def process_environment(threads: int, *, is_local: bool) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if GRACE_VARIABLE in os.environ:  # an embedded Ray's processes inherit it, a cluster's do not
+        environment[GRACE_VARIABLE] = os.environ[GRACE_VARIABLE]
     # On another machine the library may lie elsewhere; glibc's knobs work everywhere.
     jemalloc = _ray_jemalloc() if is_local else None
     if jemalloc is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -15,7 +16,9 @@ import pytest
 from cluster.connect import Capacity, connect
 from cluster.gang import Gang, SlotPool, SlotShape
 from cluster.hang import HangLimits, is_overdue, name_hang, stragglers
+from cluster.notice import Notice, grace_s
 from cluster.pulse import Heart, Pulse, pulse_from
+from cluster.rank_env import process_environment
 
 TESTS = str(Path(__file__).parent)
 LIMITS = HangLimits(step=3.0, first_step=20.0, other=20.0)
@@ -166,6 +169,21 @@ def test_a_heart_measures_sections_and_the_own_time_of_steps() -> None:
     assert (found.section, found.step, found.since, found.step_at) == ("save", 6, 68.0, 68.0)
     assert found.slowest == {"start": 7.0, "load": 0.5, "step": 4.0}
     assert (found.own_s, found.num_own) == (1.375, 2)
+
+
+def test_a_preemption_outranks_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    notice = Notice()
+    assert (notice.reason("run"), notice.grace_left_s("run")) == (None, math.inf)
+    notice.request("run", "resize", None)
+    notice.request("run", "cancelled", 5.0)
+    assert (notice.reason("run"), notice.grace_left_s("run")) == ("resize", math.inf)
+    notice.request("run", "preempted", 20.0)
+    assert notice.reason("run") == "preempted"
+    assert 19 < notice.grace_left_s("run") <= 20
+    assert notice.reason("another") is None
+    monkeypatch.setenv("MAE_STUDY_GRACE_S", "7.5")
+    assert process_environment(1, is_local=True)["MAE_STUDY_GRACE_S"] == "7.5"
+    assert grace_s() == 7.5
 
 
 def test_a_beat_costs_microseconds() -> None:

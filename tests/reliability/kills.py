@@ -37,6 +37,7 @@ def main() -> int:
             f"{title}: the same of all {len(every)} kills, warm spare or not",
             f"{statistics.median(every):.1f} s median, {max(every):.1f} s longest",
         )
+        section.finish(options.json)  # a long section keeps what it has
     found = drill(options.background, options.seed + 1, 1, "background")
     report(section, "written in the background", found, strict=False)
     return section.finish(options.json)
