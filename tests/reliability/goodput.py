@@ -4,19 +4,15 @@ A training with steps, checkpoints, stalls, restarts and failures at exponential
 clock of its own. It leaves the records and journal lines of real attempts; these go through the
 accounting that `mae-study status` uses. Every figure is reproduced by its seed:
 
-    python -m tests.reliability.goodput [--seed N] [--json OUT]
+    make reliability SECTIONS=goodput
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
-import json
 import random
-import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from orchestrator.goodput import attempt_log
@@ -195,22 +191,6 @@ class Outcome:
             and all(s >= 0 for s in self.goodput.seconds.values())
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "mtbf_s": self.mtbf_s,
-            "interval_s": round(self.interval_s, 3),
-            "failures": self.goodput.failures,
-            "simulated_h": round(self.goodput.span_s / 3600, 2),
-            "predicted_from_true_rate": round(self.predicted_share, 3),
-            "predicted_from_rate_seen": round(self.advice.predicted_share, 3),
-            "measured": round(self.advice.measured_share, 3),
-            "mtbf_seen_s": round(self.advice.rate.mtbf_s, 1),
-            "best_interval_seen_s": round(self.advice.best_s, 1),
-            "sum_of_shares": sum(self.goodput.shares.values()),
-            "shares": {k: round(v, 3) for k, v in self.goodput.shares.items()},
-            "holds": self.holds,
-        }
-
 
 def simulate(machine: Machine, mtbf_s: float, interval_s: float, seed: int) -> Outcome:
     """Run one scenario to its end."""
@@ -239,35 +219,22 @@ def scenarios(seed: int = 0) -> list[Outcome]:
 
 
 def main() -> int:
-    """Print the table; exit status 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    options = parser.parse_args()
-    began = time.monotonic()
-    found = scenarios(options.seed)
-    print("MTBF      interval  failures  simulated  useful: true rate  rate seen  measured  sum")
-    for o in found:
-        print(
-            f"{short_time(o.mtbf_s):8}  {short_time(o.interval_s):8}  {o.goodput.failures:8}  "
-            f"{short_time(o.goodput.span_s):>9}  {o.predicted_share:15.2f} %  "
-            f"{o.advice.predicted_share:7.2f} %  {o.advice.measured_share:6.2f} %  "
-            f"{sum(o.goodput.shares.values()):.6f}  {'ok' if o.holds else 'MISSED'}"
+    """Print the figures; exit status 1 if a bar is missed."""
+    from figures import Section, arguments  # on the path of a script, not of the tests
+
+    options = arguments(__doc__)
+    section = Section("goodput", "Goodput against its prediction (simulated time)", options.seed)
+    for o in scenarios(options.seed):
+        name = f"one failure per {short_time(o.mtbf_s)}, saved every {short_time(o.interval_s)}"
+        section.figure(
+            f"{name}: useful time",
+            f"{o.advice.measured_share:.2f} % measured; {o.predicted_share:.2f} % predicted from "
+            f"the true rate, {o.advice.predicted_share:.2f} % from the rate seen; "
+            f"{o.goodput.failures} failures; sum {sum(o.goodput.shares.values()):.4f} %",
+            f"within {MAX_POINTS:g} points, >= {MIN_FAILURES} failures, sum 100 +- {MAX_SUM_ERROR}",
+            o.holds,
         )
-    largest = max(abs(o.advice.measured_share - o.predicted_share) for o in found)
-    seen = max(abs(o.advice.measured_share - o.advice.predicted_share) for o in found)
-    print(f"largest difference: {largest:.2f} points from the true rate, {seen:.2f} from the seen")
-    if options.json:
-        figures = {
-            "section": "goodput",
-            "seed": options.seed,
-            "seconds": round(time.monotonic() - began, 2),
-            "largest_difference_points": {"true_rate": largest, "rate_seen": seen},
-            "scenarios": [o.to_dict() for o in found],
-            "holds": all(o.holds for o in found),
-        }
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return 0 if all(o.holds for o in found) else 1
+    return section.finish(options.json)
 
 
 if __name__ == "__main__":
