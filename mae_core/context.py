@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mae_core.parents import Parent, find_input
+
 SECTIONS = ("start", "restore", "load", "step", "save", "finish", "evaluate")
 """What a rank can be at; a limit of time is learned for each."""
 
@@ -81,3 +83,9 @@ class RunContext:
     """Fencing epoch of the driver that started this attempt; written into checkpoints."""
     rollback: int = 0
     """Newest checkpoints to pass over: the remedy after numerics went wrong."""
+    parents: tuple[Parent, ...] = ()
+    """Finished stages that this one reads."""
+
+    def input(self, file: str) -> Path | None:
+        """Path of the parents' output of that name, verified; None if no parent has it."""
+        return find_input(self.parents, file)

@@ -17,6 +17,7 @@ from mae_core.config import (
     FinetuneRecipe,
     LinearProbeRecipe,
     PretrainRecipe,
+    TokenizerRecipe,
     num_keep,
     num_patches,
 )
@@ -57,13 +58,14 @@ def encoder_params(encoder: EncoderConfig, num_channels: int) -> int:
 def pretrain_params(recipe: PretrainRecipe) -> int:
     """Count the trainable parameters of encoder and decoder, no fixed positions (B: 111.7 M)."""
     encoder, decoder = recipe.encoder, recipe.decoder
-    patch = _patch_dim(encoder, recipe.data.num_channels)
     embedding = encoder.width * decoder.width + decoder.width
     mask_token, final_norm = decoder.width, 2 * decoder.width
     blocks = decoder.depth * _block_params(decoder.width, hidden_width(decoder.width))
-    head = decoder.width * patch + patch
+    outputs = target_width(recipe)
+    head = decoder.width * outputs + outputs
     return (
         encoder_params(encoder, recipe.data.num_channels)
+        + (encoder.width if recipe.mask_tokens_in_encoder else 0)
         + embedding
         + mask_token
         + blocks
@@ -78,19 +80,60 @@ def pretrain_flops_per_image(recipe: PretrainRecipe) -> FlopCount:
     patch = _patch_dim(encoder, recipe.data.num_channels)
     patches = recipe.num_patches
     visible = num_keep(patches, recipe.mask_ratio)
+    encoded = patches if recipe.mask_tokens_in_encoder else visible
     body = (
-        _encoder_blocks(encoder, visible + 1)
-        + _linear(visible + 1, encoder.width, decoder.width)
+        _encoder_blocks(encoder, encoded + 1)
+        + _linear(encoded + 1, encoder.width, decoder.width)
         + _blocks(decoder.depth, patches + 1, decoder.width, hidden_width(decoder.width))
     )
     embed_all = _linear(patches, patch, encoder.width)
     embed_visible = _linear(visible, patch, encoder.width)
-    predict_all = _linear(patches + 1, decoder.width, patch)
-    predict_masked = _linear(patches - visible, decoder.width, patch)
+    outputs = target_width(recipe)
+    predicted = patches if recipe.loss_on == "all" else patches - visible
+    predict_all = _linear(patches + 1, decoder.width, outputs)
+    predict_masked = _linear(predicted, decoder.width, outputs)
     return FlopCount(
         algorithmic=3 * (embed_all + body + predict_all),
         executed=3 * (body + predict_masked) + 2 * embed_visible,
     )
+
+
+def target_width(recipe: PretrainRecipe) -> int:
+    """Width of the decoder's head."""
+    if recipe.target == "pixels":
+        return _patch_dim(recipe.encoder, recipe.data.num_channels)
+    return recipe.target_dim
+
+
+def tokenizer_params(recipe: TokenizerRecipe) -> int:
+    """Count the parameters of a discrete VAE's encoder, code book and decoder."""
+    return sum(inputs * outputs * kernel**2 + outputs for inputs, outputs, kernel, _ in
+               tokenizer_layers(recipe)) + recipe.vocabulary * recipe.width  # fmt: skip
+
+
+def tokenizer_flops_per_image(recipe: TokenizerRecipe) -> FlopCount:
+    """Count one training image of a discrete VAE: convolutions and code book, 3 × forward."""
+    forward = sum(
+        2 * inputs * outputs * kernel**2 * side**2
+        for inputs, outputs, kernel, side in tokenizer_layers(recipe)
+    )
+    grid = recipe.data.image_size // recipe.patch_size
+    forward += 2 * grid**2 * recipe.vocabulary * recipe.width
+    return FlopCount(3 * forward, 3 * forward)
+
+
+def tokenizer_layers(recipe: TokenizerRecipe) -> list[tuple[int, int, int, int]]:
+    """Convolutions as (inputs, outputs, kernel, side of the output): see `mae_core.tokenizer`."""
+    size, width, channels = recipe.data.image_size, recipe.width, recipe.data.num_channels
+    halvings = recipe.patch_size.bit_length() - 1
+    sides = [size >> (i + 1) for i in range(halvings)]
+    grid = sides[-1]
+    down = [(channels if i == 0 else width, width, 4, side) for i, side in enumerate(sides)]
+    body = [(width, width, 3, grid), (width, recipe.vocabulary, 1, grid), (width, width, 3, grid)]
+    # A transposed convolution multiplies kernel² values for each pixel of its input.
+    up = [(width, width if i + 1 < halvings else channels, 4, side)
+          for i, side in enumerate(reversed(sides))]  # fmt: skip
+    return down + body + up
 
 
 def encoder_forward_flops(

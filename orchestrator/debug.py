@@ -20,7 +20,7 @@ from orchestrator.rank_main import run_stage
 from orchestrator.records import Records
 from orchestrator.show_status import find_stage
 from orchestrator.store import output_dir
-from orchestrator.tasks import encoder_of
+from orchestrator.tasks import extensions_of, parents_of
 from studies.codec import to_plain
 
 
@@ -39,7 +39,7 @@ def run_one(
     """
     planned = find_stage(plan, cell, stage)
     recipe, execution = planned.stage.recipe, planned.stage.execution
-    source = _encoder(planned, records, encoder)
+    parents = _parents(planned, records, encoder)
     world = _join_environment()
     rank = int(os.environ["RANK"])
     default = records.store.path(f"debug/{planned.identity.science_hash}")
@@ -52,7 +52,8 @@ def run_one(
         "science_hash": planned.identity.science_hash,
         "directory": str(directory),
         "checkpoints": str(directory / "checkpoints"),
-        "encoder": source,
+        "parents": parents,
+        "extensions": extensions_of(recipe),
     }
     never = threading.Event()
     values = run_stage(payload, RankControl(rank, world, never.is_set))
@@ -84,27 +85,37 @@ def leave_gang() -> None:
         os._exit(0)
 
 
-def _encoder(planned: PlannedStage, records: Records, given: Path | None) -> str | None:
-    """Path of the encoder that a stage reads, None for one that reads none."""
-    parents = tuple(planned.identity.science["parents"])
-    if given is not None:
-        if not parents:
+def _parents(planned: PlannedStage, records: Records, encoder: Path | None) -> list[dict[str, Any]]:
+    """Parents of a stage: what `run` left of each, else what `debug` left; or a named encoder."""
+    stage, cell = planned.stage, planned.cell
+    hashes = tuple(planned.identity.science["parents"])
+    if encoder is not None:
+        if ENCODER_FILE not in stage.recipe.needs:
             raise UserError(f"{planned.address} reads no encoder: leave --encoder away")
-        if not given.is_file():
-            raise UserError(f"--encoder {given}: no such file; name an encoder.safetensors")
-        return str(given)
-    found = encoder_of(parents, records)
-    if found is not None or not parents:
-        return found
-    left = records.store.path(f"debug/{parents[0]}/outputs/{ENCODER_FILE}")
-    if left.is_file():
-        return str(left)
-    parent = planned.stage.parents[0]
-    raise UserError(
-        f"{planned.address} reads the encoder of {parent!r}, which is not done: run the study, or "
-        f"`mae-study debug {planned.cell.address} {parent}` without --out, or name one "
-        f"with --encoder (neither a finished attempt nor {left} is there)"
-    )
+        if not encoder.is_file():
+            raise UserError(f"--encoder {encoder}: no such file; name an encoder.safetensors")
+        files = {ENCODER_FILE: str(encoder)}
+        return [{"name": "--encoder", "kind": "pretrain", "files": files}]
+    found = {p["name"]: p for p in parents_of(cell, stage, hashes, records)}
+    for name, science_hash in zip(stage.parents, hashes, strict=True):
+        if name not in found:
+            found[name] = _left_by_debug(planned, name, science_hash, records)
+    return [found[name] for name in stage.parents]
+
+
+def _left_by_debug(
+    planned: PlannedStage, parent: str, science_hash: str, records: Records
+) -> dict[str, Any]:
+    stage = planned.cell.stage(parent)
+    left = records.store.path(f"debug/{science_hash}/outputs")
+    if not all((left / file).is_file() for file in stage.recipe.YIELDS):
+        raise UserError(
+            f"{planned.address} reads what {parent!r} leaves, which is not done: run the study, or "
+            f"`mae-study debug {planned.cell.address} {parent}` without --out, or name an encoder "
+            f"with --encoder (neither a finished attempt nor {left} is there)"
+        )
+    files = {file: str(left / file) for file in stage.recipe.YIELDS}
+    return {"name": parent, "kind": stage.kind, "files": files}
 
 
 def _join_environment() -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mae_core.config import (
+    BasisRecipe,
     BatchSplit,
     Duration,
     EncoderConfig,
@@ -18,6 +19,7 @@ from mae_core.config import (
     KnnRecipe,
     LinearProbeRecipe,
     PretrainRecipe,
+    TokenizerRecipe,
     require,
     split_batch,
 )
@@ -28,6 +30,8 @@ from mae_core.flops import (
     eval_flops_per_image,
     pretrain_flops_per_image,
     pretrain_params,
+    tokenizer_flops_per_image,
+    tokenizer_params,
 )
 from studies.spec import Cell, Stage
 
@@ -79,10 +83,9 @@ class Cost:
 def cost_of(cell: Cell, stage: Stage, size: DataSize) -> Cost:
     """Cost of `stage`; raises `ConfigError`, which names the stage, for what a run would refuse."""
     pretrain = cell.pretrain
-    recipe = pretrain.recipe if pretrain else None
-    assert recipe is None or isinstance(recipe, PretrainRecipe)
+    recipe: Any = pretrain.recipe if pretrain else None
     encoder = recipe.encoder if recipe else None
-    on_gpu = recipe is not None and recipe.precision == "bf16"
+    on_gpu = getattr(recipe, "precision", "fp32") == "bf16"
     try:
         return _cost(stage.recipe, stage.execution, encoder, size, on_gpu)
     except ConfigError as error:
@@ -97,26 +100,35 @@ def _cost(
     size: DataSize,
     on_gpu: bool,
 ) -> Cost:
-    if isinstance(recipe, PretrainRecipe):
+    if isinstance(recipe, PretrainRecipe | TokenizerRecipe):
         cost = _pretrain_cost(recipe, execution, size)
+    elif isinstance(recipe, BasisRecipe):
+        images = min(recipe.num_images, size.num_train)
+        cost = Cost(images=images, is_known=images > 0, world_size=execution.world_size)
     else:
         cost = _eval_cost(recipe, execution, encoder, size)
     return replace(cost, on_gpu=on_gpu)
 
 
-def _pretrain_cost(recipe: PretrainRecipe, execution: Execution, size: DataSize) -> Cost:
+def _pretrain_cost(
+    recipe: PretrainRecipe | TokenizerRecipe, execution: Execution, size: DataSize
+) -> Cost:
     require(
         not size.num_train or recipe.global_batch <= size.num_train,
         f"global batch {recipe.global_batch} is larger than the training set of "
-        f"{size.num_train} images: lower pretrain.global_batch",
+        f"{size.num_train} images: lower {recipe.KIND}.global_batch",
     )
     split = split_batch(recipe.global_batch, execution)
     steps = _num_steps(recipe.duration, size.num_train, recipe.global_batch)
-    per_image = pretrain_flops_per_image(recipe)
     images = (steps or 0) * recipe.global_batch
+    if isinstance(recipe, TokenizerRecipe):
+        own, total, per_image = None, tokenizer_params(recipe), tokenizer_flops_per_image(recipe)
+    else:
+        own = encoder_params(recipe.encoder, recipe.data.num_channels)
+        total, per_image = pretrain_params(recipe), pretrain_flops_per_image(recipe)
     return Cost(
-        encoder_params=encoder_params(recipe.encoder, recipe.data.num_channels),
-        total_params=pretrain_params(recipe),
+        encoder_params=own,
+        total_params=total,
         flops_per_image=per_image,
         steps=steps,
         is_known=steps is not None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import hashlib
+import importlib
 import os
 import platform
 import sys
@@ -24,6 +24,7 @@ from orchestrator.journal import JOURNAL_FILE, JournalWriter
 if TYPE_CHECKING:
     from mae_core.context import RunContext
     from mae_core.data.sources import ImageData
+    from mae_core.parents import Parent
 
 ENTRY = "orchestrator.rank_main:run_stage"
 WARM_ENTRY = "orchestrator.rank_main:warm"
@@ -52,9 +53,10 @@ def run_stage(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
     """Run one stage on this rank and return what rank 0 knows of it.
 
     Payload: `recipe` (tagged by kind), `execution`, `facts`, `science_hash`, `directory` of the
-    attempt, `checkpoints`, `encoder` (path of the parent's, or None), `capture` (redirect the
-    process's output into the attempt's log), `lease_epoch`, `rollback`, and in a rehearsal
-    `faults`.
+    attempt, `checkpoints`, `parents` (name, kind, files, digests, metrics of each),
+    `extensions` (`roots` to import the user's code from, `digests` of its sources), `capture`
+    (redirect the process's output into the attempt's log), `lease_epoch`, `rollback`, and in a
+    rehearsal `faults`.
     """
     directory = Path(payload["directory"])
     log = directory / LOG_FILE.format(rank=control.rank)
@@ -73,7 +75,7 @@ def run_stage(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
 
 
 def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict[str, Any]:
-    from mae_core import dist, engine
+    from mae_core import dist, engine, extension
     from mae_core.generators import seed_generators
     from studies.codec import recipe_from_plain
 
@@ -85,12 +87,12 @@ def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict
         context.fault_point("start")
         seed_generators(0)  # a warm process must not differ from a new one
         recipe = recipe_from_plain(payload["recipe"])
-        trains = recipe.KIND in ("pretrain", "finetune")
-        if control.world > 1 or trains:
+        extension.allow(**payload.get("extensions", {"roots": (), "digests": {}}))
+        if control.world > 1 or recipe.TRAINS:
             engine.join_gang()
         data = _open_data(recipe.data, payload["facts"])
         ready = time.monotonic()
-        if not trains:
+        if not recipe.TRAINS:
             control.beat("evaluate", 0)
         metrics = _dispatch(recipe, payload, context, data)
         dist.barrier()
@@ -135,6 +137,7 @@ def _context(
         fault_point=fault_hook(payload.get("faults", ()), control.rank, directory),
         lease_epoch=payload.get("lease_epoch", 0),
         rollback=payload.get("rollback", 0),
+        parents=_parents(payload),
     )
 
 
@@ -145,43 +148,15 @@ def _dispatch(
     from studies.codec import from_plain
 
     execution = from_plain(Execution, payload["execution"], "execution")
-    if recipe.KIND == "pretrain":
-        from mae_core.pretrain import run_pretrain
-
-        return run_pretrain(recipe, execution, context, data)
-    encoder = Path(payload["encoder"]) if payload["encoder"] else None
-    if encoder is not None and payload.get("encoder_sha256"):
-        _verify(encoder, payload["encoder_sha256"])
-    return _evaluation(recipe.KIND)(recipe, encoder, execution, context, data)
+    module, _, name = recipe.ENTRY.partition(":")
+    run: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
+    return run(recipe, execution, context, data)
 
 
-def _verify(path: Path, sha256: str) -> None:
-    """Refuse a parent's output that is not what its completion record says."""
-    from mae_core.errors import CheckpointError
+def _parents(payload: dict[str, Any]) -> tuple[Parent, ...]:
+    from mae_core.parents import Parent
 
-    try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error})") from error
-    if found != sha256:
-        raise CheckpointError(
-            f"{path} is not what its pretraining wrote (SHA-256 differs): the file is damaged; "
-            "delete the done.json of its stage, three folders above, to pretrain again"
-        )
-
-
-def _evaluation(kind: str) -> Callable[..., dict[str, Any]]:
-    from mae_core.evaluate.finetune import run_finetune
-    from mae_core.evaluate.knn import run_knn
-    from mae_core.evaluate.linear_probe import run_linear_probe
-
-    evaluations: dict[str, Callable[..., dict[str, Any]]] = {
-        "knn": run_knn,
-        "linear_probe": run_linear_probe,
-        "finetune": run_finetune,
-    }
-    return evaluations[kind]
+    return tuple(Parent.from_json(plain) for plain in payload.get("parents", ()))
 
 
 def _open_data(config: Any, facts: dict[str, Any]) -> ImageData:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mae_core.config import EvalRecipe, FinetuneRecipe, KnnRecipe, PretrainRecipe
+from mae_core.config import EvalRecipe, PretrainRecipe
 from orchestrator.plan import Plan, PlannedStage, Planner
 from orchestrator.records import Records
 from studies.results import ResultRow, Role
@@ -26,7 +26,7 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
         cell=planned.cell.address,
         stage=planned.stage.name,
         kind=planned.stage.kind,
-        protocol=protocol_name(recipe),
+        protocol=recipe.protocol,
         role=role_of(planned),
         science_hash=planned.identity.science_hash,
         **axes_of(planned.cell, plan.planner),
@@ -61,10 +61,16 @@ def axes_of(cell: Cell, planner: Planner) -> dict[str, Any]:
     pretrain = cell.pretrain
     if pretrain is None:
         return {"seed": cell.stages[0].recipe.seed}
-    recipe = pretrain.recipe
-    assert isinstance(recipe, PretrainRecipe)
+    recipe: Any = pretrain.recipe
     cost = planner.cost(cell, pretrain)
-    return {
+    own = {}
+    if isinstance(recipe, PretrainRecipe):
+        own = {
+            "mask_ratio": recipe.mask_ratio,
+            "decoder_depth": recipe.decoder.depth,
+            "decoder_width": recipe.decoder.width,
+        }
+    return own | {
         "size": recipe.encoder.name or f"{recipe.encoder.width}x{recipe.encoder.depth}",
         "encoder_params": cost.encoder_params,
         "total_params": cost.total_params,
@@ -72,33 +78,13 @@ def axes_of(cell: Cell, planner: Planner) -> dict[str, Any]:
         "epochs": _epochs(recipe, cost.images, planner.num_train(pretrain)),
         "steps": cost.steps,
         "images_seen": cost.images,
-        "mask_ratio": recipe.mask_ratio,
-        "decoder_depth": recipe.decoder.depth,
-        "decoder_width": recipe.decoder.width,
         "seed": recipe.seed,
         "pretrain_flops": cost.algorithmic_flops,
     }
 
 
-def _epochs(recipe: PretrainRecipe, images: int, num_train: int) -> float | None:
+def _epochs(recipe: Any, images: int, num_train: int) -> float | None:
     """Epochs as the study asks for them; else passes over the training set."""
     if recipe.duration.unit == "epochs":
         return float(recipe.duration.value)
     return images / num_train if num_train else None
-
-
-def protocol_name(recipe: Any) -> str:
-    """What a reader must know to compare two numbers."""
-    if isinstance(recipe, PretrainRecipe):
-        target = "normalised pixels" if recipe.norm_pix_loss else "pixels"
-        return f"MAE pretraining, {target}, mask {recipe.mask_ratio:g}"
-    features = {"cls": "class token", "mean": "mean of patch tokens", "pixels": "raw pixels"}
-    labels = f", {recipe.num_labels} labels" if recipe.num_labels else ""
-    base = {"knn": "k-NN", "linear_probe": "linear probe", "finetune": "fine-tune"}[recipe.KIND]
-    detail = f" (k={recipe.k})" if isinstance(recipe, KnnRecipe) else ""
-    if isinstance(recipe, FinetuneRecipe):
-        detail = f" ({recipe.duration})"
-    # The raw-pixel baseline belongs to the same protocol: only its features differ.
-    shown = "" if recipe.features == "pixels" else f", {features[recipe.features]}"
-    split = ", dev" if recipe.eval_split == "dev" else ""
-    return f"{base}{detail}{shown}{labels}{split}"

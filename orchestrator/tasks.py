@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.gang import Gang
-from mae_core.config import ENCODER_FILE, DataConfig, Execution
+from mae_core.config import DataConfig, Execution
 from mae_core.data.facts import DIGITS
 from mae_core.errors import MaeCoreError
+from mae_core.extension import import_root, source_digest
 from orchestrator.datasets import Datasets
 from orchestrator.lineage import interventions, level_of
 from orchestrator.plan import PlannedStage
@@ -21,6 +22,7 @@ from orchestrator.policies import Start, TaskState, TaskView
 from orchestrator.records import DoneRecord, Records, digest_outputs
 from orchestrator.remedies import PastAttempt
 from studies.codec import to_plain
+from studies.spec import Cell, Stage
 
 
 @dataclass
@@ -87,7 +89,6 @@ def make_payload(
     """Everything a rank needs, as JSON."""
     stage = task.planned.stage
     facts = datasets.ensure(stage.recipe.data.path)
-    parent = _encoder_record(task.parents, records)
     return {
         "recipe": to_plain(stage.recipe) | {"data": _located(stage.recipe.data)},
         "execution": to_plain(task.execution),
@@ -97,8 +98,8 @@ def make_payload(
         "science_hash": task.key,
         "directory": str(records.attempt_dir(task.key, attempt)),
         "checkpoints": str(records.checkpoints(task.key)),
-        "encoder": encoder_of(task.parents, records),
-        "encoder_sha256": parent and parent.outputs[ENCODER_FILE],
+        "parents": parents_of(task.planned.cell, stage, task.parents, records),
+        "extensions": extensions_of(stage.recipe),
         "capture": True,
     }
 
@@ -112,21 +113,34 @@ def _located(data: DataConfig) -> dict[str, Any]:
     return located
 
 
-def encoder_of(parents: tuple[str, ...], records: Records) -> str | None:
-    """Path of the encoder that a parent left, None for a baseline without one."""
-    record = _encoder_record(parents, records)
-    if record is None:
-        return None
-    return str(records.outputs(record.science_hash, record.attempt) / ENCODER_FILE)
+def parents_of(
+    cell: Cell, stage: Stage, hashes: tuple[str, ...], records: Records
+) -> list[dict[str, Any]]:
+    """What a rank must know of the finished parents of a stage, in the order of the study."""
+    found = []
+    for name, science_hash in zip(stage.parents, hashes, strict=True):
+        record = records.done(science_hash)
+        if record is not None:
+            directory = records.outputs(science_hash, record.attempt)
+            found.append(
+                {
+                    "name": name,
+                    "kind": cell.stage(name).kind,
+                    "files": {file: str(directory / file) for file in record.outputs},
+                    "digests": record.outputs,
+                    "metrics": record.metrics,
+                }
+            )
+    return found
 
 
-def _encoder_record(parents: tuple[str, ...], records: Records) -> DoneRecord | None:
-    """Completion record of the parent that left an encoder."""
-    for parent in parents:
-        record = records.done(parent)
-        if record is not None and ENCODER_FILE in record.outputs:
-            return record
-    return None
+def extensions_of(recipe: Any) -> dict[str, Any]:
+    """Where a rank finds the user's code that a recipe names, and what its source must be."""
+    names = recipe.extensions
+    return {
+        "roots": sorted({str(import_root(name)) for name in names}),
+        "digests": {name: source_digest(name) for name in names},
+    }
 
 
 def completion(task: Task, values: dict[str, Any], seconds: float, records: Records) -> DoneRecord:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mae_core.extension import source_digest
 from studies.fingerprint import canonical, digest
 from studies.spec import Cell, Stage
 
@@ -34,9 +35,12 @@ def identify(cell: Cell, fingerprints: Mapping[str, str]) -> dict[str, Identity]
 
 def _science(stage: Stage, fingerprints: Mapping[str, str]) -> dict[str, Any]:
     recipe = stage.recipe
-    return {
+    science = {
         "kind": stage.kind,
         "version": recipe.VERSION,
         "recipe": canonical(recipe, stage.name),
         "data": fingerprints.get(recipe.data.path, UNKNOWN_DATA),
     }
+    if recipe.extensions:
+        science["sources"] = {name: source_digest(name) for name in recipe.extensions}
+    return science

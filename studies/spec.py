@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mae_core.config import AnyRecipe, EvalRecipe, Execution, PretrainRecipe
+from mae_core.config import RECIPES, AnyRecipe, EvalRecipe, Execution
 from studies.errors import StudyError, unknown
 from studies.results import Role
 
@@ -76,8 +76,8 @@ class Cell:
 
     @property
     def pretrain(self) -> Stage | None:
-        """The pretraining of this cell, None for a baseline without encoder."""
-        return next((s for s in self.stages if isinstance(s.recipe, PretrainRecipe)), None)
+        """The stage that starts this cell's encoder, None for a baseline without one."""
+        return next((s for s in self.stages if hasattr(s.recipe, "encoder")), None)
 
 
 def _check_stage(cell: str, stage: Stage, earlier: dict[str, Stage]) -> None:
@@ -86,12 +86,13 @@ def _check_stage(cell: str, stage: Stage, earlier: dict[str, Stage]) -> None:
     for parent in stage.parents:
         if parent not in earlier:
             raise unknown("parent", parent, earlier, where=f"cell {cell}, stage {stage.name}")
-    if isinstance(stage.recipe, EvalRecipe) and stage.recipe.features != "pixels":
-        encoders = [p for p in stage.parents if earlier[p].kind == "pretrain"]
-        if len(encoders) != 1:
+    for file in stage.recipe.needs:
+        sources = [p for p in stage.parents if file in earlier[p].recipe.YIELDS]
+        if len(sources) != 1:
+            able = ", ".join(kind for kind, recipe in RECIPES.items() if file in recipe.YIELDS)
             raise StudyError(
-                f"cell {cell}, stage {stage.name}: features {stage.recipe.features!r} need one "
-                f"pretrain stage among its parents, found {len(encoders)}"
+                f"cell {cell}, stage {stage.name}: {stage.kind} needs one parent that leaves "
+                f"{file} (a stage of kind {able}), found {len(sources)}"
             )
 
 

@@ -15,6 +15,9 @@ import psutil
 import pytest
 from gangs import capacity, pool  # noqa: F401  (fixtures of the tests that train in gangs)
 
+from mae_core.config import ENCODER_FILE
+from mae_core.parents import Parent
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY_STUDY = '''
@@ -58,6 +61,11 @@ def tiny_study(folder: Path, *, epochs: int = 4, checkpoint_s: float = 600.0) ->
     text = TINY_STUDY.replace("EPOCHS", str(epochs))
     path.write_text(text.replace("CHECKPOINT_S", str(checkpoint_s)))
     return path
+
+
+def encoder_parent(path: Path) -> tuple[Parent, ...]:
+    """Parents of an evaluation: a pretraining that left the encoder of this file."""
+    return (Parent(name="pretrain", kind="pretrain", files={ENCODER_FILE: path}),)
 
 
 def mae_study(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import encoder_parent
 
 from mae_core.config import (
     NO_AUGMENTATION,
@@ -20,6 +21,7 @@ from mae_core.config import (
     FeatureKind,
     FinetuneRecipe,
     LrScheduleConfig,
+    ScratchRecipe,
 )
 from mae_core.context import RunContext
 from mae_core.data.sources import ImageData, open_data
@@ -47,6 +49,9 @@ FINETUNE = FinetuneRecipe(
     eval_split="dev",
 )
 FINETUNE = replace(FINETUNE, optimizer=replace(FINETUNE.optimizer, base_lr=1e-2))
+SCRATCH = ScratchRecipe(
+    encoder=TINY, **{f.name: getattr(FINETUNE, f.name) for f in fields(FINETUNE)}
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +86,8 @@ def encoder_path(tmp_path: Path) -> Path:
 def test_fine_tunes_evaluates_and_saves(
     gang: None, encoder_path: Path, tmp_path: Path, data: ImageData
 ) -> None:
-    ctx = RunContext(output_dir=tmp_path)
-    metrics = run_finetune(FINETUNE, encoder_path, Execution(zero_stage=0), ctx, data)
+    ctx = RunContext(output_dir=tmp_path, parents=encoder_parent(encoder_path))
+    metrics = run_finetune(FINETUNE, Execution(zero_stage=0), ctx, data)
     json.dumps(metrics)
     assert metrics["top1"] > 60
     assert metrics["num_images"] == len(data.split("dev"))
@@ -91,7 +96,7 @@ def test_fine_tunes_evaluates_and_saves(
     model, class_names = load_classifier(tmp_path / "finetuned.safetensors")
     assert class_names == tuple(data.split("dev").class_names)
     assert not model.training
-    before = build_classifier(FINETUNE, encoder_path, None, len(class_names))
+    before = build_classifier(FINETUNE, encoder_path, len(class_names))
     moved = [
         name
         for name, value in model.state_dict().items()
@@ -103,9 +108,9 @@ def test_fine_tunes_evaluates_and_saves(
 def test_few_labels_from_scratch_use_the_whole_set(
     gang: None, tmp_path: Path, data: ImageData
 ) -> None:
-    recipe = replace(FINETUNE, num_labels=20, global_batch=1024, duration=Duration.epochs(2))
+    recipe = replace(SCRATCH, num_labels=20, global_batch=1024, duration=Duration.epochs(2))
     ctx = RunContext(output_dir=tmp_path)
-    metrics = run_finetune(recipe, None, Execution(zero_stage=0), ctx, data, scratch=TINY)
+    metrics = run_finetune(recipe, Execution(zero_stage=0), ctx, data)
     assert metrics["num_train_images"] == metrics["details"]["effective_batch"] == 20
     assert metrics["details"]["steps"] == 2
     assert metrics["details"]["peak_lr"] == pytest.approx(1e-2 * 20 / 256)
@@ -113,10 +118,10 @@ def test_few_labels_from_scratch_use_the_whole_set(
 
 def test_drop_path_only_with_noise(encoder_path: Path) -> None:
     recipe = replace(FINETUNE, drop_path=0.9)
-    model = build_classifier(recipe, encoder_path, None, 10).train()
+    model = build_classifier(recipe, encoder_path, 10).train()
     torch.nn.init.normal_(model.head.weight)
     images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    plain = build_classifier(replace(recipe, drop_path=0.0), encoder_path, None, 10)
+    plain = build_classifier(replace(recipe, drop_path=0.0), encoder_path, 10)
     plain.load_state_dict(model.state_dict())
     assert torch.equal(model.logits(images), plain.logits(images))
     dropped = model.logits(images, torch.zeros(4, 4))
@@ -126,7 +131,7 @@ def test_drop_path_only_with_noise(encoder_path: Path) -> None:
 @pytest.mark.parametrize("features", ["mean", "cls"])
 def test_pooling(encoder_path: Path, features: FeatureKind) -> None:
     recipe = replace(FINETUNE, features=features)
-    model = build_classifier(recipe, encoder_path, None, 10)
+    model = build_classifier(recipe, encoder_path, 10)
     has_final_norm = any(name.startswith("encoder.norm.") for name in model.state_dict())
     assert has_final_norm == (features == "cls")
     assert ("norm.weight" in model.state_dict()) == (features == "mean")
@@ -143,20 +148,19 @@ def test_pooling(encoder_path: Path, features: FeatureKind) -> None:
 
 def test_same_seed_same_start() -> None:
     first, second, other = (
-        build_classifier(replace(FINETUNE, seed=seed), None, TINY, 10).state_dict()
-        for seed in (1, 1, 2)
+        build_classifier(replace(SCRATCH, seed=seed), None, 10).state_dict() for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
 def test_what_cannot_be_is_refused(encoder_path: Path) -> None:
-    with pytest.raises(ConfigError, match="either an encoder file or"):
-        build_classifier(FINETUNE, None, None, 10)
-    with pytest.raises(ConfigError, match="either an encoder file or"):
-        build_classifier(FINETUNE, encoder_path, TINY, 10)
+    with pytest.raises(ConfigError, match="needs the encoder file of a parent"):
+        build_classifier(FINETUNE, None, 10)
+    with pytest.raises(ConfigError, match="takes no encoder file"):
+        build_classifier(SCRATCH, encoder_path, 10)
     bigger = replace(FINETUNE, data=replace(DIGITS, image_size=16))
     with pytest.raises(ConfigError, match="64 patches of 4"):
-        build_classifier(bigger, encoder_path, None, 10)
+        build_classifier(bigger, encoder_path, 10)
     with pytest.raises(CheckpointError, match="expected 'mae-study-classifier-1'"):
         load_classifier(encoder_path)

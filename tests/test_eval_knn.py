@@ -77,13 +77,13 @@ def test_small_temperature_stays_finite() -> None:
 def test_more_neighbours_than_images_is_refused(tmp_path: Path) -> None:
     recipe = KnnRecipe(data=DIGITS, features="pixels", k=21, num_labels=20)
     with pytest.raises(ConfigError, match="k = 21 is more than the 20 training images"):
-        run_knn(recipe, None, Execution(), RunContext(output_dir=tmp_path), open_data(DIGITS))
+        run_knn(recipe, Execution(), RunContext(output_dir=tmp_path), open_data(DIGITS))
 
 
 def test_pixels_of_digits(tmp_path: Path) -> None:
     data = open_data(DIGITS)
     recipe = KnnRecipe(data=DIGITS, features="pixels")
-    metrics = run_knn(recipe, None, Execution(), RunContext(output_dir=tmp_path), data)
+    metrics = run_knn(recipe, Execution(), RunContext(output_dir=tmp_path), data)
     assert metrics["top1"] > 95
     assert metrics["num_images"] == len(data.split("test"))
     assert metrics["num_train_images"] == len(data.split("train"))
@@ -95,4 +95,4 @@ def test_stops_when_asked(tmp_path: Path) -> None:
     recipe = KnnRecipe(data=DIGITS, features="pixels")
     ctx = RunContext(output_dir=tmp_path, should_stop=lambda: True)
     with pytest.raises(Stopped):
-        run_knn(recipe, None, Execution(), ctx, open_data(DIGITS))
+        run_knn(recipe, Execution(), ctx, open_data(DIGITS))

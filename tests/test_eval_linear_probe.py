@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as td
+from conftest import encoder_parent
 from torch.multiprocessing.spawn import spawn
 
 from mae_core.config import (
@@ -90,7 +91,7 @@ def encoder_path(tmp_path: Path) -> Path:
 def test_pixels_of_digits(tmp_path: Path, data: ImageData) -> None:
     logged: list[tuple[int, Mapping[str, float]]] = []
     ctx = RunContext(output_dir=tmp_path, log_metrics=lambda step, m: logged.append((step, m)))
-    metrics = run_linear_probe(PROBE, None, Execution(), ctx, data)
+    metrics = run_linear_probe(PROBE, Execution(), ctx, data)
     json.dumps(metrics)
     assert metrics["top1"] > 92
     assert metrics["top5"] > metrics["top1"]
@@ -124,7 +125,9 @@ def test_cached_and_reencoded_features_are_the_same_batches(
 ) -> None:
     recipe = replace(PROBE, features="mean", global_batch=64, num_labels=200)
     split = labelled_split(recipe, data)
-    extractor = Extractor.for_recipe(recipe, encoder_path)
+    extractor = Extractor.for_recipe(
+        recipe, RunContext(output_dir=encoder_path.parent, parents=encoder_parent(encoder_path))
+    )
     execution = Execution(micro_batch=16)
     once = list(cached_batches(recipe, extractor, split, 64, 7))
     anew = list(encoded_batches(recipe, extractor, split, 64, 7, execution))
@@ -139,8 +142,8 @@ def test_batch_norm_sees_the_whole_batch_for_any_micro_batch(
 ) -> None:
     heads = []
     for micro_batch in (64, 8):
-        ctx = RunContext(output_dir=tmp_path)
-        run_linear_probe(RANDOM, encoder_path, Execution(micro_batch=micro_batch), ctx, data)
+        ctx = RunContext(output_dir=tmp_path, parents=encoder_parent(encoder_path))
+        run_linear_probe(RANDOM, Execution(micro_batch=micro_batch), ctx, data)
         heads.append(read_tensors(tmp_path / "head.safetensors")[0])
     assert_same_heads(*heads)
 
@@ -160,7 +163,7 @@ def test_batch_larger_than_the_labelled_set_is_the_whole_set(
     tmp_path: Path, data: ImageData
 ) -> None:
     recipe = replace(PROBE, num_labels=50, global_batch=16384)
-    metrics = run_linear_probe(recipe, None, Execution(), RunContext(output_dir=tmp_path), data)
+    metrics = run_linear_probe(recipe, Execution(), RunContext(output_dir=tmp_path), data)
     details = metrics["details"]
     assert metrics["num_train_images"] == details["effective_batch"] == 50
     assert details["steps"] == 20
@@ -169,7 +172,7 @@ def test_batch_larger_than_the_labelled_set_is_the_whole_set(
 
 def test_untrained_head_is_a_result(tmp_path: Path, data: ImageData) -> None:
     recipe = replace(PROBE, duration=Duration.epochs(0))
-    metrics = run_linear_probe(recipe, None, Execution(), RunContext(output_dir=tmp_path), data)
+    metrics = run_linear_probe(recipe, Execution(), RunContext(output_dir=tmp_path), data)
     assert metrics["details"]["steps"] == 0
     assert metrics["details"]["train_loss"] is None
 
@@ -177,27 +180,26 @@ def test_untrained_head_is_a_result(tmp_path: Path, data: ImageData) -> None:
 def test_missing_encoder_divergence_and_stop(tmp_path: Path, data: ImageData) -> None:
     ctx = RunContext(output_dir=tmp_path)
     with pytest.raises(ConfigError, match="need an encoder file"):
-        run_linear_probe(replace(PROBE, features="cls"), None, Execution(), ctx, data)
+        run_linear_probe(replace(PROBE, features="cls"), Execution(), ctx, data)
     diverging = replace(PROBE, optimizer=replace(LR, base_lr=1e38))
     with pytest.raises(NumericsError, match="lower the learning rate"):
-        run_linear_probe(diverging, None, Execution(), ctx, data)
+        run_linear_probe(diverging, Execution(), ctx, data)
     stopping = replace(ctx, should_stop=lambda: True)
     with pytest.raises(Stopped, match="after step 1 of"):
-        run_linear_probe(PROBE, None, Execution(), stopping, data)
+        run_linear_probe(PROBE, Execution(), stopping, data)
 
 
 def evaluations(encoder_path: Path, output: Path, rank: int, world: int) -> dict[str, Any]:
     """Run k-NN and both kinds of probe; return what they say."""
     data, execution = open_data(DIGITS), Execution(world_size=world, micro_batch=8)
-    ctx = RunContext(output_dir=output, rank=rank, world=world)
-    neighbours = run_knn(
-        KnnRecipe(data=DIGITS, eval_split="dev"), encoder_path, execution, ctx, data
-    )
+    parents = encoder_parent(encoder_path)
+    ctx = RunContext(output_dir=output, rank=rank, world=world, parents=parents)
+    neighbours = run_knn(KnnRecipe(data=DIGITS, eval_split="dev"), execution, ctx, data)
     cached = replace(PROBE, num_labels=101, duration=Duration.epochs(5))  # 101 is odd
     return {
         "knn": neighbours,
-        "cached": run_linear_probe(cached, None, execution, ctx, data),
-        "random": run_linear_probe(RANDOM, encoder_path, execution, ctx, data),
+        "cached": run_linear_probe(cached, execution, ctx, data),
+        "random": run_linear_probe(RANDOM, execution, ctx, data),
     }
 
 

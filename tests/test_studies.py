@@ -148,7 +148,7 @@ def test_cells_are_unique_and_parents_exist() -> None:
     with pytest.raises(StudyError, match="unknown parent 'pretrain'"):
         Cell(address="c", stages=(knn,))
     orphan = Stage(name="knn", recipe=knn.recipe)
-    with pytest.raises(StudyError, match="need one pretrain stage"):
+    with pytest.raises(StudyError, match="needs one parent that leaves encoder"):
         Cell(address="c", stages=(orphan,))
 
 

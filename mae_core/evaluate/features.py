@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from mae_core import dist
-from mae_core.config import DataConfig, EvalRecipe, FeatureKind, require
+from mae_core.config import ENCODER_FILE, DataConfig, EvalRecipe, FeatureKind, require
+from mae_core.context import RunContext
 from mae_core.data.loader import Batch, eval_batches, normalise
 from mae_core.errors import DataError
 from mae_core.evaluate.encoder_file import check_fits, load_encoder
@@ -59,10 +59,11 @@ class Extractor:
             encoder.to(self.device).eval().requires_grad_(False)
 
     @classmethod
-    def for_recipe(cls, recipe: EvalRecipe, encoder_path: Path | None) -> Extractor:
-        """Load the encoder that a recipe's features need (pixels ignore the path)."""
+    def for_recipe(cls, recipe: EvalRecipe, ctx: RunContext) -> Extractor:
+        """Load the encoder that a recipe's features need (raw pixels need none)."""
         if recipe.features == "pixels":
             return cls(None, recipe.data, "pixels")
+        encoder_path = ctx.input(ENCODER_FILE)
         require(
             encoder_path is not None,
             f"features {recipe.features!r} need an encoder file; only pixels do without",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from mae_core import dist
 from mae_core.config import (
+    CLASSIFIER_FILE,
+    ENCODER_FILE,
     BatchSplit,
-    EncoderConfig,
     Execution,
     FeatureKind,
     FinetuneRecipe,
+    ScratchRecipe,
     split_batch,
 )
 from mae_core.context import RunContext
@@ -49,7 +51,6 @@ from mae_core.training import TrainJob, train
 from mae_core.vit import NORM_EPS, Encoder, Linear
 
 FORMAT = "mae-study-classifier-1"
-FILE_NAME = "finetuned.safetensors"
 HEAD_STD = 2e-5
 """Standard deviation of the head's initial weights (the paper's code)."""
 
@@ -93,32 +94,27 @@ class Classifier(nn.Module):
 
 
 def run_finetune(
-    recipe: FinetuneRecipe,
-    encoder_path: Path | None,
-    execution: Execution,
-    ctx: RunContext,
-    data: ImageData,
-    *,
-    scratch: EncoderConfig | None = None,
+    recipe: FinetuneRecipe, execution: Execution, ctx: RunContext, data: ImageData
 ) -> dict[str, Any]:
-    """Fine-tune the encoder of a file, or train a `scratch` one; evaluate; save the classifier.
+    """Fine-tune a parent's encoder, or train one from scratch; evaluate; save the classifier.
 
     Raises:
-        ConfigError: neither or both of file and `scratch`; sizes that do not fit; a batch that
-            does not split over the ranks.
+        ConfigError: no encoder to start from; sizes that do not fit; a batch that does not split
+            over the ranks.
         NumericsError: the loss became non-finite.
         Stopped: somebody asked to stop; a checkpoint is committed.
     """
+    encoder_path = ctx.input(ENCODER_FILE)
     split = labelled_split(recipe, data)
     batch = split_batch(effective_batch(recipe.global_batch, len(split)), execution)
-    model = build_classifier(recipe, encoder_path, scratch, num_classes=len(split.class_names))
+    model = build_classifier(recipe, encoder_path, num_classes=len(split.class_names))
     job = _job(recipe, execution, model, split, batch)
     result = train(job, execution, ctx)
     # A fresh module: DeepSpeed leaves the trained one in bf16 or in pieces.
-    trained = build_classifier(recipe, encoder_path, scratch, num_classes=len(split.class_names))
+    trained = build_classifier(recipe, encoder_path, num_classes=len(split.class_names))
     trained.load_state_dict(result.state)
     if ctx.rank == 0:
-        _save(ctx.output_dir / FILE_NAME, recipe, trained, split.class_names)
+        _save(ctx.output_dir / CLASSIFIER_FILE, recipe, trained, split.class_names)
     local = evaluate(trained, recipe, data.split(recipe.eval_split))
     scores = finish(local, split.class_names, ctx)
     ctx.log_metrics(job.num_steps, {"top1": scores.top1, "eval_loss": scores.loss})
@@ -136,17 +132,18 @@ def run_finetune(
 
 
 def build_classifier(
-    recipe: FinetuneRecipe,
-    encoder_path: Path | None,
-    scratch: EncoderConfig | None,
-    num_classes: int,
+    recipe: FinetuneRecipe, encoder_path: Path | None, num_classes: int
 ) -> Classifier:
     """Build the network before its first step; its draws come from `recipe.seed` alone."""
-    if (encoder_path is None) == (scratch is None):
-        raise ConfigError("fine-tuning takes either an encoder file or an encoder to train anew")
+    is_scratch = isinstance(recipe, ScratchRecipe)
+    if (encoder_path is None) != is_scratch:
+        raise ConfigError(
+            "training from scratch takes no encoder file"
+            if is_scratch
+            else "fine-tuning needs the encoder file of a parent stage"
+        )
     file = None if encoder_path is None else read_encoder(encoder_path)
-    config = scratch or (file.config if file else None)
-    assert config is not None
+    config = file.config if file else cast(ScratchRecipe, recipe).encoder
     generator = torch.Generator().manual_seed(recipe.seed)
     encoder = Encoder(
         config,

@@ -7,7 +7,6 @@ Legend: Q queries, N training images, K neighbours, D feature width, C classes.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,11 +33,7 @@ CHUNK_ELEMENTS = 2**24
 
 
 def run_knn(
-    recipe: KnnRecipe,
-    encoder_path: Path | None,
-    execution: Execution,
-    ctx: RunContext,
-    data: ImageData,
+    recipe: KnnRecipe, execution: Execution, ctx: RunContext, data: ImageData
 ) -> dict[str, Any]:
     """Classify the evaluation split by its neighbours among the training images.
 
@@ -48,7 +43,7 @@ def run_knn(
     """
     split = labelled_split(recipe, data)
     check_k(recipe.k, len(split))
-    extractor = Extractor.for_recipe(recipe, encoder_path)
+    extractor = Extractor.for_recipe(recipe, ctx)
     train = gather_features(extract(extractor, split))
     _stop_if_asked(ctx)
     queries = extract(extractor, data.split(recipe.eval_split))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,11 +69,7 @@ class Head(nn.Module):
 
 
 def run_linear_probe(
-    recipe: LinearProbeRecipe,
-    encoder_path: Path | None,
-    execution: Execution,
-    ctx: RunContext,
-    data: ImageData,
+    recipe: LinearProbeRecipe, execution: Execution, ctx: RunContext, data: ImageData
 ) -> dict[str, Any]:
     """Train a head on frozen features, evaluate it, save it.
 
@@ -87,7 +82,7 @@ def run_linear_probe(
         Stopped: somebody asked to stop.
     """
     split = labelled_split(recipe, data)
-    extractor = Extractor.for_recipe(recipe, encoder_path)
+    extractor = Extractor.for_recipe(recipe, ctx)
     batch_size = effective_batch(recipe.global_batch, len(split))
     require(batch_size >= 2, "a batch of one image: BatchNorm needs at least two")
     lr_schedule = LrSchedule.from_config(

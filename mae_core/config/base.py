@@ -1,0 +1,115 @@
+"""Shared words of recipes: durations, file names, and how a wrong value is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from mae_core.errors import ConfigError
+
+EXECUTION: dict[str, bool] = {"execution": True}
+"""Field metadata: the field changes how a result is computed, never the result."""
+
+Precision = Literal["fp32", "bf16"]
+FeatureKind = Literal["cls", "mean", "pixels"]
+EvalSplit = Literal["dev", "test"]
+
+DOTTED: dict[str, bool] = {"dotted": True}
+"""Field metadata: a value `module:name` names code of the user's, whose source is identity."""
+
+ENCODER_FILE = "encoder.safetensors"  # what evaluations read
+DECODER_FILE = "decoder.safetensors"
+TOKENIZER_FILE = "tokenizer.safetensors"
+BASIS_FILE = "basis.safetensors"
+FEATURES_FILE = "features.parquet"
+CLASSIFIER_FILE = "finetuned.safetensors"
+STATE_FILE = "state.json"
+GALLERY_FILE = "gallery.npz"
+"""Output of a pretraining that the report draws: images, masks, reconstructions."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long to train. Zero is allowed and means an untrained network."""
+
+    value: float
+    """Amount, ≥ 0, in `unit`."""
+    unit: Literal["epochs", "steps", "images"]
+    """An epoch drops the last incomplete global batch, as the paper's code does."""
+
+    SHORT: ClassVar[dict[str, str]] = {"epochs": "ep", "steps": "st", "images": "img"}
+
+    def __post_init__(self) -> None:
+        require(self.unit in self.SHORT, f"duration unit {self.unit!r}: use epochs, steps, images")
+        ok = math.isfinite(self.value) and self.value >= 0
+        require(ok, f"duration of {self.value} {self.unit}: must be a finite number ≥ 0")
+
+    @classmethod
+    def epochs(cls, value: float) -> Duration:
+        """`value` passes over the training set."""
+        return cls(value, "epochs")
+
+    @classmethod
+    def steps(cls, value: float) -> Duration:
+        """`value` optimizer updates."""
+        return cls(value, "steps")
+
+    @classmethod
+    def images(cls, value: float) -> Duration:
+        """`value` images seen, rounded down to whole global batches."""
+        return cls(value, "images")
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Read `800ep`, `5000st`, `1000000img` or the long form `800 epochs`."""
+        for unit, short in cls.SHORT.items():
+            for suffix in (unit, short):
+                head = text.strip().removesuffix(suffix).strip()
+                if head != text.strip():
+                    try:
+                        return cls(float(head), unit)  # type: ignore[arg-type]
+                    except ValueError:
+                        break
+        raise ConfigError(f"duration {text!r}: write a number and ep, st or img, such as 800ep")
+
+    def num_steps(self, *, num_images: int, global_batch: int, may_be_zero: bool = False) -> int:
+        """Optimizer updates for a training set of `num_images` (Duration → int).
+
+        A duration above 0 that rounds to no step is refused, unless it `may_be_zero` (a warm-up).
+        """
+        steps_per_epoch = num_images // global_batch
+        if self.value == 0:
+            return 0
+        require(
+            steps_per_epoch > 0 or self.unit != "epochs",
+            f"global batch {global_batch} is larger than the training set of {num_images} images: "
+            "an epoch would have no step; lower the global batch",
+        )
+        if self.unit == "steps":
+            steps = round(self.value)
+        elif self.unit == "images":
+            steps = int(self.value) // global_batch
+        else:
+            steps = round(self.value * steps_per_epoch)
+        require(
+            steps > 0 or may_be_zero,
+            f"duration {self} is less than one step at a global batch of {global_batch}: the "
+            "network would stay untrained; train longer, lower the global batch, or write 0 for "
+            "an untrained network",
+        )
+        return steps
+
+    def __str__(self) -> str:
+        """Short form, `800ep`; exact, so that `parse` gives the same duration back."""
+        value = int(self.value) if float(self.value).is_integer() else self.value
+        return f"{value}{self.SHORT[self.unit]}"

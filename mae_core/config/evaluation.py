@@ -1,0 +1,171 @@
+"""Recipes of evaluations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from mae_core.config.base import (
+    CLASSIFIER_FILE,
+    ENCODER_FILE,
+    Duration,
+    EvalSplit,
+    FeatureKind,
+    Precision,
+    require,
+)
+from mae_core.config.parts import (
+    AugmentationConfig,
+    EncoderConfig,
+    LrScheduleConfig,
+    OptimizerConfig,
+    check_global_batch,
+)
+from mae_core.config.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRecipe(Recipe):
+    """What every evaluation's recipe has."""
+
+    features: FeatureKind = "cls"
+    """Class token, mean of patch tokens (both after the final LN), or raw pixels (no encoder)."""
+    num_labels: int | None = None
+    """Labelled training images in all, class-balanced, drawn by `label_seed`; None = all."""
+    label_seed: int = 0
+    eval_split: EvalSplit = "test"
+    """`dev` for anything that is selected on; `test` is scored once, by the chosen."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The encoder, unless raw pixels are the features."""
+        return () if self.features == "pixels" else (ENCODER_FILE,)
+
+    @property
+    def label(self) -> str:
+        """Name of the protocol without features, labels and split: `k-NN (k=20)`."""
+        raise NotImplementedError
+
+    @property
+    def protocol(self) -> str:
+        """What a reader must know to compare two numbers."""
+        # The raw-pixel baseline belongs to the same protocol: only its features differ.
+        features = {"cls": ", class token", "mean": ", mean of patch tokens", "pixels": ""}
+        labels = f", {self.num_labels} labels" if self.num_labels else ""
+        split = ", dev" if self.eval_split == "dev" else ""
+        return f"{self.label}{features[self.features]}{labels}{split}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnRecipe(EvalRecipe):
+    """Weighted k-nearest neighbours on frozen features (Wu et al. 2018, arXiv 1805.01978)."""
+
+    KIND: ClassVar[str] = "knn"
+    ENTRY: ClassVar[str] = "mae_core.evaluate.knn:run_knn"
+
+    features: FeatureKind = "mean"
+    k: int = 20
+    metric: Literal["cosine"] = "cosine"
+    temperature: float = 0.07
+    """Votes weigh exp(similarity / temperature)."""
+
+    @property
+    def label(self) -> str:
+        """Name of the protocol."""
+        return f"k-NN (k={self.k})"
+
+    def __post_init__(self) -> None:
+        require(self.k >= 1, f"k = {self.k}: must be ≥ 1")
+        require(self.temperature > 0, f"temperature {self.temperature}: must be > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbeRecipe(EvalRecipe):
+    """Affine-free BatchNorm and one linear layer on a frozen encoder (paper Table 10, A.1)."""
+
+    KIND: ClassVar[str] = "linear_probe"
+    ENTRY: ClassVar[str] = "mae_core.evaluate.linear_probe:run_linear_probe"
+
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    duration: Duration = field(default_factory=lambda: Duration.epochs(90))
+    global_batch: int = 16384
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(name="lars", base_lr=0.1, weight_decay=0.0)
+    )
+    lr_schedule: LrScheduleConfig = field(
+        default_factory=lambda: LrScheduleConfig(warmup=Duration.epochs(10))
+    )
+
+    @property
+    def label(self) -> str:
+        """Name of the protocol."""
+        return "linear probe"
+
+    def __post_init__(self) -> None:
+        check_global_batch(self.global_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe(EvalRecipe):
+    """End-to-end fine-tuning of the encoder (paper Table 9)."""
+
+    KIND: ClassVar[str] = "finetune"
+    ENTRY: ClassVar[str] = "mae_core.evaluate.finetune:run_finetune"
+    YIELDS: ClassVar[tuple[str, ...]] = (CLASSIFIER_FILE,)
+    TRAINS: ClassVar[bool] = True
+
+    features: FeatureKind = "mean"
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    duration: Duration = field(default_factory=lambda: Duration.epochs(100))
+    global_batch: int = 1024
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(base_lr=1e-3, betas=(0.9, 0.999))
+    )
+    lr_schedule: LrScheduleConfig = field(
+        default_factory=lambda: LrScheduleConfig(warmup=Duration.epochs(5), min_lr=1e-6)
+    )
+    layer_decay: float = 0.75
+    """Learning rate of layer i is scaled by layer_decay^(depth + 1 − i)."""
+    drop_path: float = 0.1
+    """Stochastic depth rate of the last block, linear from 0 (paper Table 9)."""
+    label_smoothing: float = 0.1
+    precision: Precision = "fp32"
+
+    @property
+    def label(self) -> str:
+        """Name of the protocol."""
+        return f"fine-tune ({self.duration})"
+
+    def __post_init__(self) -> None:
+        check_global_batch(self.global_batch)
+        require(self.features != "pixels", "fine-tuning needs an encoder: features cls or mean")
+        require(0 <= self.drop_path < 1, f"drop path {self.drop_path}: must be in [0, 1)")
+        require(0 < self.layer_decay <= 1, f"layer decay {self.layer_decay}: must be in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScratchRecipe(FinetuneRecipe):
+    """Supervised training from scratch (paper Table 11): the baseline curve of Figure 8."""
+
+    KIND: ClassVar[str] = "scratch"
+
+    encoder: EncoderConfig
+    duration: Duration = field(default_factory=lambda: Duration.epochs(300))
+    global_batch: int = 4096
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(base_lr=1e-4, weight_decay=0.3)
+    )
+    lr_schedule: LrScheduleConfig = field(
+        default_factory=lambda: LrScheduleConfig(warmup=Duration.epochs(20))
+    )
+    layer_decay: float = 1.0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Nothing: it starts from random weights."""
+        return ()
+
+    @property
+    def label(self) -> str:
+        """Name of the protocol."""
+        return f"from scratch ({self.duration})"

@@ -1,0 +1,35 @@
+"""Every kind of stage by name: the one list that plans, runs and reads recipes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mae_core.config.evaluation import (
+    FinetuneRecipe,
+    KnnRecipe,
+    LinearProbeRecipe,
+    ScratchRecipe,
+)
+from mae_core.config.pretraining import BasisRecipe, PretrainRecipe, TokenizerRecipe
+
+AnyRecipe = (
+    PretrainRecipe
+    | BasisRecipe
+    | TokenizerRecipe
+    | KnnRecipe
+    | LinearProbeRecipe
+    | FinetuneRecipe
+    | ScratchRecipe
+)
+RECIPES: dict[str, type[Any]] = {
+    r.KIND: r
+    for r in (
+        PretrainRecipe,
+        BasisRecipe,
+        TokenizerRecipe,
+        KnnRecipe,
+        LinearProbeRecipe,
+        FinetuneRecipe,
+        ScratchRecipe,
+    )
+}

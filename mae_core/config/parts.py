@@ -1,0 +1,196 @@
+"""The parts that recipes are made of: networks, data, augmentation, optimizer, learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+from mae_core.config.base import DOTTED, EXECUTION, IMAGENET_MEAN, IMAGENET_STD, Duration, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Shape of the ViT encoder (paper section 3; ViT: arXiv 2010.11929)."""
+
+    width: int
+    """Token width; divisible by 4 (2-D sin-cos positions) and by `num_heads`."""
+    depth: int
+    """Number of pre-LN blocks."""
+    num_heads: int
+    """Attention heads."""
+    patch_size: int
+    """Side of a square patch in pixels."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over `width`."""
+    name: str = field(default="", metadata=EXECUTION)
+    """Name for people, such as `B`; the numbers above are the identity."""
+
+    def __post_init__(self) -> None:
+        _check_transformer("encoder", self.width, self.depth, self.num_heads)
+        require(self.patch_size >= 1, f"patch size {self.patch_size}: must be ≥ 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Shape of the decoder (paper section 3, Table 1a, 1b: 8 blocks of width 512)."""
+
+    width: int = 512
+    depth: int = 8
+    num_heads: int = 16
+    """Attention heads; 16 in the paper's code."""
+
+    def __post_init__(self) -> None:
+        _check_transformer("decoder", self.width, self.depth, self.num_heads)
+
+
+def _check_transformer(part: str, width: int, depth: int, num_heads: int) -> None:
+    require(width >= 4 and depth >= 1 and num_heads >= 1, f"{part} {width}x{depth}: too small")
+    require(
+        width % num_heads == 0,
+        f"{part} width {width} is not divisible by its {num_heads} heads; "
+        f"choose a multiple of {num_heads}",
+    )
+    require(
+        width % 4 == 0,
+        f"{part} width {width} is not divisible by 4, which 2-D sin-cos positions need",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, cut how. The path is execution; the fingerprint of the samples is science."""
+
+    path: str = field(metadata=EXECUTION)
+    """`digits`, a folder or file of Parquet, or a URI that `pyarrow.fs` opens (s3://, gs://)."""
+    image_size: int = 224
+    """Side in pixels of what the network sees."""
+    num_channels: int = 3
+    pixel_mean: tuple[float, ...] = IMAGENET_MEAN
+    """Per channel, of pixels scaled to 0..1."""
+    pixel_std: tuple[float, ...] = IMAGENET_STD
+    split_seed: int = 0
+    """Which of the stratified splits, where the source has no test split of its own (digits)."""
+    dev_fraction: float = 0.0
+    """Share of train held out as dev where the source brings none; 0 = no dev split."""
+    train_fraction: float = 1.0
+    """Share of train that is used, class-balanced; a smaller share lies within a larger one."""
+    subset_seed: int = 0
+    """Which of the nested subsets `train_fraction` takes."""
+    expected_images: int | None = field(default=None, metadata=EXECUTION)
+    """Training images, for planning before the data is at hand."""
+    expected_classes: int | None = field(default=None, metadata=EXECUTION)
+    """Number of classes, for planning before the data is at hand."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.path.strip()), "data.path is empty: name a folder, a file or `digits`")
+        require(self.image_size >= 1, f"image size {self.image_size}: must be ≥ 1")
+        require(0 <= self.dev_fraction < 1, f"dev fraction {self.dev_fraction}: must be in [0, 1)")
+        share = self.train_fraction
+        require(0 < share <= 1, f"train fraction {share}: must be in (0, 1]")
+        channels = (self.num_channels, len(self.pixel_mean), len(self.pixel_std))
+        require(
+            len(set(channels)) == 1,
+            f"num_channels {channels[0]} with {channels[1]} pixel means and {channels[2]} stds: "
+            "must be equal",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """Random resized crop and flip (paper Table 1e); drawn per (seed, epoch, sample index)."""
+
+    crop_scale: tuple[float, float] | None = (0.2, 1.0)
+    """Area of the crop over the image's; None = no random crop (resize + centre crop)."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of the crop, drawn log-uniformly."""
+    flip: bool = True
+    """Horizontal flip with probability ½."""
+    fixed_crop_margin: float | None = None
+    """Crop of fixed size (Table 1e): the short side becomes margin × the image size, then a
+    window is cut at random; instead of `crop_scale`."""
+    color_jitter: float = 0.0
+    """Strength of brightness, contrast and saturation (Table 1e: 0.4); 0 = none."""
+    custom: str | None = field(default=None, metadata=DOTTED)
+    """One's own, after the others: `module:function` (see `docs/extending.md`)."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale or (1.0, 1.0)
+        require(0 < low <= high <= 1, f"crop scale {self.crop_scale}: must satisfy 0 < a ≤ b ≤ 1")
+        margin, jitter = self.fixed_crop_margin, self.color_jitter
+        if margin is not None:
+            require(
+                margin >= 1, f"fixed_crop_margin {margin}: must be ≥ 1, such as 1.143 (256/224)"
+            )
+            require(self.crop_scale is None, "fixed_crop_margin needs crop_scale none: one crop")
+        require(0 <= jitter <= 1, f"color_jitter {jitter}: must be in [0, 1]")
+
+    @property
+    def is_deterministic(self) -> bool:
+        """True if a sample looks the same in every epoch."""
+        draws = (self.crop_scale, self.fixed_crop_margin, self.custom)
+        return not self.flip and not self.color_jitter and all(d is None for d in draws)
+
+
+NO_AUGMENTATION = AugmentationConfig(crop_scale=None, flip=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimizer with linear lr scaling: lr = base_lr · global_batch / 256 (Goyal et al. 2017)."""
+
+    name: Literal["adamw", "lars", "sgd"] = "adamw"
+    base_lr: float = 1.5e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW only (paper Table 8)."""
+    momentum: float = 0.9
+    """LARS and SGD only (paper Table 10)."""
+    weight_decay: float = 0.05
+    """Not applied to biases and other 1-D parameters."""
+    clip_grad_norm: float | None = None
+    """Global gradient norm; None = no clipping, as in the paper."""
+
+    def __post_init__(self) -> None:
+        require(self.base_lr >= 0, f"base_lr {self.base_lr}: must be ≥ 0")
+        require(self.weight_decay >= 0, f"weight decay {self.weight_decay}: must be ≥ 0")
+
+    def lr(self, global_batch: int) -> float:
+        """Peak learning rate."""
+        return self.base_lr * global_batch / 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class LrScheduleConfig:
+    """Linear warm-up, then half a cosine to `min_lr`, per iteration (paper Table 8)."""
+
+    warmup: Duration = field(default_factory=lambda: Duration.epochs(40))
+    min_lr: float = 0.0
+
+
+def check_global_batch(global_batch: int) -> None:
+    """Refuse a global batch below one image."""
+    require(global_batch >= 1, f"global batch {global_batch}: must be ≥ 1")
+
+
+def num_patches(image_size: int, patch_size: int) -> int:
+    """Patches of a square image."""
+    return (image_size // patch_size) ** 2
+
+
+def num_keep(patches: int, mask_ratio: float) -> int:
+    """Visible patches: floor(patches · (1 − ratio)) in exact decimals.
+
+    Binary floats would keep 19 of 100 at 0.8; the decimal that was written keeps 20.
+    """
+    require(0 <= mask_ratio <= 1, f"mask ratio {mask_ratio}: must be in (0, 1)")
+    return math.floor(patches * (1 - Fraction(repr(float(mask_ratio)))))
+
+
+def check_patches(data: DataConfig, encoder: EncoderConfig) -> None:
+    """Refuse images that do not divide into patches."""
+    require(
+        data.image_size % encoder.patch_size == 0,
+        f"image size {data.image_size} is not divisible by the patch size {encoder.patch_size}: "
+        f"choose a multiple of {encoder.patch_size}, or another patch size",
+    )

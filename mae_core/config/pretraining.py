@@ -1,0 +1,228 @@
+"""Recipes of the stages that make an encoder, or what its pretraining needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from mae_core.config.base import (
+    BASIS_FILE,
+    DECODER_FILE,
+    DOTTED,
+    ENCODER_FILE,
+    TOKENIZER_FILE,
+    Duration,
+    Precision,
+    require,
+)
+from mae_core.config.parts import (
+    AugmentationConfig,
+    DecoderConfig,
+    EncoderConfig,
+    LrScheduleConfig,
+    OptimizerConfig,
+    check_global_batch,
+    check_patches,
+    num_keep,
+    num_patches,
+)
+from mae_core.config.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """Which patches are hidden (paper Table 1f, Figure 6); how many is `mask_ratio`'s to say."""
+
+    sampling: str = field(default="random", metadata=DOTTED)
+    """`random`, `block`, `grid`, or one's own as `module:function` (see `docs/extending.md`)."""
+    min_block: int = 4
+    """Smallest rectangle of block-wise sampling, in patches (BEiT, arXiv 2106.08254)."""
+    min_aspect: float = 0.3
+    """Height over width of a rectangle is log-uniform between this and its inverse."""
+
+    def __post_init__(self) -> None:
+        known = ("random", "block", "grid")
+        require(
+            self.sampling in known or ":" in self.sampling,
+            f"mask sampling {self.sampling!r}: use {', '.join(known)}, or module:function",
+        )
+        require(self.min_block >= 1, f"min_block {self.min_block}: must be ≥ 1")
+        require(0 < self.min_aspect <= 1, f"min_aspect {self.min_aspect}: must be in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe(Recipe):
+    """MAE pretraining (paper Table 8)."""
+
+    KIND: ClassVar[str] = "pretrain"
+    ENTRY: ClassVar[str] = "mae_core.pretrain:run_pretrain"
+    YIELDS: ClassVar[tuple[str, ...]] = (ENCODER_FILE, DECODER_FILE)
+    TRAINS: ClassVar[bool] = True
+
+    encoder: EncoderConfig
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    mask_ratio: float = 0.75
+    """Share of patches hidden from the encoder (paper Fig. 5)."""
+    norm_pix_loss: bool = True
+    """Predict pixels normalised per patch (paper Table 1d)."""
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    """How the hidden patches are chosen (paper Table 1f)."""
+    mask_tokens_in_encoder: bool = False
+    """Encode mask tokens in place of hidden patches (paper Table 1c): about 3.3 × the compute."""
+    target: str = field(default="pixels", metadata=DOTTED)
+    """`pixels`, `pca`, `tokens` (paper Table 1d), or one's own as `module:function`."""
+    target_dim: int = 96
+    """Width of a target that is not pixels: leading principal components (paper: 96), the
+    tokenizer's vocabulary (paper: 8192), or what one's own target has."""
+    loss_on: Literal["masked", "all"] = "masked"
+    """Patches in the loss; the paper's 0.5 points worse variant takes all (section 3)."""
+    objective: str = field(default="mae", metadata=DOTTED)
+    """`mae`, or one's own module with an `encoder`, as `module:function`."""
+    duration: Duration = field(default_factory=lambda: Duration.epochs(800))
+    global_batch: int = 4096
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lr_schedule: LrScheduleConfig = field(default_factory=LrScheduleConfig)
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        check_patches(self.data, self.encoder)
+        check_global_batch(self.global_batch)
+        kept = num_keep(self.num_patches, self.mask_ratio)
+        require(
+            0 < kept < self.num_patches,
+            f"mask ratio {self.mask_ratio} keeps {kept} of {self.num_patches} patches: "
+            "at least one must stay visible and one must be masked",
+        )
+        self._check_grid(kept)
+        self._check_target()
+
+    def _check_grid(self, kept: int) -> None:
+        if self.mask.sampling == "grid":
+            side = self.data.image_size // self.encoder.patch_size
+            require(
+                side % 2 == 0 and kept * 4 == self.num_patches,
+                f"grid-wise masking keeps one patch of every 2x2: needs mask ratio 0.75 and an "
+                f"even grid, not {self.mask_ratio} on {side}x{side} patches",
+            )
+
+    def _check_target(self) -> None:
+        known = ("pixels", "pca", "tokens")
+        require(
+            self.target in known or ":" in self.target,
+            f"target {self.target!r}: use {', '.join(known)}, or module:function",
+        )
+        require(
+            self.target == "pixels" or not self.norm_pix_loss,
+            f"target {self.target!r} with norm_pix_loss: only pixels are normalised per patch; "
+            "set norm_pix_loss=false",
+        )
+        values = self.encoder.patch_size**2 * self.data.num_channels
+        require(
+            self.target != "pca" or 1 <= self.target_dim <= values,
+            f"{self.target_dim} principal components of patches with {values} values: "
+            f"use 1 to {values}",
+        )
+        require(
+            self.objective == "mae" or ":" in self.objective,
+            f"objective {self.objective!r}: use mae, or module:function",
+        )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The tokenizer or the basis that makes its targets."""
+        return {"tokens": (TOKENIZER_FILE,), "pca": (BASIS_FILE,)}.get(self.target, ())
+
+    @property
+    def protocol(self) -> str:
+        """What a reader must know to compare two losses."""
+        target = "normalised pixels" if self.norm_pix_loss else self.target
+        return f"MAE pretraining, {target}, mask {self.mask_ratio:g}"
+
+    @property
+    def num_patches(self) -> int:
+        """Patches per image."""
+        return num_patches(self.data.image_size, self.encoder.patch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasisRecipe(Recipe):
+    """Principal components of the training set's patches, a target (paper Table 1d)."""
+
+    KIND: ClassVar[str] = "basis"
+    ENTRY: ClassVar[str] = "mae_core.basis:run_basis"
+    YIELDS: ClassVar[tuple[str, ...]] = (BASIS_FILE,)
+
+    patch_size: int = 16
+    """Pixels."""
+    num_components: int = 96
+    """Leading components to keep."""
+    num_images: int = 50_000
+    """Training images to fit on, the first of a seeded order; all if there are fewer."""
+
+    def __post_init__(self) -> None:
+        values = self.patch_size**2 * self.data.num_channels
+        require(
+            1 <= self.num_components <= values,
+            f"{self.num_components} principal components of patches with {values} values: "
+            f"use 1 to {values}",
+        )
+        require(self.num_images >= 1, f"num_images {self.num_images}: must be ≥ 1")
+        require(
+            self.data.image_size % self.patch_size == 0,
+            f"image size {self.data.image_size} is not divisible by the patch size "
+            f"{self.patch_size}",
+        )
+
+    @property
+    def protocol(self) -> str:
+        """Name for people."""
+        return f"principal components of {self.patch_size} px patches"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecipe(Recipe):
+    """Discrete VAE whose codes are a target (paper Table 1d; Ramesh et al., arXiv 2102.12092)."""
+
+    KIND: ClassVar[str] = "tokenizer"
+    ENTRY: ClassVar[str] = "mae_core.tokenizer_stage:run_tokenizer"
+    YIELDS: ClassVar[tuple[str, ...]] = (TOKENIZER_FILE,)
+    TRAINS: ClassVar[bool] = True
+
+    patch_size: int = 16
+    """Pixels that one code stands for, a power of two; the patch size of the encoder it serves."""
+    vocabulary: int = 8192
+    """Number of codes."""
+    width: int = 64
+    """Channels of the convolutions."""
+    temperature: tuple[float, float] = (1.0, 0.0625)
+    """Of the Gumbel-softmax relaxation, first and last step, exponential between."""
+    kl_weight: float = 0.0
+    """Weight of the divergence from uniform codes; 0 as in BEiT's use."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    duration: Duration = field(default_factory=lambda: Duration.epochs(100))
+    global_batch: int = 512
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(base_lr=5e-4, weight_decay=0.0)
+    )
+    lr_schedule: LrScheduleConfig = field(
+        default_factory=lambda: LrScheduleConfig(warmup=Duration.epochs(5))
+    )
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        check_global_batch(self.global_batch)
+        size, patch = self.data.image_size, self.patch_size
+        require(
+            patch >= 2 and patch & (patch - 1) == 0,
+            f"tokenizer patch size {patch}: must be a power of two ≥ 2",
+        )
+        require(size % patch == 0, f"image size {size} is not divisible by the patch size {patch}")
+        require(self.vocabulary >= 2, f"vocabulary {self.vocabulary}: must be ≥ 2 codes")
+        require(self.width >= 1, f"tokenizer width {self.width}: must be ≥ 1")
+        require(min(self.temperature) > 0, f"temperatures {self.temperature}: must be > 0")
+
+    @property
+    def protocol(self) -> str:
+        """Name for people."""
+        return f"discrete VAE, {self.vocabulary} codes of {self.patch_size} px"
