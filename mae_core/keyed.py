@@ -27,6 +27,12 @@ class Stream(enum.IntEnum):
     LABEL_SUBSET = 6
     DEV_SPLIT = 7
     BLOCK_ORDER = 8
+    RAND_AUGMENT = 9
+    MIX = 10
+    ERASE = 11
+    ERASE_NOISE = 12
+    JITTER = 13
+    CORRUPTION = 14
 
 
 def _mix(value: U64) -> U64:
