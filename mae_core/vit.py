@@ -65,12 +65,14 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-LN transformer block (arXiv 2010.11929, equations 2 and 3)."""
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float = 4.0, norm_eps: float = NORM_EPS
+    ) -> None:
         """Build both branches."""
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, num_heads)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, hidden_width(width, mlp_ratio))
 
     def forward(self, x_NTD: Tensor, gain_N2: Tensor | None = None) -> Tensor:
@@ -116,9 +118,10 @@ class Encoder(nn.Module):
         else:
             self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+            Block(config.width, config.num_heads, config.mlp_ratio, config.norm_eps)
+            for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         init_weights(self, generator or torch.Generator().manual_seed(0))
 
     def forward(
@@ -126,10 +129,12 @@ class Encoder(nn.Module):
         patches_NLP: Tensor,
         ids_keep_NK: Tensor | None = None,
         drop_noise_NB: Tensor | None = None,
+        hidden: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Encode patches to (N, 1 + K, D) after the final LN, in the order of `ids_keep_NK`.
 
-        None keeps all L patches in place. Both public entry points come through here by a module
+        None keeps all L patches in place. `hidden`, a mask token (1, 1, D) and int64 ids (N, M),
+        appends M mask tokens at those places (paper Table 1c, "encoder with [M]"). Both public entry points come through here by a module
         call, because ZeRO-3 gathers a module's own parameters in the hooks of that call.
         """
         # DeepSpeed's bf16 casts parameters and may leave buffers in float32.
@@ -142,6 +147,9 @@ class Encoder(nn.Module):
         x_NKD = self.patch_embed(patches_NLP.to(dtype)) + place_KD
         cls_N1D = (self.cls_token + positions_TD[:1]).expand(x_NKD.shape[0], -1, -1)
         x_NTD = torch.cat([cls_N1D, x_NKD], dim=1)
+        if hidden is not None:
+            token_11D, ids_NM = hidden
+            x_NTD = torch.cat([x_NTD, token_11D.to(dtype) + positions_TD[1:][ids_NM]], dim=1)
         gains = self._gains(drop_noise_NB, dtype)
         for block, gain_N2 in zip(self.blocks, gains, strict=True):
             x_NTD = block(x_NTD, gain_N2)

@@ -24,12 +24,15 @@ class EncoderConfig:
     """Side of a square patch in pixels."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over `width`."""
+    norm_eps: float = 1e-6
+    """Added to the variance by every LN; some encoders made elsewhere have 1e-12."""
     name: str = field(default="", metadata=EXECUTION)
     """Name for people, such as `B`; the numbers above are the identity."""
 
     def __post_init__(self) -> None:
         _check_transformer("encoder", self.width, self.depth, self.num_heads)
         require(self.patch_size >= 1, f"patch size {self.patch_size}: must be ≥ 1")
+        require(self.norm_eps > 0, f"norm_eps {self.norm_eps}: must be > 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,9 +57,18 @@ def save_encoder(
 
 
 def load_encoder(path: Path) -> Encoder:
-    """Build the encoder of a file, on the CPU in eval mode; errors as `read_encoder`."""
+    """Build the encoder of a file, on the CPU in eval mode; errors as `read_encoder`.
+
+    A file that holds `positions` (an encoder made elsewhere, which may have learned them) is
+    read with these in place of the fixed table.
+    """
     file = read_encoder(path)
-    encoder = Encoder(file.config, file.image_size, file.num_channels)
+    encoder = Encoder(
+        file.config,
+        file.image_size,
+        file.num_channels,
+        trainable_positions="positions" in file.state,
+    )
     load_state(encoder, file.state, path)
     return encoder.eval()
 

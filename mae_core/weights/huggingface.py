@@ -1,0 +1,203 @@
+"""Names and configurations of Hugging Face's `ViTModel` and `ViTMAEForPreTraining`.
+
+transformers 5 names a block's parts otherwise than 4 did; it still reads the names of 4, in which
+all published files are, so files are written in those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mae_core.config import DecoderConfig, PretrainRecipe, num_keep
+from mae_core.errors import ConfigError
+from mae_core.sizes import hidden_width
+from mae_core.weights.layout import to_theirs
+from mae_core.weights.network import Network, with_positions
+
+_EMBEDDINGS = {
+    "encoder.cls_token": "embeddings.cls_token",
+    "encoder.positions": "embeddings.position_embeddings",
+    "encoder.patch_embed.weight": "embeddings.patch_embeddings.projection.weight",
+    "encoder.patch_embed.bias": "embeddings.patch_embeddings.projection.bias",
+    "encoder.norm.weight": "layernorm.weight",
+    "encoder.norm.bias": "layernorm.bias",
+}
+_OUTSIDE = {
+    "decoder.mask_token": "decoder.mask_token",
+    "decoder.positions": "decoder.decoder_pos_embed",
+    "decoder.embed.weight": "decoder.decoder_embed.weight",
+    "decoder.embed.bias": "decoder.decoder_embed.bias",
+    "decoder.norm.weight": "decoder.decoder_norm.weight",
+    "decoder.norm.bias": "decoder.decoder_norm.bias",
+    "decoder.head.weight": "decoder.decoder_pred.weight",
+    "decoder.head.bias": "decoder.decoder_pred.bias",
+    "head.weight": "classifier.weight",
+    "head.bias": "classifier.bias",
+}
+_BLOCK: dict[int, dict[str, tuple[str, ...]]] = {
+    4: {
+        "norm1": ("layernorm_before",),
+        "norm2": ("layernorm_after",),
+        "attn.qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
+        "attn.proj": ("attention.output.dense",),
+        "mlp.fc1": ("intermediate.dense",),
+        "mlp.fc2": ("output.dense",),
+    },
+    5: {
+        "norm1": ("layernorm_before",),
+        "norm2": ("layernorm_after",),
+        "attn.qkv": tuple(f"attention.{part}_proj" for part in "qkv"),
+        "attn.proj": ("attention.o_proj",),
+        "mlp.fc1": ("mlp.fc1",),
+        "mlp.fc2": ("mlp.fc2",),
+    },
+}
+_BLOCKS = {4: "encoder.layer.", 5: "layers."}
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """Names of one major version, with or without the `vit.` of a model that wraps the encoder."""
+
+    version: Literal[4, 5] = 4
+    prefix: Literal["", "vit."] = "vit."
+    name: str = "hf"
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The pooler of `ViTModel`: a layer after the features, random in most files."""
+        return (self.prefix + "pooler.",)
+
+    def theirs(self, ours: str) -> tuple[str, ...]:
+        """Their key for a tensor of ours; three for q, k, v; none for an LN after pooling."""
+        if ours in _OUTSIDE:
+            return (_OUTSIDE[ours],)
+        if ours in _EMBEDDINGS:
+            return (self.prefix + _EMBEDDINGS[ours],)
+        side, found, rest = ours.partition(".blocks.")
+        if not found:
+            return ()
+        blocks = self.prefix + _BLOCKS[self.version]
+        if side == "decoder":
+            blocks = "decoder.decoder_layers."
+        index, _, inner = rest.partition(".")
+        layer, _, kind = inner.rpartition(".")
+        return tuple(f"{blocks}{index}.{key}.{kind}" for key in _BLOCK[self.version].get(layer, ()))
+
+
+def detect(keys: Mapping[str, Any]) -> HuggingFace:
+    """Which version and prefix a file's keys have."""
+    is_new = any(".attention.q_proj." in key or key.endswith(".o_proj.weight") for key in keys)
+    is_wrapped = any(key.startswith("vit.") for key in keys)
+    return HuggingFace(5 if is_new else 4, "vit." if is_wrapped else "")
+
+
+def config_of(network: Network) -> dict[str, Any]:
+    """`config.json` of the model that computes what a network computes.
+
+    The default LN epsilon of Hugging Face (1e-12) is not the paper's, so it is always said.
+    """
+    plain = _encoder_config(network)
+    if network.decoder is not None:
+        return (
+            {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"}
+            | plain
+            | _decoder_config(network.decoder)
+            | {
+                "mask_ratio": 0.75 if network.mask_ratio is None else network.mask_ratio,
+                "norm_pix_loss": bool(network.norm_pix_loss),
+            }
+        )
+    plain |= {"model_type": "vit", "encoder_stride": network.encoder.patch_size}
+    if network.num_classes is None:
+        return {"architectures": ["ViTModel"]} | plain
+    names = {str(i): str(i) for i in range(network.num_classes)}
+    labels = {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+    return {"architectures": ["ViTForImageClassification"]} | plain | labels
+
+
+def _encoder_config(network: Network) -> dict[str, Any]:
+    encoder = network.encoder
+    return {
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.num_heads,
+        "intermediate_size": hidden_width(encoder.width, encoder.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": encoder.norm_eps,
+        "image_size": network.image_size,
+        "patch_size": encoder.patch_size,
+        "num_channels": network.num_channels,
+        "qkv_bias": True,
+    }
+
+
+def _decoder_config(decoder: DecoderConfig) -> dict[str, Any]:
+    return {
+        "decoder_hidden_size": decoder.width,
+        "decoder_num_hidden_layers": decoder.depth,
+        "decoder_num_attention_heads": decoder.num_heads,
+        "decoder_intermediate_size": hidden_width(decoder.width),
+    }
+
+
+def network_of(state_dict: Mapping[str, Tensor], recipe: PretrainRecipe) -> Network:
+    """Take the state_dict of an `MAE(recipe)`, or of its encoder with the prefix `encoder.`."""
+    decoder = recipe.decoder if any(k.startswith("decoder.") for k in state_dict) else None
+    grid = recipe.data.image_size // recipe.encoder.patch_size
+    return Network(
+        encoder=recipe.encoder,
+        image_size=recipe.data.image_size,
+        num_channels=recipe.data.num_channels,
+        state=with_positions(state_dict, recipe.encoder, decoder, grid),
+        decoder=decoder,
+        mask_ratio=binary_ratio(recipe),
+        norm_pix_loss=recipe.norm_pix_loss,
+    )
+
+
+def hf_config(recipe: PretrainRecipe) -> dict[str, Any]:
+    """Return the keyword arguments of the `ViTMAEConfig` that computes what `recipe` computes.
+
+    Hugging Face keeps floor(L · (1 − ratio)) patches in binary floats; the ratio is given so that
+    it keeps as many as we do.
+    """
+    network = Network(
+        encoder=recipe.encoder,
+        image_size=recipe.data.image_size,
+        num_channels=recipe.data.num_channels,
+        state={},
+    )
+    return (
+        _encoder_config(network)
+        | _decoder_config(recipe.decoder)
+        | {"mask_ratio": binary_ratio(recipe), "norm_pix_loss": recipe.norm_pix_loss}
+    )
+
+
+def mae_to_hf(state_dict: Mapping[str, Tensor], recipe: PretrainRecipe) -> dict[str, Tensor]:
+    """Map the state_dict of an `MAE(recipe)` to that of `ViTMAEForPreTraining`, all keys.
+
+    In the names of transformers 5. Values keep their dtype. Raises `ConfigError` for a key that
+    an `MAE` does not have.
+    """
+    foreign = [key for key in state_dict if not key.startswith(("encoder.", "decoder."))]
+    if foreign:
+        raise ConfigError(f"weight {foreign[0]!r} is not an MAE's: expected encoder.* or decoder.*")
+    return to_theirs(network_of(state_dict, recipe), HuggingFace(5))
+
+
+def binary_ratio(recipe: PretrainRecipe) -> float:
+    """The mask ratio at which binary floats keep as many patches as the recipe does."""
+    patches = recipe.num_patches
+    kept = num_keep(patches, recipe.mask_ratio)
+    if int(patches * (1 - recipe.mask_ratio)) == kept:
+        return recipe.mask_ratio
+    # Half a patch of slack: neither rounding nor truncation can move the count.
+    return 1 - (kept + 0.5) / patches
