@@ -46,7 +46,7 @@ def test_one_factor_is_uniform_and_moves_the_image_as_defined(name: str, strengt
     base = 0.0 if name == "brightness" else luma(before.float()).double().mean((1, 2, 3), True)
     span = (before - base).flatten(1)
     factor = ((out - base).flatten(1) * span).sum(1) / (span**2).sum(1)
-    assert (out - (base + factor.view(-1, 1, 1, 1) * (before - base))).abs().max() < 0.7
+    assert (out - (base + factor.view(-1, 1, 1, 1) * (before - base))).abs().max() < 1  # levels
     assert factor.min() > 0.55 and factor.max() < 1.45
     assert factor.mean().item() == pytest.approx(1, abs=0.03)
     assert factor.std().item() == pytest.approx(0.8 / 12**0.5, rel=0.08)
