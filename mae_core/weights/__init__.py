@@ -1,4 +1,18 @@
-"""Weights in other libraries' layouts, in and out: official MAE, Hugging Face, timm."""
+"""Weights in other libraries' layouts, in and out: official MAE, Hugging Face, timm.
 
+`take_in` reads somebody else's checkpoint, `write_layout` writes ours as theirs. A layout is a
+table of names (`timm.py`, `huggingface.py`); `layout.py` converts by any of them, key by key.
+"""
+
+from mae_core.weights.files import load_own as load_own
+from mae_core.weights.files import save_own as save_own
+from mae_core.weights.files import tensors_digest as tensors_digest
+from mae_core.weights.files import write_layout as write_layout
+from mae_core.weights.foreign import LAYOUTS as LAYOUTS
+from mae_core.weights.foreign import Conversion as Conversion
+from mae_core.weights.foreign import LayoutName as LayoutName
+from mae_core.weights.foreign import take_in as take_in
 from mae_core.weights.huggingface import hf_config as hf_config
 from mae_core.weights.huggingface import mae_to_hf as mae_to_hf
+from mae_core.weights.infer import Hints as Hints
+from mae_core.weights.network import Network as Network

@@ -99,7 +99,8 @@ def detect(keys: Mapping[str, Any]) -> HuggingFace:
 def config_of(network: Network) -> dict[str, Any]:
     """`config.json` of the model that computes what a network computes.
 
-    The default LN epsilon of Hugging Face (1e-12) is not the paper's, so it is always said.
+    Hugging Face keeps floor(L · (1 − ratio)) patches in binary floats; the ratio is given so that
+    it keeps as many as we do. Its default LN epsilon (1e-12) is not the paper's, so ours is said.
     """
     plain = _encoder_config(network)
     if network.decoder is not None:
@@ -108,7 +109,7 @@ def config_of(network: Network) -> dict[str, Any]:
             | plain
             | _decoder_config(network.decoder)
             | {
-                "mask_ratio": 0.75 if network.mask_ratio is None else network.mask_ratio,
+                "mask_ratio": binary_ratio(network.grid_size**2, network.mask_ratio or 0.75),
                 "norm_pix_loss": bool(network.norm_pix_loss),
             }
         )
@@ -148,37 +149,23 @@ def _decoder_config(decoder: DecoderConfig) -> dict[str, Any]:
 
 
 def network_of(state_dict: Mapping[str, Tensor], recipe: PretrainRecipe) -> Network:
-    """Take the state_dict of an `MAE(recipe)`, or of its encoder with the prefix `encoder.`."""
-    decoder = recipe.decoder if any(k.startswith("decoder.") for k in state_dict) else None
+    """The network of an `MAE(recipe)`'s state_dict."""
     grid = recipe.data.image_size // recipe.encoder.patch_size
     return Network(
         encoder=recipe.encoder,
         image_size=recipe.data.image_size,
         num_channels=recipe.data.num_channels,
-        state=with_positions(state_dict, recipe.encoder, decoder, grid),
-        decoder=decoder,
-        mask_ratio=binary_ratio(recipe),
+        state=with_positions(state_dict, recipe.encoder, recipe.decoder, grid),
+        decoder=recipe.decoder,
+        mask_ratio=recipe.mask_ratio,
         norm_pix_loss=recipe.norm_pix_loss,
     )
 
 
 def hf_config(recipe: PretrainRecipe) -> dict[str, Any]:
-    """Return the keyword arguments of the `ViTMAEConfig` that computes what `recipe` computes.
-
-    Hugging Face keeps floor(L · (1 − ratio)) patches in binary floats; the ratio is given so that
-    it keeps as many as we do.
-    """
-    network = Network(
-        encoder=recipe.encoder,
-        image_size=recipe.data.image_size,
-        num_channels=recipe.data.num_channels,
-        state={},
-    )
-    return (
-        _encoder_config(network)
-        | _decoder_config(recipe.decoder)
-        | {"mask_ratio": binary_ratio(recipe), "norm_pix_loss": recipe.norm_pix_loss}
-    )
+    """Return the keyword arguments of the `ViTMAEConfig` that computes what `recipe` computes."""
+    config = config_of(network_of({}, recipe))
+    return {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
 
 
 def mae_to_hf(state_dict: Mapping[str, Tensor], recipe: PretrainRecipe) -> dict[str, Tensor]:
@@ -193,11 +180,10 @@ def mae_to_hf(state_dict: Mapping[str, Tensor], recipe: PretrainRecipe) -> dict[
     return to_theirs(network_of(state_dict, recipe), HuggingFace(5))
 
 
-def binary_ratio(recipe: PretrainRecipe) -> float:
-    """The mask ratio at which binary floats keep as many patches as the recipe does."""
-    patches = recipe.num_patches
-    kept = num_keep(patches, recipe.mask_ratio)
-    if int(patches * (1 - recipe.mask_ratio)) == kept:
-        return recipe.mask_ratio
+def binary_ratio(num_patches: int, mask_ratio: float) -> float:
+    """The mask ratio at which binary floats keep as many patches as exact decimals do."""
+    kept = num_keep(num_patches, mask_ratio)
+    if int(num_patches * (1 - mask_ratio)) == kept:
+        return mask_ratio
     # Half a patch of slack: neither rounding nor truncation can move the count.
-    return 1 - (kept + 0.5) / patches
+    return 1 - (kept + 0.5) / num_patches

@@ -6,6 +6,7 @@ of all published ViTs: 64 channels each, in H 80 (arXiv 2010.11929 Table 1, 2111
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,16 +65,18 @@ def infer(
     require(patch == across, f"patches of {patch}x{across} pixels: only square ones are supported")
     grid = _grid(_shape(tensors, layout, "encoder.positions", 3)[1])
     hidden = _shape(tensors, layout, "encoder.blocks.0.mlp.fc1.weight", 2)[0]
+    depth = _depth(tensors, layout, "encoder")
+    _check_size(hints, width, depth)
     heads, note = _heads(width, config, hints)
     encoder = EncoderConfig(
         width=width,
-        depth=_depth(tensors, layout, "encoder"),
+        depth=depth,
         num_heads=heads,
         patch_size=patch,
         mlp_ratio=hidden / width,
         norm_eps=float(config.get("layer_norm_eps", 1e-6)),
     )
-    encoder = _named(encoder, hints)
+    encoder = replace(encoder, name=_name(encoder))
     image_size = grid * patch
     decoder, decoder_note = _decoder(tensors, layout, config, hints)
     shapes = encoder_shapes(encoder, image_size, num_channels)
@@ -109,7 +112,7 @@ def _shape(tensors: Mapping[str, Tensor], layout: Layout, ours: str, rank: int) 
 
 
 def _grid(num_positions: int) -> int:
-    side = round((num_positions - 1) ** 0.5)
+    side = math.isqrt(max(num_positions - 1, 0))
     require(
         num_positions > 1 and side * side == num_positions - 1,
         f"{num_positions} positions are no class token and a square of patches: models with other "
@@ -154,17 +157,26 @@ def _heads(width: int, config: Mapping[str, Any], hints: Hints) -> tuple[int, st
     )
 
 
-def _named(encoder: EncoderConfig, hints: Hints) -> EncoderConfig:
-    """Give the name of the size that it has; refuse another one than was asked for."""
-    if hints.size is not None:
-        size = named_encoder(hints.size)
-        has, wants = _dimensions(encoder), _dimensions(size)
-        require(
-            has == wants,
-            f"--size {hints.size} has width, depth and heads {wants}, but the file's are {has}",
-        )
-    names = [n for n, size in ENCODERS.items() if _dimensions(size) == _dimensions(encoder)]
-    return replace(encoder, name=names[0] if names else "")
+def _check_size(hints: Hints, width: int, depth: int) -> None:
+    """Refuse a file of another size than the caller named."""
+    if hints.size is None:
+        return
+    size = named_encoder(hints.size)
+    require(
+        (size.width, size.depth) == (width, depth),
+        f"--size {hints.size} has width {size.width} and depth {size.depth}, but the file has "
+        f"{width} and {depth}",
+    )
+    require(
+        hints.num_heads in (None, size.num_heads),
+        f"--size {hints.size} has {size.num_heads} heads and --heads says {hints.num_heads}",
+    )
+
+
+def _name(encoder: EncoderConfig) -> str:
+    """Name of the size that an encoder has, empty for one without a name."""
+    same = (n for n, size in ENCODERS.items() if _dimensions(size) == _dimensions(encoder))
+    return next(same, "")
 
 
 def _dimensions(encoder: EncoderConfig) -> Shape:

@@ -85,7 +85,8 @@ def decoder_shapes(
 ) -> dict[str, Shape]:
     """Name and shape of every tensor of a pixel decoder, positions included."""
     with torch.device("meta"):
-        module = Decoder(decoder, encoder, grid_size, num_channels, generator=_unused())
+        outputs = encoder.patch_size**2 * num_channels
+        module = Decoder(decoder, encoder, grid_size, outputs, generator=_unused())
     shapes = {DECODER + name: tuple(v.shape) for name, v in module.state_dict().items()}
     return shapes | {DECODER + "positions": (1 + grid_size**2, decoder.width)}
 

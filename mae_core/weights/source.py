@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ def _read_file(path: Path, config: dict[str, Any]) -> Source:
 
 def _unpickle(path: Path) -> Mapping[Any, Any]:
     try:
-        with torch.serialization.safe_globals(list(INERT)):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(INERT)):
+            warnings.simplefilter("ignore")  # about pickle protocols, which the user cannot change
             content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )

@@ -1,0 +1,208 @@
+"""A network in files: this project's own, and those of other libraries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mae_core.config import CLASSIFIER_FILE, DECODER_FILE, ENCODER_FILE, DecoderConfig, require
+from mae_core.errors import CheckpointError, ConfigError
+from mae_core.evaluate import encoder_file, finetune
+from mae_core.weights import huggingface
+from mae_core.weights.foreign import LayoutName, naming_for_export
+from mae_core.weights.layout import check_state, to_theirs
+from mae_core.weights.network import (
+    DECODER,
+    ENCODER,
+    Network,
+    with_positions,
+    without_fixed_positions,
+)
+
+PICKLES = (".pth", ".pt", ".bin")
+
+
+def save_own(
+    network: Network, folder: Path, extra: Mapping[str, str], class_names: Sequence[str] = ()
+) -> list[str]:
+    """Write what stages read: the encoder, and the decoder or the classifier that came with it.
+
+    Returns the names of the files. Positions that equal the fixed table bit by bit are left out,
+    as in the files of our own pretraining.
+    """
+    described = encoder_file.describe(network.encoder, network.image_size, network.num_channels)
+    state = without_fixed_positions(network)
+    encoder = {k.removeprefix(ENCODER): v for k, v in state.items() if k.startswith(ENCODER)}
+    if network.pools_patches:
+        encoder |= {f"norm.{part}": state[f"norm.{part}"] for part in ("weight", "bias")}
+    encoder_file.save_encoder(
+        folder / ENCODER_FILE,
+        encoder,
+        network.encoder,
+        network.image_size,
+        network.num_channels,
+        extra,
+    )
+    names = [ENCODER_FILE]
+    if network.decoder is not None:
+        decoder = {k: v for k, v in state.items() if k.startswith(DECODER)}
+        encoder_file.write_tensors(folder / DECODER_FILE, decoder, _decoder_metadata(network))
+        names.append(DECODER_FILE)
+    if network.num_classes is not None:
+        metadata = described | {
+            "format": finetune.FORMAT,
+            "features": "mean" if network.pools_patches else "cls",
+            "class_names": json.dumps(
+                list(class_names) or [str(i) for i in range(network.num_classes)]
+            ),
+        }
+        # A classifier's positions are a parameter, fixed ones too.
+        encoder_file.write_tensors(folder / CLASSIFIER_FILE, network.state, metadata)
+        names.append(CLASSIFIER_FILE)
+    return names
+
+
+def load_own(path: Path, *, with_decoder: bool = False) -> Network:
+    """Read an encoder file, or a classifier's, as a network.
+
+    The decoder is the `decoder.safetensors` beside the encoder. One that does not describe itself
+    has the heads of the paper's code (16); its recipe says more, see `with_recipe`.
+
+    Raises:
+        CheckpointError: a file is damaged or of another kind.
+        ConfigError: a decoder is asked for and there is none.
+    """
+    state, metadata = encoder_file.read_tensors(path)
+    if metadata.get("format") == finetune.FORMAT:
+        require(not with_decoder, f"{path} is a classifier: it has no decoder")
+        config, image_size, num_channels = encoder_file.parse_description(path, metadata)
+        return _checked(
+            Network(encoder=config, image_size=image_size, num_channels=num_channels, state=state),
+            path,
+        )
+    file = encoder_file.read_encoder(path)
+    state = {ENCODER + name: value for name, value in file.state.items()}
+    decoder, facts = None, dict[str, str]()
+    if with_decoder:
+        beside = path.with_name(DECODER_FILE)
+        require(beside.is_file(), f"{path}: no {DECODER_FILE} beside it; leave --with-decoder away")
+        tensors, facts = encoder_file.read_tensors(beside)
+        state |= tensors
+        decoder = _decoder_config(beside, tensors, facts)
+    grid = file.image_size // file.config.patch_size
+    ratio, is_normalised = (json.loads(facts.get(k, "null")) for k in _DECODER_FACTS)
+    network = Network(
+        encoder=file.config,
+        image_size=file.image_size,
+        num_channels=file.num_channels,
+        state=with_positions(state, file.config, decoder, grid),
+        decoder=decoder,
+        mask_ratio=ratio,
+        norm_pix_loss=is_normalised,
+    )
+    return _checked(network, path)
+
+
+def write_layout(network: Network, layout: LayoutName, out: Path) -> list[Path]:
+    """Write a network as another library does, atomically; return the files.
+
+    `hf` writes a folder with `config.json` and `model.safetensors`; `official` a `.pth` with the
+    key `model`; `timm` a state dict as `.safetensors` or `.pth`.
+
+    Raises:
+        ConfigError: the layout has no place for a part of the network, or `out` another ending.
+    """
+    if layout == "hf":
+        require(
+            not network.pools_patches,
+            "Hugging Face's ViT classifies the class token: a classifier of the mean patch token "
+            "has no place there; use --layout timm or official",
+        )
+        require(out.suffix not in (*PICKLES, ".safetensors"), f"--out {out}: hf writes a folder")
+        return _write_folder(network, out)
+    tensors = to_theirs(network, naming_for_export(layout, network))
+    endings = PICKLES if layout == "official" else (".safetensors", *PICKLES)
+    require(
+        out.suffix in endings,
+        f"--out {out}: the {layout} layout is a file that ends in {' or '.join(endings)}",
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    if out.suffix == ".safetensors":
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    else:
+        torch.save({"model": tensors} if layout == "official" else tensors, temporary)
+    os.replace(temporary, out)
+    return [out]
+
+
+def tensors_digest(network: Network) -> str:
+    """SHA-256 of a network's content, hex: its shape in words, then every tensor by name.
+
+    Independent of the layout it came from and of how its file was written.
+    """
+    encoder, decoder = asdict(network.encoder), network.decoder and asdict(network.decoder)
+    del encoder["name"]
+    sha = hashlib.sha256()
+    words = [encoder, decoder, network.image_size, network.num_channels]
+    sha.update(json.dumps(words, sort_keys=True).encode())
+    for name, value in sorted(network.state.items()):
+        value = value.detach().cpu().float().contiguous()
+        sha.update(json.dumps([name, list(value.shape)]).encode())
+        sha.update(value.numpy().data)
+    return sha.hexdigest()
+
+
+_DECODER_FACTS = ("mask_ratio", "norm_pix_loss")
+
+
+def _decoder_metadata(network: Network) -> dict[str, str]:
+    assert network.decoder is not None
+    facts = {
+        "decoder": asdict(network.decoder),
+        "mask_ratio": network.mask_ratio,
+        "norm_pix_loss": network.norm_pix_loss,
+    }
+    return {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
+
+
+def _decoder_config(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> DecoderConfig:
+    try:
+        if "decoder" in metadata:
+            return DecoderConfig(**json.loads(metadata["decoder"]))
+        blocks = {name.split(".")[2] for name in tensors if name.startswith("decoder.blocks.")}
+        width = tensors["decoder.embed.weight"].shape[0]
+        return DecoderConfig(width=width, depth=len(blocks))
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: describes no pixel decoder: {error}") from error
+
+
+def _checked(network: Network, path: Path) -> Network:
+    try:
+        check_state(network)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return network
+
+
+def _write_folder(network: Network, out: Path) -> list[Path]:
+    tensors = to_theirs(network, naming_for_export("hf", network))
+    out.mkdir(parents=True, exist_ok=True)
+    weights, config = out / "model.safetensors", out / "config.json"
+    temporary = out / f".{weights.name}.{os.getpid()}.tmp"
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    os.replace(temporary, weights)
+    temporary = out / f".{config.name}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(huggingface.config_of(network), indent=1) + "\n")
+    os.replace(temporary, config)
+    return [config, weights]
