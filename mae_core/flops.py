@@ -106,19 +106,19 @@ def target_width(recipe: PretrainRecipe) -> int:
 
 
 def tokenizer_params(recipe: TokenizerRecipe) -> int:
-    """Count the parameters of a discrete VAE's encoder, code book and decoder."""
+    """Count the parameters of a tokenizer's encoder, code book and decoder."""
     return sum(inputs * outputs * kernel**2 + outputs for inputs, outputs, kernel, _ in
-               tokenizer_layers(recipe)) + recipe.vocabulary * recipe.width  # fmt: skip
+               tokenizer_layers(recipe)) + recipe.vocabulary * recipe.code_dim  # fmt: skip
 
 
 def tokenizer_flops_per_image(recipe: TokenizerRecipe) -> FlopCount:
-    """Count one training image of a discrete VAE: convolutions and code book, 3 × forward."""
+    """Count one training image of a tokenizer: convolutions and code book, 3 × forward."""
     forward = sum(
         2 * inputs * outputs * kernel**2 * side**2
         for inputs, outputs, kernel, side in tokenizer_layers(recipe)
     )
     grid = recipe.data.image_size // recipe.patch_size
-    forward += 2 * grid**2 * recipe.vocabulary * recipe.width
+    forward += 2 * grid**2 * recipe.vocabulary * recipe.code_dim
     return FlopCount(3 * forward, 3 * forward)
 
 
@@ -129,7 +129,8 @@ def tokenizer_layers(recipe: TokenizerRecipe) -> list[tuple[int, int, int, int]]
     sides = [size >> (i + 1) for i in range(halvings)]
     grid = sides[-1]
     down = [(channels if i == 0 else width, width, 4, side) for i, side in enumerate(sides)]
-    body = [(width, width, 3, grid), (width, recipe.vocabulary, 1, grid), (width, width, 3, grid)]
+    code = recipe.code_dim
+    body = [(width, width, 3, grid), (width, code, 1, grid), (code, width, 3, grid)]
     # A transposed convolution multiplies kernel² values for each pixel of its input.
     up = [(width, width if i + 1 < halvings else channels, 4, side)
           for i, side in enumerate(reversed(sides))]  # fmt: skip

@@ -33,6 +33,10 @@ class Stream(enum.IntEnum):
     ERASE_NOISE = 12
     JITTER = 13
     CORRUPTION = 14
+    MASK_SHAPE = 20
+    TRAIN_SUBSET = 21
+    SAMPLE = 22
+    CODE_INIT = 23
 
 
 def _mix(value: U64) -> U64:

@@ -1,10 +1,10 @@
 """The masked autoencoder: encode the visible patches, predict the pixels of the masked ones.
 
 Legend: N = images, L = patches, K = visible, M = L − K masked patches, T = tokens, D = decoder
-width, E = encoder width, P = patch_size² · channels. The decoder works in *shuffled order*
-(class token, visible, masked): self-attention does not see the order of tokens, only their
-positions, so the paper's un-shuffle is a gather of constant positions instead of tokens, and
-"predict the masked tokens only" is a slice.
+width, E = encoder width, P = patch_size² · channels, Q = width of the target (P for pixels). The
+decoder works in *shuffled order* (class token, visible, masked): self-attention does not see the
+order of tokens, only their positions, so the paper's un-shuffle is a gather of constant positions
+instead of tokens, and "predict the masked tokens only" is a slice.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core.config import DecoderConfig, EncoderConfig, PretrainRecipe, num_keep
+from mae_core.flops import target_width
 from mae_core.masking import random_masking, shuffle_order
 from mae_core.positions import sincos_positions
 from mae_core.targets import patch_targets, patchify
-from mae_core.vit import NORM_EPS, Block, Encoder, Linear, init_weights
+from mae_core.vit import NORM_EPS, TOKEN_STD, Block, Encoder, Linear, init_weights
 
 
 class Reconstruction(NamedTuple):
     """What the decoder says about every patch, for galleries."""
 
     prediction_NLP: Tensor
-    """(N, L, P), float32, in the target's space: normalised per patch if `norm_pix_loss`."""
+    """(N, L, Q), float32, in the target's space: normalised per patch if `norm_pix_loss`."""
     mask_NL: Tensor
     """(N, L), float32; 1 = masked. Visible patches were never trained to be predicted."""
 
@@ -39,7 +40,7 @@ class Decoder(nn.Module):
         config: DecoderConfig,
         encoder: EncoderConfig,
         grid_size: int,
-        num_channels: int,
+        num_outputs: int,
         *,
         generator: torch.Generator,
     ) -> None:
@@ -55,13 +56,14 @@ class Decoder(nn.Module):
             Block(config.width, config.num_heads) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.head = Linear(config.width, encoder.patch_size**2 * num_channels)
+        self.head = Linear(config.width, num_outputs)
         init_weights(self, generator)
 
     def forward(self, tokens_NTE: Tensor, ids_shuffle_NL: Tensor, first: int) -> Tensor:
-        """Predict the patches from token `first` on, in shuffled order: (N, 1 + L − first, P).
+        """Predict the patches from token `first` on, in shuffled order: (N, 1 + L − first, Q).
 
-        `tokens_NTE` (N, 1 + K, E) are the encoder's, class token first.
+        `tokens_NTE` (N, 1 + K, E) are the encoder's, class token first; where they include those
+        of hidden patches, K = L and no mask token is added here.
         """
         n, num_patches = ids_shuffle_NL.shape
         x_NTD = self.embed(tokens_NTE)
@@ -91,32 +93,58 @@ class MAE(nn.Module):
         self.patch_size = config.patch_size
         self.norm_pix_loss = recipe.norm_pix_loss
         self.num_keep = num_keep(recipe.num_patches, recipe.mask_ratio)
+        self.first = 1 if recipe.loss_on == "all" else 1 + self.num_keep
         self.encoder = Encoder(config, data.image_size, data.num_channels, generator=generator)
         grid_size = data.image_size // config.patch_size
         self.decoder = Decoder(
-            recipe.decoder, config, grid_size, data.num_channels, generator=generator
+            recipe.decoder, config, grid_size, target_width(recipe), generator=generator
         )
+        self.mask_token: nn.Parameter | None = None
+        if recipe.mask_tokens_in_encoder:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
+            nn.init.normal_(self.mask_token, std=TOKEN_STD, generator=generator)
 
-    def forward(self, images_NCHW: Tensor, noise_NL: Tensor) -> Tensor:
-        """Return the loss, a float32 scalar: squared error, mean over masked patches only.
+    def forward(
+        self, images_NCHW: Tensor, noise_NL: Tensor, target_NL: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss, a float32 scalar: mean over masked patches (or all, if so configured).
 
         `images_NCHW` are normalised floats, `noise_NL` float32 draws whose order is the mask.
+        `target_NL` are targets other than pixels: floats (N, L, Q) for a squared error, int64
+        codes (N, L) for a cross-entropy.
         Every image has the same number of masked patches, so one plain mean is the paper's
         (sum over masked patches of the mean over pixels) / (number of masked patches).
         """
         patches_NLP = patchify(images_NCHW, self.patch_size)
         ids_shuffle_NL = shuffle_order(noise_NL)
-        tokens = self.encoder.forward_visible(patches_NLP, ids_shuffle_NL[:, : self.num_keep])
-        prediction_NMP = self.decoder(tokens, ids_shuffle_NL, 1 + self.num_keep)
-        ids_masked_NM1 = ids_shuffle_NL[:, self.num_keep :].unsqueeze(-1)
-        masked_NMP = torch.take_along_dim(patches_NLP, ids_masked_NM1, dim=1)
-        return F.mse_loss(prediction_NMP.float(), patch_targets(masked_NMP, self.norm_pix_loss))
+        prediction_NMQ = self.decoder(
+            self._encode(patches_NLP, ids_shuffle_NL), ids_shuffle_NL, self.first
+        ).float()
+        ids_NM = ids_shuffle_NL[:, self.first - 1 :]
+        if target_NL is None:
+            asked_NMP = torch.take_along_dim(patches_NLP, ids_NM.unsqueeze(-1), dim=1)
+            return F.mse_loss(prediction_NMQ, patch_targets(asked_NMP, self.norm_pix_loss))
+        if target_NL.is_floating_point():
+            asked_NMQ = torch.take_along_dim(target_NL, ids_NM.unsqueeze(-1), dim=1)
+            return F.mse_loss(prediction_NMQ, asked_NMQ.float())
+        codes_NM = torch.take_along_dim(target_NL, ids_NM, dim=1)
+        return F.cross_entropy(prediction_NMQ.flatten(0, 1), codes_NM.flatten())
+
+    def _encode(self, patches_NLP: Tensor, ids_shuffle_NL: Tensor) -> Tensor:
+        """Encode the visible patches, and mask tokens for the hidden ones if so configured."""
+        ids_keep_NK = ids_shuffle_NL[:, : self.num_keep]
+        if self.mask_token is None:
+            return self.encoder.forward_visible(patches_NLP, ids_keep_NK)
+        hidden = (self.mask_token, ids_shuffle_NL[:, self.num_keep :])
+        tokens: Tensor = self.encoder(patches_NLP, ids_keep_NK, None, hidden)
+        return tokens
 
     @torch.no_grad()
     def reconstruct(self, images_NCHW: Tensor, noise_NL: Tensor) -> Reconstruction:
         """Predict every patch, in image order; the same arguments as `forward`."""
-        ids_keep_NK, ids_restore_NL, mask_NL = random_masking(noise_NL, self.num_keep)
-        tokens = self.encoder.forward_visible(patchify(images_NCHW, self.patch_size), ids_keep_NK)
-        shuffled_NLP = self.decoder(tokens, shuffle_order(noise_NL), 1)
+        _, ids_restore_NL, mask_NL = random_masking(noise_NL, self.num_keep)
+        ids_shuffle_NL = shuffle_order(noise_NL)
+        tokens = self._encode(patchify(images_NCHW, self.patch_size), ids_shuffle_NL)
+        shuffled_NLP = self.decoder(tokens, ids_shuffle_NL, 1)
         prediction = torch.take_along_dim(shuffled_NLP, ids_restore_NL.unsqueeze(-1), dim=1)
         return Reconstruction(prediction.float(), mask_NL)

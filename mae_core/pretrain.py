@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import nn
 
 from mae_core import dist
 from mae_core.config import (
@@ -19,17 +19,19 @@ from mae_core.config import (
     split_batch,
 )
 from mae_core.context import RunContext
-from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
+from mae_core.custom_targets import Target, make_target
+from mae_core.data.loader import Batch, TrainLoader, normalise
 from mae_core.data.sources import ImageData
+from mae_core.errors import ConfigError
 from mae_core.evaluate.encoder_file import save_encoder, write_tensors
+from mae_core.extension import resolve
+from mae_core.gallery import make_gallery
 from mae_core.lr_schedule import LrSchedule
 from mae_core.mae import MAE
-from mae_core.masking import mask_noise
+from mae_core.mask_samplers import mask_sampler
 from mae_core.optim import pretrain_groups
-from mae_core.targets import patchify, unpatchify
 from mae_core.training import TrainJob, TrainResult, train
-
-GALLERY_IMAGES = 8
+from mae_core.vit import Encoder
 
 
 def run_pretrain(
@@ -42,15 +44,17 @@ def run_pretrain(
         NumericsError: the loss became non-finite.
         Stopped: somebody asked to stop; a checkpoint is committed.
     """
-    module = MAE(recipe)
+    module = build_module(recipe)
+    target = make_target(recipe, ctx, dist.device())
+    sampler = mask_sampler(recipe)
     split = data.split("train")
     batch = split_batch(recipe.global_batch, execution)
     num_steps = recipe.duration.num_steps(num_images=len(split), global_batch=recipe.global_batch)
 
     def prepare(micro_batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
         images = _normalise(recipe, micro_batch.images, device)
-        noise = mask_noise(recipe.seed, micro_batch.epoch, micro_batch.index, recipe.num_patches)
-        return images, noise.to(device)
+        noise = sampler(micro_batch.epoch, micro_batch.index).to(device)
+        return (images, noise) if target is None else (images, noise, target(images))
 
     job = TrainJob(
         module=module,
@@ -79,7 +83,7 @@ def run_pretrain(
     )
     result = train(job, execution, ctx)
     if dist.rank() == 0:
-        _save(recipe, result, ctx, data)
+        _save(recipe, result, ctx, data, target)
     dist.barrier()
     return result.facts() | {
         "steps": num_steps,
@@ -96,7 +100,32 @@ def _normalise(recipe: PretrainRecipe, images: torch.Tensor, device: torch.devic
     return normalise(images, recipe.data.pixel_mean, recipe.data.pixel_std, device)
 
 
-def _save(recipe: PretrainRecipe, result: TrainResult, ctx: RunContext, data: ImageData) -> None:
+def build_module(recipe: PretrainRecipe) -> nn.Module:
+    """The network that `objective` names; raises `ConfigError` if one's own has no encoder.
+
+    One's own is `make(recipe) -> nn.Module` with an `encoder` of `mae_core.vit`; its forward takes
+    (images, noise) and, where the target is not pixels, the targets, and returns a scalar loss.
+    """
+    if recipe.objective == "mae":
+        return MAE(recipe)
+    module = resolve(recipe.objective)(recipe)
+    if not isinstance(module, nn.Module) or not isinstance(
+        getattr(module, "encoder", None), Encoder
+    ):
+        raise ConfigError(
+            f"objective {recipe.objective!r} returned a {type(module).__name__}: it must return a "
+            "torch module whose `encoder` is a mae_core.vit.Encoder"
+        )
+    return module
+
+
+def _save(
+    recipe: PretrainRecipe,
+    result: TrainResult,
+    ctx: RunContext,
+    data: ImageData,
+    target: Target | None,
+) -> None:
     """Write the encoder (for evaluations), the decoder (for whoever reconstructs) and a gallery."""
     prefix = "encoder."
     encoder = {k.removeprefix(prefix): v for k, v in result.state.items() if k.startswith(prefix)}
@@ -110,47 +139,6 @@ def _save(recipe: PretrainRecipe, result: TrainResult, ctx: RunContext, data: Im
         extra={"science_hash": ctx.science_hash},
     )
     write_tensors(ctx.output_dir / DECODER_FILE, decoder, {})
-    arrays = _gallery(recipe, result, data)
-    np.savez_compressed(ctx.output_dir / GALLERY_FILE, **arrays)  # type: ignore[arg-type]
-
-
-def _gallery(
-    recipe: PretrainRecipe, result: TrainResult, data: ImageData
-) -> dict[str, npt.NDArray[Any]]:
-    """Reconstruct the first test images with fixed masks; pictures are (n, H, W, C) in 0..1."""
-    batch = _first_images(recipe, data)
-    module = MAE(recipe)
-    module.load_state_dict(result.state, strict=False)
-    module.eval()
-    images = _normalise(recipe, batch.images, torch.device("cpu"))
-    noise = mask_noise(0, 0, batch.index, recipe.num_patches)
-    with torch.inference_mode():
-        prediction, mask = module.reconstruct(images, noise)
-        target = patchify(images, recipe.encoder.patch_size)
-        if recipe.norm_pix_loss:
-            mean = target.mean(dim=-1, keepdim=True)
-            deviation = (target.var(dim=-1, keepdim=True) + 1e-6).sqrt()
-            prediction = prediction * deviation + mean
-        pasted = torch.where(mask[..., None].bool(), prediction, target)
-        picture = unpatchify(pasted, recipe.encoder.patch_size)
-    note = "patch mean and deviation are the true image's" if recipe.norm_pix_loss else ""
-    return {
-        "images": _to_unit(recipe, images),
-        "mask": mask.numpy().astype(np.uint8),
-        "reconstruction": _to_unit(recipe, picture),
-        "note": np.array(note),
-    }
-
-
-def _first_images(recipe: PretrainRecipe, data: ImageData) -> Batch:
-    split = data.split("test") if len(data.split("test")) else data.split("train")
-    batches = eval_batches(split, recipe.data, GALLERY_IMAGES, rank=0, world=1)
-    return next(iter(batches))
-
-
-def _to_unit(recipe: PretrainRecipe, images: torch.Tensor) -> npt.NDArray[np.float32]:
-    """Undo the normalisation: (n, C, H, W) to (n, H, W, C) in 0..1."""
-    mean = torch.tensor(recipe.data.pixel_mean).view(1, -1, 1, 1)
-    std = torch.tensor(recipe.data.pixel_std).view(1, -1, 1, 1)
-    pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
-    return np.ascontiguousarray(pixels.numpy().astype(np.float32))
+    if recipe.objective == "mae":
+        arrays = make_gallery(recipe, result.state, data, target)
+        np.savez_compressed(ctx.output_dir / GALLERY_FILE, **arrays)  # type: ignore[arg-type]

@@ -134,8 +134,9 @@ class Encoder(nn.Module):
         """Encode patches to (N, 1 + K, D) after the final LN, in the order of `ids_keep_NK`.
 
         None keeps all L patches in place. `hidden`, a mask token (1, 1, D) and int64 ids (N, M),
-        appends M mask tokens at those places (paper Table 1c, "encoder with [M]"). Both public entry points come through here by a module
-        call, because ZeRO-3 gathers a module's own parameters in the hooks of that call.
+        appends M mask tokens at those places (paper Table 1c, "encoder with [M]").
+        Both public entry points come through here by a module call, because ZeRO-3 gathers a
+        module's own parameters in the hooks of that call.
         """
         # DeepSpeed's bf16 casts parameters and may leave buffers in float32.
         dtype = self.patch_embed.weight.dtype

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mae_core.config import RECIPES, AnyRecipe, EvalRecipe, Execution
+from mae_core.errors import ConfigError
 from studies.errors import StudyError, unknown
 from studies.results import Role
 
@@ -86,6 +87,7 @@ def _check_stage(cell: str, stage: Stage, earlier: dict[str, Stage]) -> None:
     for parent in stage.parents:
         if parent not in earlier:
             raise unknown("parent", parent, earlier, where=f"cell {cell}, stage {stage.name}")
+    suppliers = {}
     for file in stage.recipe.needs:
         sources = [p for p in stage.parents if file in earlier[p].recipe.YIELDS]
         if len(sources) != 1:
@@ -94,6 +96,11 @@ def _check_stage(cell: str, stage: Stage, earlier: dict[str, Stage]) -> None:
                 f"cell {cell}, stage {stage.name}: {stage.kind} needs one parent that leaves "
                 f"{file} (a stage of kind {able}), found {len(sources)}"
             )
+        suppliers[file] = earlier[sources[0]].recipe
+    try:
+        stage.recipe.check_parents(suppliers)
+    except ConfigError as error:
+        raise StudyError(f"cell {cell}, stage {stage.name}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,11 +211,20 @@ class Study:
     sweep: Sweep | None = None
     notes: tuple[str, ...] = ()
     """What a reader of the report must know: what such data can show and what it cannot."""
+    axes: tuple[str, ...] = ()
+    """What the report draws accuracy against, a figure each (`studies.axes`); none: duration,
+    parameters and compute. Not part of any identity."""
+    measures: tuple[str, ...] = ("top1",)
+    """What it draws: `top1`, and of pretraining `speedup`, `relative_flops`."""
+    published: tuple[str, ...] = ()
+    """Sets of `studies.reference` that it draws beside the measured: `MAE paper, Fig 5`."""
 
     def __post_init__(self) -> None:
-        from studies.overrides import check_winner_fits  # which builds on this module
+        from studies.axes import check_figures  # which builds on this module
+        from studies.overrides import check_winner_fits  # as does this
 
         check_address("study name", self.name)
+        check_figures(self)
         seen = set()
         for cell in self.cells:
             if cell.address in seen:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from mae_core.config.base import (
     BASIS_FILE,
@@ -133,6 +134,11 @@ class PretrainRecipe(Recipe):
         """The tokenizer or the basis that makes its targets."""
         return {"tokens": (TOKENIZER_FILE,), "pca": (BASIS_FILE,)}.get(self.target, ())
 
+    def check_parents(self, parents: Mapping[str, Recipe]) -> None:
+        """Refuse a tokenizer or basis of other patches than the encoder's."""
+        for parent in parents.values():
+            _check_maker(self, parent)
+
     @property
     def protocol(self) -> str:
         """What a reader must know to compare two losses."""
@@ -143,6 +149,29 @@ class PretrainRecipe(Recipe):
     def num_patches(self) -> int:
         """Patches per image."""
         return num_patches(self.data.image_size, self.encoder.patch_size)
+
+
+def _check_maker(recipe: PretrainRecipe, maker: Any) -> None:
+    """Refuse what makes targets of other patches, or fewer of them than are asked for."""
+    for name, has, wants in (
+        ("patch_size", maker.patch_size, recipe.encoder.patch_size),
+        ("data.image_size", maker.data.image_size, recipe.data.image_size),
+        ("data.num_channels", maker.data.num_channels, recipe.data.num_channels),
+        ("data.pixel_mean", maker.data.pixel_mean, recipe.data.pixel_mean),
+        ("data.pixel_std", maker.data.pixel_std, recipe.data.pixel_std),
+    ):
+        require(
+            has == wants,
+            f"the {maker.KIND} has {name} {has}, the pretraining {wants}: they must see the same "
+            "patches",
+        )
+    width, wanted = getattr(maker, "vocabulary", None), recipe.target_dim
+    require(
+        width in (None, wanted),
+        f"the tokenizer has {width} codes, target_dim is {wanted}: set pretrain.target_dim={width}",
+    )
+    found = getattr(maker, "num_components", wanted)
+    require(wanted <= found, f"target_dim {wanted} of a basis with {found} components")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +211,7 @@ class BasisRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerRecipe(Recipe):
-    """Discrete VAE whose codes are a target (paper Table 1d; Ramesh et al., arXiv 2102.12092)."""
+    """Small VQ-VAE whose codes are a target (paper Table 1d; arXiv 1711.00937)."""
 
     KIND: ClassVar[str] = "tokenizer"
     ENTRY: ClassVar[str] = "mae_core.tokenizer_stage:run_tokenizer"
@@ -195,10 +224,8 @@ class TokenizerRecipe(Recipe):
     """Number of codes."""
     width: int = 64
     """Channels of the convolutions."""
-    temperature: tuple[float, float] = (1.0, 0.0625)
-    """Of the Gumbel-softmax relaxation, first and last step, exponential between."""
-    kl_weight: float = 0.0
-    """Weight of the divergence from uniform codes; 0 as in BEiT's use."""
+    code_dim: int = 16
+    """Width of a code; few dimensions keep the code book in use (ViT-VQGAN, arXiv 2110.04627)."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     duration: Duration = field(default_factory=lambda: Duration.epochs(100))
     global_batch: int = 512
@@ -220,9 +247,9 @@ class TokenizerRecipe(Recipe):
         require(size % patch == 0, f"image size {size} is not divisible by the patch size {patch}")
         require(self.vocabulary >= 2, f"vocabulary {self.vocabulary}: must be ≥ 2 codes")
         require(self.width >= 1, f"tokenizer width {self.width}: must be ≥ 1")
-        require(min(self.temperature) > 0, f"temperatures {self.temperature}: must be > 0")
+        require(self.code_dim >= 1, f"code_dim {self.code_dim}: must be ≥ 1")
 
     @property
     def protocol(self) -> str:
         """Name for people."""
-        return f"discrete VAE, {self.vocabulary} codes of {self.patch_size} px"
+        return f"tokenizer, {self.vocabulary} codes of {self.patch_size} px"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +31,9 @@ class Recipe:
     def needs(self) -> tuple[str, ...]:
         """Files of its parents that it reads; exactly one parent yields each."""
         return ()
+
+    def check_parents(self, parents: Mapping[str, Recipe]) -> None:
+        """Refuse (`ConfigError`) parents, given by the file each leaves, that do not fit."""
 
     @property
     def protocol(self) -> str:

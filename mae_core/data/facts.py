@@ -99,6 +99,11 @@ def dev_size(num_images: int, dev_fraction: float) -> int:
     return round(num_images * dev_fraction)
 
 
+def subset_size(num_images: int, train_fraction: float) -> int:
+    """Images of `num_images` that a share keeps."""
+    return round(num_images * train_fraction)
+
+
 def split_sizes(facts: DataFacts, config: DataConfig) -> dict[str, int]:
     """Count train, dev and test as `open_data` will cut them."""
     train, dev, test = facts.num_train, facts.num_dev, facts.num_test
@@ -108,6 +113,7 @@ def split_sizes(facts: DataFacts, config: DataConfig) -> dict[str, int]:
     if dev == 0:
         dev = dev_size(train, config.dev_fraction)
         train -= dev
+    train = subset_size(train, config.train_fraction)
     return {"train": train, "dev": dev, "test": test}
 
 

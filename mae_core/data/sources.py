@@ -15,7 +15,15 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from mae_core.config import DataConfig
-from mae_core.data.facts import DIGITS, NUM_FOLDS, DataFacts, dev_size, fold_size, split_sizes
+from mae_core.data.facts import (
+    DIGITS,
+    NUM_FOLDS,
+    DataFacts,
+    dev_size,
+    fold_size,
+    split_sizes,
+    subset_size,
+)
 from mae_core.data.order import BLOCK, rank_in_class, stratified_order
 from mae_core.data.parquet import Rows, open_source
 from mae_core.errors import DataError
@@ -218,6 +226,12 @@ class Split:
             )
         return Split(self.name, self.samples, self.sample_index[rank < need[labels]])
 
+    def sample(self, count: int, seed: int) -> Split:
+        """The first `count` images of a seeded order; a larger sample contains the smaller."""
+        keys = bits(seed, Stream.SAMPLE, 0, self.sample_index)[:, 0]
+        chosen = self.sample_index[np.argsort(keys, kind="stable")[:count]]
+        return Split(self.name, self.samples, np.sort(chosen))
+
 
 class ImageData:
     """A data set, cut into train, dev and test."""
@@ -304,8 +318,13 @@ def _cut(config: DataConfig, disk: dict[str, Samples]) -> dict[str, Split]:
     else:
         chosen = stratified_draw(train.labels, rows, dev_size(len(rows), config.dev_fraction))
         dev, rows = Split("dev", train, chosen), np.setdiff1d(rows, chosen)
+    if config.train_fraction < 1:
+        order = stratified_order(train.labels[rows], rows, config.subset_seed, Stream.TRAIN_SUBSET)
+        rows = np.sort(rows[order[: subset_size(len(rows), config.train_fraction)]])
     if len(rows) == 0:
-        raise DataError(f"{config.path}: nothing is left to train on; lower dev_fraction")
+        raise DataError(
+            f"{config.path}: nothing is left to train on: lower dev_fraction, raise train_fraction"
+        )
     return {"train": Split("train", train, rows), "dev": dev, "test": test}
 
 

@@ -1,0 +1,118 @@
+"""Training a tokenizer as a stage: images in, `tokenizer.safetensors` out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mae_core import dist
+from mae_core.config import TOKENIZER_FILE, Execution, TokenizerRecipe, split_batch
+from mae_core.context import RunContext
+from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
+from mae_core.data.sources import ImageData
+from mae_core.keyed import Stream, uniform
+from mae_core.lr_schedule import LrSchedule
+from mae_core.optim import pretrain_groups
+from mae_core.tokenizer import Tokenizer, TokenizerConfig, save_tokenizer, start_codes
+from mae_core.training import TrainJob, train
+
+START_IMAGES = 64
+"""Images whose patches the code book starts at."""
+USAGE_IMAGES = 2048
+"""Training images on which the use of the code book is counted."""
+
+
+def run_tokenizer(
+    recipe: TokenizerRecipe, execution: Execution, ctx: RunContext, data: ImageData
+) -> dict[str, Any]:
+    """Train, save, and count how much of the code book is used.
+
+    Raises:
+        ConfigError: the batch does not split over the ranks.
+        NumericsError: the loss became non-finite.
+        Stopped: somebody asked to stop; a checkpoint is committed.
+    """
+    config = TokenizerConfig.of(recipe)
+    module = Tokenizer(config, torch.Generator().manual_seed(recipe.seed))
+    split = data.split("train")
+    batch = split_batch(recipe.global_batch, execution)
+    loader = TrainLoader(
+        split,
+        recipe.data,
+        recipe.augmentation,
+        seed=recipe.seed,
+        batch=batch,
+        rank=dist.rank(),
+        threads=execution.loader_threads,
+    )
+    _start(recipe, module, loader)
+    lr_schedule = LrSchedule.from_config(
+        recipe.optimizer,
+        recipe.lr_schedule,
+        recipe.duration,
+        global_batch=recipe.global_batch,
+        num_images=len(split),
+    )
+
+    def prepare(micro_batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
+        return (_images(recipe, micro_batch, device),)
+
+    job = TrainJob(
+        module=module,
+        param_groups=pretrain_groups(module, recipe.optimizer.weight_decay),
+        optimizer=recipe.optimizer,
+        lr_schedule=lr_schedule,
+        precision=recipe.precision,
+        batch=batch,
+        num_steps=lr_schedule.total_steps,
+        loader=loader,
+        prepare=prepare,
+    )
+    result = train(job, execution, ctx)
+    trained = Tokenizer(config)
+    trained.load_state_dict(result.state)
+    usage = _usage(recipe, trained.eval(), data)
+    if dist.rank() == 0:
+        save_tokenizer(ctx.output_dir / TOKENIZER_FILE, trained)
+    dist.barrier()
+    return (
+        result.facts()
+        | usage
+        | {
+            "steps": job.num_steps,
+            "images_seen": job.num_steps * recipe.global_batch,
+            "num_train_images": len(split),
+            "micro_batch": batch.micro,
+            "accumulation": batch.accumulation,
+        }
+    )
+
+
+def _start(recipe: TokenizerRecipe, module: Tokenizer, loader: TrainLoader) -> None:
+    """Start the code book from the first images of the first step, the same on every rank."""
+    images = _images(recipe, loader.probe(START_IMAGES), torch.device("cpu"))
+    place = torch.arange(recipe.vocabulary).numpy()
+    choice = uniform(recipe.seed, Stream.CODE_INIT, 0, place)[:, 0]
+    start_codes(module, images, torch.from_numpy(choice))
+
+
+def _images(recipe: TokenizerRecipe, batch: Batch, device: torch.device) -> torch.Tensor:
+    return normalise(batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, device)
+
+
+@torch.inference_mode()
+def _usage(recipe: TokenizerRecipe, tokenizer: Tokenizer, data: ImageData) -> dict[str, Any]:
+    """Codes in use and their perplexity, exp(entropy), on some training images."""
+    split = data.split("train").sample(USAGE_IMAGES, recipe.seed)
+    device = dist.device()
+    tokenizer.to(device)
+    counts = torch.zeros(recipe.vocabulary, dtype=torch.float64, device=device)
+    for batch in eval_batches(split, recipe.data, 256, rank=dist.rank(), world=dist.world()):
+        codes = tokenizer.tokenize(_images(recipe, batch, device)).flatten()
+        counts += torch.bincount(codes, minlength=recipe.vocabulary)
+    share = dist.all_reduce_sum(counts).cpu()
+    tokenizer.cpu()
+    share = share / share.sum()
+    entropy = -(share[share > 0] * share[share > 0].log()).sum()
+    return {"codes_used": int((share > 0).sum()), "code_perplexity": float(entropy.exp())}
