@@ -74,7 +74,7 @@ def test_blocks_hide_neighbours() -> None:
 def test_blocks_cover_the_image_over_many_draws() -> None:
     share = masks(with_mask("block", 0.5)).double().mean(dim=0)
     # Rectangles lie within the image, so corners are hidden least; none is never or always.
-    assert 0.05 < float(share.min()) < float(share.max()) < 0.8
+    assert 0.05 < float(share.min()) < float(share.max()) < 0.95
 
 
 def test_large_minimum_blocks_and_tiny_grids_still_meet_the_quota() -> None:
