@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from mae_core.config import EvalRecipe, PretrainRecipe
 from orchestrator.plan import Plan, PlannedStage, Planner
 from orchestrator.records import Records
+from studies.axes import place, places
 from studies.results import ResultRow, Role
 from studies.spec import Cell
 
@@ -30,6 +32,7 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
         role=role_of(planned),
         science_hash=planned.identity.science_hash,
         **axes_of(planned.cell, plan.planner),
+        **_place_of(plan, planned),
         stage_flops=planned.cost.flops,
         num_labels=evaluation.num_labels if evaluation else None,
         eval_split=evaluation.eval_split if evaluation else None,
@@ -44,6 +47,16 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
         finished_at=record.finished_at,
         output_dir=str(records.outputs(record.science_hash, record.attempt)),
     )
+
+
+def _place_of(plan: Plan, planned: PlannedStage) -> dict[str, str | None]:
+    """Objective, and places on the study's own axes, of a stage."""
+    at = places(plan.study.axes, planned.cell, planned.stage)
+    objective = place("objective", planned.cell, planned.stage)
+    return {
+        "objective": None if objective is None else str(objective),
+        "axes": json.dumps(at, ensure_ascii=False) if at else None,
+    }
 
 
 def role_of(planned: PlannedStage) -> Role:

@@ -41,6 +41,10 @@ class ResultRow:
     mask_ratio: float | None = None
     decoder_depth: int | None = None
     decoder_width: int | None = None
+    objective: str | None = None
+    """What trained the encoder: `MAE`, `MoCo v3`, `from scratch`, or one's own `module:name`."""
+    axes: str | None = None
+    """Where it stands on the axes that the study names, as JSON: `{"mask_ratio": 0.75}`."""
     seed: int | None = None
     """Pretraining seed; seeds pair cells of one grid."""
     pretrain_flops: float | None = None
