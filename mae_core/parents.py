@@ -24,6 +24,8 @@ class Parent:
     """SHA-256 of the outputs; what has none is not checked."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """What its completion record says."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """What it was asked to compute: plain values by field."""
 
     def path(self, file: str) -> Path:
         """Path of an output; `CheckpointError` if it is not what the stage wrote."""

@@ -115,7 +115,8 @@ def _left_by_debug(
             f"with --encoder (neither a finished attempt nor {left} is there)"
         )
     files = {file: str(left / file) for file in stage.recipe.YIELDS}
-    return {"name": parent, "kind": stage.kind, "files": files}
+    recipe = to_plain(stage.recipe)
+    return {"name": parent, "kind": stage.kind, "files": files, "recipe": recipe}
 
 
 def _join_environment() -> int:

@@ -53,7 +53,7 @@ def run_stage(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
     """Run one stage on this rank and return what rank 0 knows of it.
 
     Payload: `recipe` (tagged by kind), `execution`, `facts`, `science_hash`, `directory` of the
-    attempt, `checkpoints`, `parents` (name, kind, files, digests, metrics of each),
+    attempt, `checkpoints`, `parents` (name, kind, files, digests, metrics, recipe),
     `extensions` (`roots` to import the user's code from, `digests` of its sources), `capture`
     (redirect the process's output into the attempt's log), `lease_epoch`, `rollback`, and in a
     rehearsal `faults`.

@@ -129,6 +129,7 @@ def parents_of(
                     "files": {file: str(directory / file) for file in record.outputs},
                     "digests": record.outputs,
                     "metrics": record.metrics,
+                    "recipe": to_plain(cell.stage(name).recipe),
                 }
             )
     return found

@@ -87,18 +87,17 @@ def _check_stage(cell: str, stage: Stage, earlier: dict[str, Stage]) -> None:
     for parent in stage.parents:
         if parent not in earlier:
             raise unknown("parent", parent, earlier, where=f"cell {cell}, stage {stage.name}")
-    suppliers = {}
     for file in stage.recipe.needs:
-        sources = [p for p in stage.parents if file in earlier[p].recipe.YIELDS]
+        files = {file, stage.recipe.INSTEAD.get(file, file)}
+        sources = [p for p in stage.parents if files & set(earlier[p].recipe.YIELDS)]
         if len(sources) != 1:
-            able = ", ".join(kind for kind, recipe in RECIPES.items() if file in recipe.YIELDS)
+            able = ", ".join(kind for kind, recipe in RECIPES.items() if files & set(recipe.YIELDS))
             raise StudyError(
                 f"cell {cell}, stage {stage.name}: {stage.kind} needs one parent that leaves "
-                f"{file} (a stage of kind {able}), found {len(sources)}"
+                f"{' or '.join(sorted(files))} (a stage of kind {able}), found {len(sources)}"
             )
-        suppliers[file] = earlier[sources[0]].recipe
     try:
-        stage.recipe.check_parents(suppliers)
+        stage.recipe.check_parents({p: earlier[p].recipe for p in stage.parents})
     except ConfigError as error:
         raise StudyError(f"cell {cell}, stage {stage.name}: {error}") from error
 

@@ -137,7 +137,8 @@ class PretrainRecipe(Recipe):
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
         """Refuse a tokenizer or basis of other patches than the encoder's."""
         for parent in parents.values():
-            _check_maker(self, parent)
+            if set(parent.YIELDS) & set(self.needs):
+                _check_maker(self, parent)
 
     @property
     def protocol(self) -> str:

@@ -21,6 +21,8 @@ class Recipe:
     """`module:function` that computes it on each rank: (recipe, execution, context, data)."""
     YIELDS: ClassVar[tuple[str, ...]] = ()
     """Files that it leaves for other stages."""
+    INSTEAD: ClassVar[Mapping[str, str]] = {}
+    """A needed file, and another that may stand in for it: features for an encoder."""
     TRAINS: ClassVar[bool] = False
     """It has steps and checkpoints, and needs a process group even on one rank."""
 
@@ -33,7 +35,7 @@ class Recipe:
         return ()
 
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
-        """Refuse (`ConfigError`) parents, given by the file each leaves, that do not fit."""
+        """Refuse (`ConfigError`) parents, given by the name of their stage, that do not fit."""
 
     @property
     def protocol(self) -> str:

@@ -240,6 +240,11 @@ class ImageData:
         self.config = config
         self._splits = splits
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Splits that have an image."""
+        return tuple(name for name, split in self._splits.items() if len(split))
+
     def split(self, name: str) -> Split:
         """One of `train`, `dev`, `test`; raises `DataError` if it is unknown or has no image."""
         if name not in self._splits:
