@@ -93,6 +93,15 @@ class Law:
         return (*(p.name for p in self.nonlinear), *self.linear)
 
     @property
+    def falling(self) -> tuple[str, ...]:
+        """Axes along which the law can only fall."""
+        signs: dict[str, set[float]] = {}
+        for powers in (self.powers or {}).values():
+            for axis, (_, sign) in powers.items():
+                signs.setdefault(axis, set()).add(sign)
+        return tuple(axis for axis, found in signs.items() if found == {-1.0})
+
+    @property
     def num_parameters(self) -> int:
         """As counted for degrees of freedom."""
         return len(self.nonlinear) + len(self.linear)

@@ -40,6 +40,8 @@ class Observations:
     """Standard deviation of one run over seeds, in units of y, where known from elsewhere."""
     seed_dof: float = math.inf
     """Degrees of freedom behind `seed_sd`: repeats - 1; infinite where it is taken as known."""
+    percent: bool = False
+    """Whether y is 100 - accuracy in points, so that 0 and 100 are its ends."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -102,6 +104,7 @@ def observe(
     clusters: Sequence[str] | None = None,
     seed_sd: float | None = None,
     seed_dof: float = math.inf,
+    percent: bool = False,
 ) -> Observations:
     """Runs from plain arrays; values may still be NaN (`refusals.clean` says what it drops).
 
@@ -130,7 +133,7 @@ def observe(
         )
     return Observations(
         axes=values, y=errors, cells=tuple(cells), clusters=tuple(clusters), seed_sd=seed_sd,
-        seed_dof=seed_dof,
+        seed_dof=seed_dof, percent=percent,
     )  # fmt: skip
 
 
@@ -166,6 +169,7 @@ def observe_rows(
         [_error(r, metric) for r in chosen],
         cells=[_cell_without_seed(r) for r in chosen],
         clusters=[(clusters or {}).get(r.cell, _cell_without_seed(r)) for r in chosen],
+        percent=metric != "loss",
     )
 
 

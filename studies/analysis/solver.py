@@ -152,7 +152,7 @@ class Problem:
                 found = optimize.least_squares(
                     lambda v: self.solve(place(v), fixed)[1],
                     np.clip(u[free], low + 1e-9, high - 1e-9),
-                    bounds=(low, high), x_scale=high - low, ftol=1e-10, xtol=1e-9, gtol=None,
+                    bounds=(low, high), x_scale=high - low, ftol=1e-10, xtol=1e-9, gtol=1e-15,
                     max_nfev=60,
                 )  # fmt: skip
                 u[free] = found.x
