@@ -20,7 +20,8 @@ from mae_core.config import (
 )
 from mae_core.context import RunContext
 from mae_core.custom_targets import Target, make_target
-from mae_core.data.loader import Batch, TrainLoader, normalise
+from mae_core.data.augmented import network_input
+from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError
 from mae_core.evaluate.encoder_file import save_encoder, write_tensors
@@ -52,7 +53,7 @@ def run_pretrain(
     num_steps = recipe.duration.num_steps(num_images=len(split), global_batch=recipe.global_batch)
 
     def prepare(micro_batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
-        images = _normalise(recipe, micro_batch.images, device)
+        images = network_input(micro_batch, recipe.data, recipe.augmentation, recipe.seed, device)
         noise = sampler(micro_batch.epoch, micro_batch.index).to(device)
         return (images, noise) if target is None else (images, noise, target(images))
 
@@ -94,10 +95,6 @@ def run_pretrain(
         "micro_batch": batch.micro,
         "accumulation": batch.accumulation,
     }
-
-
-def _normalise(recipe: PretrainRecipe, images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return normalise(images, recipe.data.pixel_mean, recipe.data.pixel_std, device)
 
 
 def build_module(recipe: PretrainRecipe) -> nn.Module:

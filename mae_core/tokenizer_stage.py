@@ -9,6 +9,7 @@ import torch
 from mae_core import dist
 from mae_core.config import TOKENIZER_FILE, Execution, TokenizerRecipe, split_batch
 from mae_core.context import RunContext
+from mae_core.data.augmented import network_input
 from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
 from mae_core.data.sources import ImageData
 from mae_core.keyed import Stream, uniform
@@ -56,7 +57,8 @@ def run_tokenizer(
     )
 
     def prepare(micro_batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
-        return (_images(recipe, micro_batch, device),)
+        images = network_input(micro_batch, recipe.data, recipe.augmentation, recipe.seed, device)
+        return (images,)
 
     job = TrainJob(
         module=module,

@@ -32,6 +32,10 @@ PROBE_IMAGES = 2
 """Enough to tell wrong weights from right ones; training waits for them at each save."""
 
 
+Inputs = tuple[torch.Tensor, ...]
+"""Arguments of a module's forward, on the device."""
+
+
 class Stopped(MaeCoreError):
     """Training was asked to stop; the message says whether a checkpoint was committed first."""
 
@@ -49,8 +53,18 @@ class TrainJob:
     batch: BatchSplit
     num_steps: int
     loader: TrainLoader
-    prepare: Callable[[Batch, torch.device], tuple[torch.Tensor, ...]]
+    prepare: Callable[[Batch, torch.device], Inputs]
     """Turns a micro-batch into the module's inputs, on the device."""
+    prepare_step: Callable[[int, list[Batch], torch.device], Iterable[Inputs]] | None = None
+    """Turns this rank's micro-batches of a step into their inputs, where they need each other."""
+
+    def inputs(
+        self, step: int, micro_batches: list[Batch], device: torch.device
+    ) -> Iterable[Inputs]:
+        """Inputs of each micro-batch of a step, made as they are asked for."""
+        if self.prepare_step is not None:
+            return self.prepare_step(step, micro_batches, device)
+        return (self.prepare(batch, device) for batch in micro_batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +150,14 @@ class _Loop:
             self._after_step(step + 1)
         return self._finish(resumed)
 
-    def _fixed_batch(self) -> tuple[torch.Tensor, ...]:
+    def _fixed_batch(self) -> Inputs:
         """A few inputs that are the same on any rank of any gang; no generator is advanced."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             batch = self.job.loader.probe(PROBE_IMAGES)
             return self.job.prepare(batch, self.engine.device)
 
-    def _inputs(self, start: int) -> Iterator[tuple[int, Iterable[tuple[torch.Tensor, ...]]]]:
+    def _inputs(self, start: int) -> Iterator[tuple[int, Iterable[Inputs]]]:
         """Yield each step with its micro-batches; says when it waits for data and when not."""
         batches = self.job.loader.steps(start, self.job.num_steps)
         try:
@@ -152,7 +166,7 @@ class _Loop:
                 self.ctx.fault_point("load")
                 micro_batches = next(batches)
                 self.ctx.beat("step", step)
-                yield step, (self.job.prepare(b, self.engine.device) for b in micro_batches)
+                yield step, self.job.inputs(step, micro_batches, self.engine.device)
         finally:
             batches.close()
 

@@ -19,6 +19,7 @@ MAY_IMPORT = {
 }
 LIGHT_MAE_CORE = {
     "mae_core.config",
+    "mae_core.augment.config",
     "mae_core.errors",
     "mae_core.extension",
     "mae_core.sizes",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from mae_core.augment.config import ErasingConfig, MixConfig, RandAugmentConfig
 from mae_core.config.base import (
     CLASSIFIER_FILE,
     ENCODER_FILE,
+    FEATURES_FILE,
     Duration,
     EvalSplit,
     FeatureKind,
@@ -55,6 +58,38 @@ class EvalRecipe(Recipe):
         split = ", dev" if self.eval_split == "dev" else ""
         return f"{self.label}{features[self.features]}{labels}{split}"
 
+    @property
+    def selects_on_dev(self) -> bool:
+        """It looks at the dev split, whatever it is scored on."""
+        return False
+
+
+def check_features_parent(
+    recipe: EvalRecipe, layers: tuple[int | None, ...], parents: Mapping[str, Recipe]
+) -> None:
+    """Refuse a `features` parent without what `recipe` reads; `layers` needs such a parent."""
+    sources: list[Any] = [p for p in parents.values() if FEATURES_FILE in p.YIELDS]
+    if not sources:
+        require(set(layers) == {None}, f"layers {layers} are read from a `features` parent")
+        return
+    source = sources[0]
+    require(
+        source.features == recipe.features,
+        f"it reads features {recipe.features!r}, its parent keeps {source.features!r}: "
+        "set `features` alike",
+    )
+    require(
+        source.data == recipe.data,
+        "its data differ from those of its `features` parent: use the same",
+    )
+    kept = source.layers or (None,)
+    missing = [layer for layer in layers if layer not in kept]
+    require(
+        not missing,
+        f"layer {missing[0] if missing else ''} is not among the layers {kept} that its "
+        "`features` parent keeps (None = the last): set `layers` alike",
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class KnnRecipe(EvalRecipe):
@@ -68,15 +103,24 @@ class KnnRecipe(EvalRecipe):
     metric: Literal["cosine"] = "cosine"
     temperature: float = 0.07
     """Votes weigh exp(similarity / temperature)."""
+    layer: int | None = None
+    """Layer of a `features` parent, counted from 1; None = the last one of the encoder."""
+
+    INSTEAD: ClassVar[Mapping[str, str]] = {ENCODER_FILE: FEATURES_FILE}
 
     @property
     def label(self) -> str:
         """Name of the protocol."""
-        return f"k-NN (k={self.k})"
+        return f"k-NN (k={self.k})" + (f", layer {self.layer}" if self.layer else "")
+
+    def check_parents(self, parents: Mapping[str, Recipe]) -> None:
+        """Refuse features of another kind, other images, or without the layer."""
+        check_features_parent(self, (self.layer,), parents)
 
     def __post_init__(self) -> None:
         require(self.k >= 1, f"k = {self.k}: must be ≥ 1")
         require(self.temperature > 0, f"temperature {self.temperature}: must be > 0")
+        require(self.layer is None or self.layer >= 1, f"layer {self.layer}: the first is 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +174,12 @@ class FinetuneRecipe(EvalRecipe):
     """Stochastic depth rate of the last block, linear from 0 (paper Table 9)."""
     label_smoothing: float = 0.1
     precision: Precision = "fp32"
+    rand_augment: RandAugmentConfig | None = None
+    """RandAugment after the crop (paper Table 9: `rand-m9-mstd0.5-inc1`)."""
+    mix: MixConfig | None = None
+    """Mixup and CutMix over the global batch (paper Table 9: .8 and 1.0)."""
+    erasing: ErasingConfig | None = None
+    """Random erasing (the paper's code: .25)."""
 
     @property
     def label(self) -> str:
@@ -141,6 +191,10 @@ class FinetuneRecipe(EvalRecipe):
         require(self.features != "pixels", "fine-tuning needs an encoder: features cls or mean")
         require(0 <= self.drop_path < 1, f"drop path {self.drop_path}: must be in [0, 1)")
         require(0 < self.layer_decay <= 1, f"layer decay {self.layer_decay}: must be in (0, 1]")
+        require(
+            self.mix is None or self.global_batch % 2 == 0,
+            f"global batch {self.global_batch}: mixing pairs images, make it even",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,10 +130,14 @@ class AugmentationConfig:
         require(0 <= jitter <= 1, f"color_jitter {jitter}: must be in [0, 1]")
 
     @property
+    def crops(self) -> bool:
+        """True if a part of the image is cut out at random."""
+        return self.crop_scale is not None or self.fixed_crop_margin is not None
+
+    @property
     def is_deterministic(self) -> bool:
         """True if a sample looks the same in every epoch."""
-        draws = (self.crop_scale, self.fixed_crop_margin, self.custom)
-        return not self.flip and not self.color_jitter and all(d is None for d in draws)
+        return not (self.crops or self.flip or self.color_jitter or self.custom)
 
 
 NO_AUGMENTATION = AugmentationConfig(crop_scale=None, flip=False)

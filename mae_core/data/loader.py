@@ -151,9 +151,7 @@ class _Reader:
         self._labels = torch.from_numpy(split.labels)
         first = split.pixels(np.zeros(1, dtype=np.int64)) if len(split) else None
         shape = (data.num_channels, data.image_size, data.image_size)
-        self._may_index = (
-            augmentation.crop_scale is None and first is not None and first.shape[1:] == shape
-        )
+        self._may_index = not augmentation.crops and first is not None and first.shape[1:] == shape
 
     def start(self, request: _Request, pool: ThreadPoolExecutor) -> Callable[[], Batch]:
         """Begin to read in the pool; the function returned waits for the batch."""
@@ -205,7 +203,7 @@ class _Reader:
         if config.flip:
             flips = flip_draws(self.seed, batch.epoch, batch.index)
         crops = None
-        if config.crop_scale is not None:
+        if config.crops:
             crops = crop_draws(self.seed, batch.epoch, batch.index)
 
         def work(start: int, end: int) -> None:

@@ -98,11 +98,23 @@ def training_image(
     """
     if crop is None:
         image = evaluation_image(image_HWC, size)
+    elif config.fixed_crop_margin is not None:
+        image = _random_window(image_HWC, size, config.fixed_crop_margin, crop)
     else:
         full_height, full_width, _ = image_HWC.shape
         top, left, height, width = random_crop_box(full_height, full_width, config, crop)
         image = resize(image_HWC[top : top + height, left : left + width], size, size)
     return image.flip(-1) if flip else image
+
+
+def _random_window(image_HWC: U8, size: int, margin: float, draws: F64) -> Tensor:
+    """Resize the short side to margin · S, then cut S × S at a random place (Table 1e)."""
+    height, width = image_HWC.shape[:2]
+    scale = round(size * margin) / min(height, width)
+    height, width = max(size, round(height * scale)), max(size, round(width * scale))
+    image = resize(image_HWC, height, width)
+    top, left = int(draws[-2] * (height - size + 1)), int(draws[-1] * (width - size + 1))
+    return image[:, top : top + size, left : left + size]
 
 
 def evaluation_image(image_HWC: U8, size: int) -> Tensor:

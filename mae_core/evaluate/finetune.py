@@ -2,7 +2,7 @@
 
 With `features="mean"` the final LN of the encoder gives way to a new LN after the mean of the
 patch tokens; with "cls" the final LN stays and the class token is classified. Positions start at
-their sin-cos values and are trained, as in the paper's code. No mixup, cutmix or RandAugment.
+their sin-cos values and are trained, as in the paper's code.
 Legend: N images, C channels, H, W pixels, B residual branches, D width, K classes.
 """
 
@@ -43,8 +43,8 @@ from mae_core.evaluate.encoder_file import (
     write_tensors,
 )
 from mae_core.evaluate.features import BATCH_SIZE, effective_batch, labelled_split, pool
+from mae_core.evaluate.finetune_inputs import FinetuneInputs
 from mae_core.evaluate.predictions import Predictions, concatenate, finish, predict
-from mae_core.keyed import Stream, uniform
 from mae_core.lr_schedule import LrSchedule
 from mae_core.optim import layer_decay_groups
 from mae_core.training import TrainJob, train
@@ -87,10 +87,15 @@ class Classifier(nn.Module):
         scores: Tensor = self.head(self.norm(pool(tokens, self.features)))
         return scores.float()
 
-    def forward(self, images_NCHW: Tensor, labels_N: Tensor, drop_noise_NB: Tensor) -> Tensor:
-        """Mean cross-entropy with label smoothing, a scalar in nats."""
+    def forward(self, images_NCHW: Tensor, labels: Tensor, drop_noise_NB: Tensor) -> Tensor:
+        """Mean cross-entropy, a scalar in nats.
+
+        `labels` are int64 (N,), to which label smoothing is applied, or targets float32 (N, K)
+        that contain it already.
+        """
         logits_NK = self.logits(images_NCHW, drop_noise_NB)
-        return F.cross_entropy(logits_NK, labels_N, label_smoothing=self.label_smoothing)
+        smoothing = 0.0 if labels.is_floating_point() else self.label_smoothing
+        return F.cross_entropy(logits_NK, labels, label_smoothing=smoothing)
 
 
 def run_finetune(
@@ -208,14 +213,7 @@ def _job(
     batch: BatchSplit,
 ) -> TrainJob:
     depth = model.encoder.config.depth
-
-    def prepare(micro_batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
-        noise_NB = uniform(
-            recipe.seed, Stream.DROP_PATH, micro_batch.epoch, micro_batch.index, 2 * depth
-        )
-        images = _images(recipe, micro_batch, device)
-        return images, micro_batch.labels.to(device), torch.from_numpy(noise_NB).float().to(device)
-
+    inputs = FinetuneInputs(recipe, 2 * depth, len(split.class_names))
     lr_schedule = LrSchedule.from_config(
         recipe.optimizer,
         recipe.lr_schedule,
@@ -243,7 +241,8 @@ def _job(
         batch=batch,
         num_steps=lr_schedule.total_steps,
         loader=loader,
-        prepare=prepare,
+        prepare=inputs.one,
+        prepare_step=inputs.step,
     )
 
 

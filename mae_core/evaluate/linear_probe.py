@@ -9,6 +9,7 @@ Legend: N images of a global batch, D feature width, C classes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from mae_core import dist
 from mae_core.config import Execution, LinearProbeRecipe, require, split_batch
 from mae_core.context import RunContext
+from mae_core.data.augmented import augmented
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.order import SampleOrder
 from mae_core.data.sources import ImageData, Split
@@ -156,7 +158,12 @@ def encoded_batches(
     )
     with contextlib.closing(loader.steps(0, steps)) as shares:
         for micro_batches in shares:
-            yield assemble(extractor, micro_batches)
+            yield assemble(extractor, [_augmented(recipe, batch) for batch in micro_batches])
+
+
+def _augmented(recipe: LinearProbeRecipe, batch: Batch) -> Batch:
+    images = augmented(batch, recipe.augmentation, recipe.seed, dist.device())
+    return dataclasses.replace(batch, images=images)
 
 
 def assemble(extractor: Extractor, micro_batches: list[Batch]) -> StepBatch:
