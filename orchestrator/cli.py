@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli_adopt import adopt, export
 from orchestrator.cli_drill import drill
 from orchestrator.cli_options import Group, json_option, store_option, study_options
 
@@ -282,7 +283,9 @@ def debug(
     leave_gang()
 
 
+main.add_command(adopt)
 main.add_command(drill)
+main.add_command(export)
 
 
 @main.group()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from mae_core.config import CLASSIFIER_FILE, DECODER_FILE, ENCODER_FILE, DecoderConfig, require
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluate import encoder_file, finetune
+from mae_core.vit import NORM_EPS, Encoder
 from mae_core.weights import huggingface
 from mae_core.weights.foreign import LayoutName, naming_for_export
 from mae_core.weights.layout import check_state, to_theirs
@@ -28,6 +29,8 @@ from mae_core.weights.network import (
 )
 
 PICKLES = (".pth", ".pt", ".bin")
+MAX_EPSILON_EFFECT = 1e-5
+"""Largest relative change of features by another LN epsilon that an export may bring."""
 
 
 def save_own(
@@ -128,6 +131,7 @@ def write_layout(network: Network, layout: LayoutName, out: Path) -> list[Path]:
         )
         require(out.suffix not in (*PICKLES, ".safetensors"), f"--out {out}: hf writes a folder")
         return _write_folder(network, out)
+    _check_epsilon(network, layout)
     tensors = to_theirs(network, naming_for_export(layout, network))
     endings = PICKLES if layout == "official" else (".safetensors", *PICKLES)
     require(
@@ -159,6 +163,36 @@ def tensors_digest(network: Network) -> str:
         sha.update(json.dumps([name, list(value.shape)]).encode())
         sha.update(value.numpy().data)
     return sha.hexdigest()
+
+
+def epsilon_effect(network: Network) -> float:
+    """Relative change of features if every LN had the epsilon that timm and the official code have.
+
+    Measured on two images of noise; 0 for an encoder that has it.
+    """
+    if network.encoder.norm_eps == NORM_EPS:
+        return 0.0
+    draw = torch.Generator().manual_seed(0)
+    size = network.image_size
+    images_NCHW = torch.randn(2, network.num_channels, size, size, generator=draw)
+    tokens = []
+    for config in (network.encoder, replace(network.encoder, norm_eps=NORM_EPS)):
+        encoder = Encoder(config, size, network.num_channels, trainable_positions=True)
+        # A classifier of the mean has no final LN; what stands in for it changes both alike.
+        encoder.load_state_dict(network.part(ENCODER), strict=not network.pools_patches)
+        with torch.inference_mode():
+            tokens.append(encoder.eval().forward_features(images_NCHW))
+    return float((tokens[1] - tokens[0]).norm() / tokens[0].norm())
+
+
+def _check_epsilon(network: Network, layout: LayoutName) -> None:
+    effect = epsilon_effect(network)
+    require(
+        effect <= MAX_EPSILON_EFFECT,
+        f"the encoder's LN epsilon is {network.encoder.norm_eps:g}, a {layout} file means "
+        f"{NORM_EPS:g} and cannot say another: features would differ by {effect:.1g}; use "
+        "--layout hf",
+    )
 
 
 _DECODER_FACTS = ("mask_ratio", "norm_pix_loss")

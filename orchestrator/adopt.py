@@ -1,0 +1,230 @@
+"""Encoders made elsewhere: converted once, kept by content, found by studies as finished stages.
+
+adopted/<hh>/<sha256>/files/          encoder.safetensors, and the decoder or classifier with it
+                     /record.json     provenance: source, layout, every decision; created last
+adopted/names/<name>.json             what a name stands for, for good
+
+`<sha256>` is the digest of the tensors, so the same weights from a `.pth` and from safetensors are
+one encoder. A study names it; `finish_adopted` makes that stage a finished one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.verdict import Cause
+from mae_core.config import EncoderConfig
+from orchestrator.errors import StoreError, UserError
+from orchestrator.records import DoneRecord, Records, digest_outputs, now_iso
+from orchestrator.tasks import code_version
+from studies.errors import unknown
+from studies.spec import check_address
+
+if TYPE_CHECKING:
+    from mae_core.weights import Conversion, Hints
+
+KIND = "adopted"
+MIN_PREFIX = 8
+"""Hex digits of a digest that name an adopted encoder, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """An encoder made elsewhere, in the store."""
+
+    sha256: str
+    """Of its tensors and shape, whatever file they came in."""
+    folder: Path
+    """Where its files are."""
+    record: dict[str, Any]
+    """What `record.json` says: source, layout, sizes, files, every decision."""
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """Shape of the encoder."""
+        return EncoderConfig(**self.record["encoder"])
+
+
+def adopt(
+    source: Path,
+    name: str,
+    records: Records,
+    *,
+    layout: str = "auto",
+    hints: Hints | None = None,
+    class_names: Sequence[str] = (),
+) -> Adopted:
+    """Convert a checkpoint and keep it in the store under a name; once more changes nothing.
+
+    Raises:
+        ConfigError, CheckpointError: the file is damaged, unsafe, or not of that layout.
+        UserError: the name stands for another encoder, or the class names are not as many.
+        StoreError: the store cannot be written.
+    """
+    from mae_core.weights import take_in, tensors_digest
+
+    _check_name(name)
+    conversion = take_in(source, layout, hints)
+    classes = conversion.network.num_classes
+    if class_names and len(class_names) != classes:
+        raise UserError(f"{len(class_names)} class names for a head of {classes or 0} classes")
+    sha256 = tensors_digest(conversion.network)
+    held = records.store.read_json(_name_key(name))
+    if held is not None and held["sha256"] != sha256:
+        raise UserError(
+            f"--name {name} stands for the encoder {held['sha256'][:12]} already, and this one is "
+            f"{sha256[:12]}: choose another name"
+        )
+    if records.store.read_json(f"{_key(sha256)}/record.json") is None:
+        _keep(conversion, sha256, records, class_names)
+    origin = {"source": str(source.absolute()), "source_sha256": conversion.source.digests}
+    held_by = origin | {"layout": conversion.layout, "at": now_iso()}
+    records.store.create_json(_name_key(name), {"sha256": sha256} | held_by)
+    return find_adopted(records, name)
+
+
+def find_adopted(records: Records, reference: str) -> Adopted:
+    """Look an encoder up by its name or digest (8 hex digits or more).
+
+    Raises `StudyError` that names the nearest known one.
+    """
+    held = None
+    if reference in adopted_names(records):
+        held = records.store.read_json(_name_key(reference))
+    sha256 = held["sha256"] if held else _complete(records, reference)
+    record = records.store.read_json(f"{_key(sha256)}/record.json")
+    if record is None:
+        raise unknown("adopted encoder", reference, adopted_names(records), where="the store")
+    return Adopted(sha256=sha256, folder=records.store.path(f"{_key(sha256)}/files"), record=record)
+
+
+def adopted_names(records: Records) -> list[str]:
+    """Names of all adopted encoders in the store."""
+    return [name.removesuffix(".json") for name in records.store.list("adopted/names")]
+
+
+def finish_adopted(
+    records: Records, science_hash: str, science: dict[str, Any], sha256: str
+) -> DoneRecord:
+    """Make the stage of that identity a finished one, whose outputs are the adopted files.
+
+    Does nothing if it is finished. Raises `StudyError` if the store has no such encoder, and
+    `StoreError` if its files are no longer what was adopted.
+    """
+    done = records.done(science_hash)
+    if done is not None:
+        return done
+    adopted = find_adopted(records, sha256)
+    records.write_identity(science_hash, science)
+    number = records.begin_attempt(
+        science_hash, {"adopted": adopted.sha256, "code": code_version()}
+    )
+    outputs = records.outputs(science_hash, number)
+    for file in adopted.record["files"]:
+        _link(adopted.folder / file, outputs / file)
+    digests = digest_outputs(outputs)
+    if digests != adopted.record["files"]:
+        raise StoreError(
+            f"{adopted.folder} is damaged: its files are not what was adopted; remove "
+            f"{adopted.folder.parent} and adopt {adopted.record['source']} again"
+        )
+    records.end_attempt(
+        science_hash, number, {"cause": Cause.SUCCESS.value, "message": "", "is_result": True}
+    )
+    record = DoneRecord(
+        science_hash=science_hash,
+        kind=KIND,
+        attempt=number,
+        metrics={},
+        outputs=digests,
+        parents={},
+        seconds=0.0,
+        world_size=1,
+        provenance={"adopted": adopted.record, "code": code_version()},
+    )
+    records.complete(record)
+    return records.done(science_hash) or record
+
+
+def _check_name(name: str) -> None:
+    check_address("name", name)
+    if "/" in name:
+        raise UserError(f"--name {name}: must not contain /")
+
+
+def _keep(
+    conversion: Conversion, sha256: str, records: Records, class_names: Sequence[str]
+) -> None:
+    """Write files and record; of two writers of one encoder the first wins, with equal content."""
+    from mae_core.weights import save_own
+
+    final = records.store.path(f"{_key(sha256)}/files")
+    temporary = records.store.path(f"adopted/.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        extra = {"adopted": sha256}
+        save_own(conversion.network, temporary, extra, class_names)
+        files = digest_outputs(temporary)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if not final.exists():
+            os.rename(temporary, final)
+    except OSError as error:
+        raise StoreError(f"cannot write {final}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    record = _record(conversion, sha256, files)
+    records.store.create_json(f"{_key(sha256)}/record.json", record)
+
+
+def _record(conversion: Conversion, sha256: str, files: dict[str, str]) -> dict[str, Any]:
+    network, source = conversion.network, conversion.source
+    return {
+        "sha256": sha256,
+        "source": str(source.path.absolute()),
+        "source_sha256": source.digests,
+        "layout": conversion.layout,
+        "container": source.container,
+        "encoder": asdict(network.encoder),
+        "decoder": network.decoder and asdict(network.decoder),
+        "num_classes": network.num_classes,
+        "image_size": network.image_size,
+        "num_channels": network.num_channels,
+        "position_error": conversion.position_error,
+        "files": files,
+        "notes": list(conversion.notes),
+        "left_out": list(conversion.left_out),
+        "left_out_of_the_pickle": [k for k in source.left_out if k != source.container],
+        "mapping": {ours: list(theirs) for ours, theirs in conversion.mapping.items()},
+        "code": code_version(),
+        "adopted_at": now_iso(),
+    }
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _complete(records: Records, reference: str) -> str:
+    """A full digest from its first digits; the reference itself if none fits."""
+    is_digest = len(reference) >= MIN_PREFIX and not set(reference) - set("0123456789abcdef")
+    found = records.store.list(f"adopted/{reference[:2]}") if is_digest else []
+    fits = [sha for sha in found if sha.startswith(reference)]
+    return fits[0] if len(fits) == 1 else reference
+
+
+def _key(sha256: str) -> str:
+    return f"adopted/{sha256[:2]}/{sha256}"
+
+
+def _name_key(name: str) -> str:
+    return f"adopted/names/{name}.json"
