@@ -29,6 +29,7 @@ from mae_core.engine import join_gang, leave_gang
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluate.encoder_file import read_tensors, save_encoder
 from mae_core.evaluate.finetune import build_classifier, load_classifier, run_finetune
+from mae_core.positions import sincos_positions
 from mae_core.vit import Encoder
 
 DIGITS = DataConfig(
@@ -154,13 +155,28 @@ def test_same_seed_same_start() -> None:
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
+def test_larger_images_get_interpolated_positions(encoder_path: Path) -> None:
+    bigger = replace(FINETUNE, data=replace(DIGITS, image_size=16))
+    positions = build_classifier(bigger, encoder_path, 10).encoder.positions.detach()
+    same = build_classifier(FINETUNE, encoder_path, 10).encoder.positions.detach()
+    assert torch.equal(same, sincos_positions(TINY.width, 4))
+    assert positions.shape == (65, TINY.width)
+    # The four new places about an old one average to about what it was (bicubic, inside).
+    old = same[1:].reshape(4, 4, -1)[1:3, 1:3]
+    new = positions[1:].reshape(4, 2, 4, 2, -1).mean(dim=(1, 3))[1:3, 1:3]
+    assert float((old - new).abs().mean()) < 0.05
+
+
 def test_what_cannot_be_is_refused(encoder_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs the encoder file of a parent"):
         build_classifier(FINETUNE, None, 10)
     with pytest.raises(ConfigError, match="takes no encoder file"):
         build_classifier(SCRATCH, encoder_path, 10)
-    bigger = replace(FINETUNE, data=replace(DIGITS, image_size=16))
-    with pytest.raises(ConfigError, match="64 patches of 4"):
-        build_classifier(bigger, encoder_path, 10)
+    odd = replace(FINETUNE, data=replace(DIGITS, image_size=15))
+    with pytest.raises(ConfigError, match="not divisible by the patch size 2"):
+        build_classifier(odd, encoder_path, 10)
+    colour = replace(DIGITS, num_channels=3, pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3)
+    with pytest.raises(ConfigError, match="3 channels give 16 patches of 12"):
+        build_classifier(replace(FINETUNE, data=colour), encoder_path, 10)
     with pytest.raises(CheckpointError, match="expected 'mae-study-classifier-1'"):
         load_classifier(encoder_path)

@@ -92,8 +92,8 @@ def test_differences_name_the_dotted_key() -> None:
 
 GOLDEN = {
     "quickstart": "bdf00b5775c3bebd37a4",
-    "paper/size_by_duration": "03b06f1da439d75b6f34",
-    "scaling/vit_ladder": "199c2b01b8b61594eec3",
+    "paper/size_by_duration": "7e7e15092824463477cb",
+    "scaling/vit_ladder": "fd22ef3fe479195b9fee",
     "small/images": "d08e0d9ba2ef093f2630",
 }
 """Digest of all identities of a catalogue study with the fingerprint `golden`. If one changes,

@@ -2,7 +2,8 @@
 
 With `features="mean"` the final LN of the encoder gives way to a new LN after the mean of the
 patch tokens; with "cls" the final LN stays and the class token is classified. Positions start at
-their sin-cos values and are trained, as in the paper's code.
+their sin-cos values and are trained, as in the paper's code; for images larger than in
+pretraining (448 px) they are interpolated.
 Legend: N images, C channels, H, W pixels, B residual branches, D width, K classes.
 """
 
@@ -26,6 +27,7 @@ from mae_core.config import (
     FeatureKind,
     FinetuneRecipe,
     ScratchRecipe,
+    check_patches,
     split_batch,
 )
 from mae_core.context import RunContext
@@ -33,6 +35,7 @@ from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluate.encoder_file import (
+    EncoderFile,
     check_fits,
     describe,
     expect_format,
@@ -47,6 +50,7 @@ from mae_core.evaluate.finetune_inputs import FinetuneInputs
 from mae_core.evaluate.predictions import Predictions, concatenate, finish, predict
 from mae_core.lr_schedule import LrSchedule
 from mae_core.optim import layer_decay_groups
+from mae_core.positions import resize_positions, sincos_positions
 from mae_core.training import TrainJob, train
 from mae_core.vit import NORM_EPS, Encoder, Linear
 
@@ -152,7 +156,7 @@ def build_classifier(
     generator = torch.Generator().manual_seed(recipe.seed)
     encoder = Encoder(
         config,
-        file.image_size if file else recipe.data.image_size,
+        recipe.data.image_size,
         file.num_channels if file else recipe.data.num_channels,
         drop_path=recipe.drop_path,
         generator=generator,
@@ -160,8 +164,7 @@ def build_classifier(
     )
     check_fits(encoder, recipe.data)
     if file is not None and encoder_path is not None:
-        positions = {"positions": encoder.positions.detach()}
-        load_state(encoder, positions | file.state, encoder_path)
+        load_state(encoder, file.state | {"positions": _positions(file, recipe)}, encoder_path)
     return Classifier(
         encoder,
         recipe.features,
@@ -169,6 +172,16 @@ def build_classifier(
         label_smoothing=recipe.label_smoothing,
         generator=generator,
     )
+
+
+def _positions(file: EncoderFile, recipe: FinetuneRecipe) -> Tensor:
+    """The file's positions, learned or fixed, on the grid that the recipe's images give."""
+    patch = file.config.patch_size
+    check_patches(recipe.data, file.config)
+    table = file.state.get("positions")
+    if table is None:
+        table = sincos_positions(file.config.width, file.image_size // patch)
+    return resize_positions(table, recipe.data.image_size // patch)
 
 
 def load_classifier(path: Path) -> tuple[Classifier, tuple[str, ...]]:

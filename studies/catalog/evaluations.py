@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mae_core.augment.config import ErasingConfig, MixConfig, RandAugmentConfig
 from mae_core.config import (
     DataConfig,
     Duration,
@@ -57,4 +58,7 @@ def paper_finetune(size: str, data: DataConfig, seed: int) -> FinetuneRecipe:
         layer_decay=0.75 if is_large else 0.65,
         drop_path=0.3 if is_huge else 0.2 if is_large else 0.1,
         precision="bf16",
+        rand_augment=RandAugmentConfig(),
+        mix=MixConfig(),
+        erasing=ErasingConfig(),
     )
