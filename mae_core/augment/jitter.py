@@ -140,7 +140,9 @@ def _brightness(images: Tensor, amount_N: Tensor) -> Tensor:
 
 
 def _contrast(images: Tensor, amount_N: Tensor) -> Tensor:
-    return _away_from(luma(images).mean(dim=(1, 2, 3), keepdim=True), images, amount_N)
+    # In doubles the order of the sum, which depends on batch and threads, cannot show.
+    mean = luma(images).mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
+    return _away_from(mean.float(), images, amount_N)
 
 
 def _saturation(images: Tensor, amount_N: Tensor) -> Tensor:

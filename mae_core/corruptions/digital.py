@@ -17,7 +17,8 @@ from mae_core.corruptions.draws import Draws
 
 def contrast(images_NCHW: Tensor, draws: Draws, kept: float) -> Tensor:
     """Shrink the distance from each channel's mean."""
-    mean = images_NCHW.mean(dim=(2, 3), keepdim=True)
+    # In doubles the order of the sum, which depends on batch and threads, cannot show.
+    mean = images_NCHW.mean(dim=(2, 3), keepdim=True, dtype=torch.float64).float()
     return (images_NCHW - mean) * kept + mean
 
 
@@ -31,12 +32,12 @@ def elastic_transform(
     a, b, c, d, e, f = (
         affine_map(draws.uniform(3, 2), jitter, height, width).to(y)[:, :, None, None].unbind(1)
     )
-    warped = _sample(images_NCHW, a * x + b * y + c, d * x + e * y + f, pixel_edge=False)
+    warped = sample(images_NCHW, a * x + b * y + c, d * x + e * y + f, pixel_edge=False)
     if amount == 0:
         return warped
     noise = 2 * draws.uniform(2, height, width) - 1
     smooth = gaussian_blur(noise, torch.tensor([sigma]), truncate=3.0, edge="reflect") * amount
-    return _sample(warped, x + smooth[:, 0], y + smooth[:, 1], pixel_edge=True)
+    return sample(warped, x + smooth[:, 0], y + smooth[:, 1], pixel_edge=True)
 
 
 def affine_map(uniform_N32: Tensor, jitter: float, height: int, width: int) -> Tensor:
@@ -55,7 +56,7 @@ def affine_map(uniform_N32: Tensor, jitter: float, height: int, width: int) -> T
     return torch.stack(maps)
 
 
-def _sample(images_NCHW: Tensor, x: Tensor, y: Tensor, *, pixel_edge: bool) -> Tensor:
+def sample(images_NCHW: Tensor, x: Tensor, y: Tensor, *, pixel_edge: bool) -> Tensor:
     """Bilinear values at pixel coordinates; the image is mirrored at pixel edges or centres."""
     height, width = images_NCHW.shape[2:]
     if pixel_edge:

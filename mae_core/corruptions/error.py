@@ -14,6 +14,16 @@ from mae_core.corruptions.severity import FAMILIES, SEVERITIES
 from mae_core.errors import ConfigError
 
 
+def _expect_families(given: Mapping[str, object], what: str) -> None:
+    missing = [family for family in FAMILIES if family not in given]
+    unknown = [family for family in given if family not in FAMILIES]
+    if missing or unknown:
+        raise ConfigError(
+            f"{what}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}; the mean "
+            f"is over all {len(FAMILIES)} families"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
     """The model that corruption errors are divided by."""
@@ -97,13 +107,3 @@ def family_means(errors: Mapping[str, Sequence[float]]) -> dict[str, float]:
         if not all(0 <= value <= 1 for value in values):
             raise ConfigError(f"errors {list(values)} of {family}: give shares in 0..1")
     return {family: sum(errors[family]) / len(SEVERITIES) for family in FAMILIES}
-
-
-def _expect_families(given: Mapping[str, object], what: str) -> None:
-    missing = [family for family in FAMILIES if family not in given]
-    unknown = [family for family in given if family not in FAMILIES]
-    if missing or unknown:
-        raise ConfigError(
-            f"{what}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}; the mean "
-            f"is over all {len(FAMILIES)} families"
-        )
