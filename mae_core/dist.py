@@ -82,12 +82,31 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Join every rank's rows, as many on each, in rank order: (N / world, …) → (N, …)."""
+    if world() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format)
+             for _ in range(world())]  # fmt: skip
+    td.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
 def all_gather_object(value: Any) -> list[Any]:
     """Return every rank's `value`, in rank order."""
     if world() == 1:
         return [value]
     gathered: list[Any] = [None] * world()
     td.all_gather_object(gathered, value, group=_group())
+    return gathered
+
+
+def gather_object(value: Any) -> list[Any] | None:
+    """Return every rank's `value`, in rank order, on rank 0; None on the others."""
+    if world() == 1:
+        return [value]
+    gathered: list[Any] | None = [None] * world() if rank() == 0 else None
+    td.gather_object(value, gathered, dst=0, group=_group())
     return gathered
 
 

@@ -24,6 +24,7 @@ from mae_core.config.base import (
     Precision,
     require,
 )
+from mae_core.config.contrastive import ContrastiveRecipe
 from mae_core.config.evaluation import (
     EvalRecipe,
     FinetuneRecipe,
@@ -47,6 +48,7 @@ from mae_core.config.parts import (
     num_patches,
 )
 from mae_core.config.pretraining import BasisRecipe, MaskConfig, PretrainRecipe, TokenizerRecipe
+from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe
 from mae_core.config.recipe import Recipe
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "BasisRecipe",
     "BatchSplit",
     "CLASSIFIER_FILE",
+    "ContrastiveRecipe",
     "DECODER_FILE",
     "DOTTED",
     "DataConfig",
@@ -69,6 +72,8 @@ __all__ = [
     "Execution",
     "FEATURES_FILE",
     "FeatureKind",
+    "FeatureProbeRecipe",
+    "FeaturesRecipe",
     "FinetuneRecipe",
     "GALLERY_FILE",
     "IMAGENET_MEAN",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mae_core.config.contrastive import ContrastiveRecipe
 from mae_core.config.evaluation import (
     FinetuneRecipe,
     KnnRecipe,
@@ -11,15 +12,19 @@ from mae_core.config.evaluation import (
     ScratchRecipe,
 )
 from mae_core.config.pretraining import BasisRecipe, PretrainRecipe, TokenizerRecipe
+from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe
 
 AnyRecipe = (
     PretrainRecipe
     | BasisRecipe
     | TokenizerRecipe
+    | ContrastiveRecipe
     | KnnRecipe
     | LinearProbeRecipe
     | FinetuneRecipe
     | ScratchRecipe
+    | FeaturesRecipe
+    | FeatureProbeRecipe
 )
 RECIPES: dict[str, type[Any]] = {
     r.KIND: r
@@ -27,9 +32,12 @@ RECIPES: dict[str, type[Any]] = {
         PretrainRecipe,
         BasisRecipe,
         TokenizerRecipe,
+        ContrastiveRecipe,
         KnnRecipe,
         LinearProbeRecipe,
         FinetuneRecipe,
         ScratchRecipe,
+        FeaturesRecipe,
+        FeatureProbeRecipe,
     )
 }

@@ -5,13 +5,14 @@ Legend: N images, C channels, H, W pixels, L patches, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
 from mae_core import dist
 from mae_core.config import ENCODER_FILE, DataConfig, EvalRecipe, FeatureKind, require
@@ -86,6 +87,31 @@ class Extractor:
             return images_NCHW.flatten(1)
         self.encoder.eval()  # BatchNorm or drop path in train mode would spoil frozen features
         return pool(self.encoder.forward_features(images_NCHW), self.kind).float()
+
+
+def layer_tokens(
+    encoder: Encoder, images_NCHW: Tensor, layers: Sequence[int | None]
+) -> list[Tensor]:
+    """Tokens (N, 1 + L, D) after each of `layers`, blocks counted from 1; None = the last.
+
+    Each goes through the encoder's final LN, so that the last block's are what it returns.
+    """
+    taken: dict[int | None, Tensor] = {}
+
+    def keep(layer: int) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _, __, output: taken.__setitem__(layer, output)
+
+    hooks = [
+        encoder.blocks[layer - 1].register_forward_hook(keep(layer))
+        for layer in layers
+        if layer is not None
+    ]
+    try:
+        taken[None] = encoder.forward_features(images_NCHW)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [taken[None] if layer is None else encoder.norm(taken[layer]) for layer in layers]
 
 
 def labelled_split(recipe: EvalRecipe, data: ImageData) -> Split:

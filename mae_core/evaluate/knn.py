@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from mae_core import dist
-from mae_core.config import Execution, KnnRecipe, require
+from mae_core.config import FEATURES_FILE, Execution, KnnRecipe, require
 from mae_core.context import RunContext
-from mae_core.data.sources import ImageData
+from mae_core.data.sources import ImageData, Split
+from mae_core.evaluate.feature_file import rank_share, read_features
 from mae_core.evaluate.features import Extractor, Features, extract, gather_features, labelled_split
 from mae_core.evaluate.predictions import (
     MIN_PROBABILITY,
@@ -43,16 +44,30 @@ def run_knn(
     """
     split = labelled_split(recipe, data)
     check_k(recipe.k, len(split))
-    extractor = Extractor.for_recipe(recipe, ctx)
-    train = gather_features(extract(extractor, split))
-    _stop_if_asked(ctx)
-    queries = extract(extractor, data.split(recipe.eval_split))
-    _stop_if_asked(ctx)
+    path = ctx.input(FEATURES_FILE)
+    if path is not None and recipe.features != "pixels":
+        train = read_features(path, split, recipe.layer)
+        queries = read_features(path, rank_share(data.split(recipe.eval_split)), recipe.layer)
+    else:
+        train, queries = _encode(recipe, ctx, split, data.split(recipe.eval_split))
     local = classify(recipe, train, queries, num_classes=len(split.class_names))
     scores = finish(local, split.class_names, ctx)
     ctx.log_metrics(0, {"top1": scores.top1, "loss": scores.loss})
     details = {"k": recipe.k, "feature_width": int(train.vectors.shape[1])}
     return scores.metrics(num_train_images=len(train), details=details)
+
+
+def _encode(
+    recipe: KnnRecipe, ctx: RunContext, train: Split, evaluation: Split
+) -> tuple[Features, Features]:
+    """Features of all training images, and of this rank's share of those to classify."""
+    require(recipe.layer is None, f"layer {recipe.layer} is read from a `features` parent")
+    extractor = Extractor.for_recipe(recipe, ctx)
+    keys = gather_features(extract(extractor, train))
+    _stop_if_asked(ctx)
+    queries = extract(extractor, evaluation)
+    _stop_if_asked(ctx)
+    return keys, queries
 
 
 def check_k(k: int, num_images: int) -> None:

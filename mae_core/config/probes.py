@@ -1,0 +1,154 @@
+"""Recipes of features kept on disk, and of probes of a frozen encoder that are not the paper's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from mae_core.config.base import (
+    ENCODER_FILE,
+    FEATURES_FILE,
+    Duration,
+    FeatureKind,
+    require,
+)
+from mae_core.config.evaluation import EvalRecipe, check_features_parent
+from mae_core.config.parts import LrScheduleConfig, check_global_batch
+from mae_core.config.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesRecipe(Recipe):
+    """Vectors of every image, computed once for all probes of an encoder, as Parquet."""
+
+    KIND: ClassVar[str] = "features"
+    ENTRY: ClassVar[str] = "mae_core.evaluate.feature_file:run_features"
+    YIELDS: ClassVar[tuple[str, ...]] = (FEATURES_FILE,)
+
+    features: FeatureKind = "cls"
+    """Class token, or mean of the patch tokens, both after the encoder's final LN."""
+    layers: tuple[int, ...] = ()
+    """Blocks after which to look, counted from 1, each through the final LN (so that the depth
+    gives what the encoder gives); none = after the last one."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.features != "pixels",
+            "features 'pixels' need no encoder and are quicker made than read: use cls or mean",
+        )
+        check_layers(self.layers)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The encoder."""
+        return (ENCODER_FILE,)
+
+    def check_parents(self, parents: Mapping[str, Recipe]) -> None:
+        """Refuse layers that the encoder does not have."""
+        depth = encoder_depth(parents)
+        for layer in self.layers:
+            check_depth("layer", layer, depth)
+
+    @property
+    def protocol(self) -> str:
+        """Name for people."""
+        kind = {"cls": "class token", "mean": "mean of patch tokens"}[self.features]
+        return f"features, {kind}" + layers_text(self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureProbeRecipe(EvalRecipe):
+    """Linear probes on kept features: a whole grid at once, the best on dev scored on test.
+
+    Not the paper's protocol: an image has one vector, without random crops.
+    """
+
+    KIND: ClassVar[str] = "feature_probe"
+    ENTRY: ClassVar[str] = "mae_core.evaluate.feature_probe:run_feature_probe"
+
+    layers: tuple[int, ...] = ()
+    """Layers of the `features` parent to choose among; none = the last one of the encoder."""
+    base_lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    """Learning rates to choose among, each scaled by global_batch / 256."""
+    weight_decays: tuple[float, ...] = (0.0, 1e-5, 1e-4, 1e-3)
+    """Of the weights, not of the biases."""
+    optimizer: Literal["sgd", "lars"] = "sgd"
+    momentum: float = 0.9
+    duration: Duration = field(default_factory=lambda: Duration.epochs(90))
+    global_batch: int = 1024
+    lr_schedule: LrScheduleConfig = field(
+        default_factory=lambda: LrScheduleConfig(warmup=Duration.epochs(10))
+    )
+
+    def __post_init__(self) -> None:
+        check_global_batch(self.global_batch)
+        check_layers(self.layers)
+        require(self.features != "pixels", "a feature probe reads features: use cls or mean")
+        require(self.optimizer in ("sgd", "lars"), f"optimizer {self.optimizer!r}: sgd or lars")
+        for name, low in (("base_lrs", True), ("weight_decays", False)):
+            values = getattr(self, name)
+            fits = [math.isfinite(v) and (v > 0 if low else v >= 0) for v in values]
+            require(
+                len(values) > 0 and all(fits) and len(set(values)) == len(values),
+                f"{name} {values}: must be one or more different numbers {'>' if low else '≥'} 0",
+            )
+
+    @property
+    def num_heads(self) -> int:
+        """Points of the grid, layers included."""
+        return len(self.base_lrs) * len(self.weight_decays) * max(1, len(self.layers))
+
+    @property
+    def selects_on_dev(self) -> bool:
+        """There is something to choose."""
+        return self.num_heads > 1
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The features."""
+        return (FEATURES_FILE,)
+
+    def check_parents(self, parents: Mapping[str, Recipe]) -> None:
+        """Refuse features of another kind, other images, or without the layers."""
+        check_features_parent(self, self.layers or (None,), parents)
+
+    @property
+    def label(self) -> str:
+        """Name of the protocol."""
+        return "linear probe on cached features" + layers_text(self.layers)
+
+
+def check_layers(layers: tuple[int, ...]) -> None:
+    """Refuse layers below 1 or out of order."""
+    rising = all(a < b for a, b in zip(layers, layers[1:], strict=False))
+    require(
+        rising and all(layer >= 1 for layer in layers),
+        f"layers {layers}: give rising block numbers, the first block being 1",
+    )
+
+
+def check_depth(what: str, number: float, depth: int | None) -> None:
+    """Refuse a block that an encoder of `depth` blocks does not have; None = not known yet."""
+    require(
+        depth is None or number <= depth,
+        f"{what} {number:g} of an encoder with {depth} blocks: use at most {depth}",
+    )
+
+
+def encoder_depth(parents: Mapping[str, Recipe]) -> int | None:
+    """Blocks of the encoder that a parent leaves, as far as its recipe says."""
+    for parent in parents.values():
+        if ENCODER_FILE in parent.YIELDS and hasattr(parent, "encoder"):
+            return int(parent.encoder.depth)
+    return None
+
+
+def layers_text(layers: tuple[int, ...]) -> str:
+    """`, layer 6` or `, best of layers 2, 4, 6`; nothing for the last one."""
+    if not layers:
+        return ""
+    if len(layers) == 1:
+        return f", layer {layers[0]}"
+    return f", best of layers {', '.join(map(str, layers))}"
