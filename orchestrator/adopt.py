@@ -14,7 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,7 @@ from cluster.verdict import Cause
 from mae_core.config import EncoderConfig
 from orchestrator.errors import StoreError, UserError
 from orchestrator.records import DoneRecord, Records, digest_outputs, now_iso
-from orchestrator.tasks import code_version
-from studies.errors import unknown
+from studies.errors import StudyError, unknown
 from studies.spec import check_address
 
 if TYPE_CHECKING:
@@ -110,21 +109,27 @@ def adopted_names(records: Records) -> list[str]:
 
 
 def finish_adopted(
-    records: Records, science_hash: str, science: dict[str, Any], sha256: str
+    records: Records,
+    science_hash: str,
+    science: dict[str, Any],
+    sha256: str,
+    encoder: EncoderConfig | None = None,
 ) -> DoneRecord:
     """Make the stage of that identity a finished one, whose outputs are the adopted files.
 
-    Does nothing if it is finished. Raises `StudyError` if the store has no such encoder, and
-    `StoreError` if its files are no longer what was adopted.
+    Does nothing if it is finished. `encoder` is what its recipe says of the shape, if it does.
+
+    Raises:
+        StudyError: the store has no such encoder, or it has another shape.
+        StoreError: its files are no longer what was adopted.
     """
     done = records.done(science_hash)
     if done is not None:
         return done
     adopted = find_adopted(records, sha256)
+    _check_shape(adopted, encoder)
     records.write_identity(science_hash, science)
-    number = records.begin_attempt(
-        science_hash, {"adopted": adopted.sha256, "code": code_version()}
-    )
+    number = records.begin_attempt(science_hash, {"adopted": adopted.sha256, "code": _code()})
     outputs = records.outputs(science_hash, number)
     for file in adopted.record["files"]:
         _link(adopted.folder / file, outputs / file)
@@ -146,10 +151,19 @@ def finish_adopted(
         parents={},
         seconds=0.0,
         world_size=1,
-        provenance={"adopted": adopted.record, "code": code_version()},
+        provenance={"adopted": adopted.record, "code": _code()},
     )
     records.complete(record)
     return records.done(science_hash) or record
+
+
+def _check_shape(adopted: Adopted, said: EncoderConfig | None) -> None:
+    has = adopted.encoder
+    if said is not None and replace(said, name="") != replace(has, name=""):
+        raise StudyError(
+            f"the adopted encoder {adopted.sha256[:12]} is {has}, and the study says {said}: "
+            "correct the study"
+        )
 
 
 def _check_name(name: str) -> None:
@@ -201,7 +215,7 @@ def _record(conversion: Conversion, sha256: str, files: dict[str, str]) -> dict[
         "left_out": list(conversion.left_out),
         "left_out_of_the_pickle": [k for k in source.left_out if k != source.container],
         "mapping": {ours: list(theirs) for ours, theirs in conversion.mapping.items()},
-        "code": code_version(),
+        "code": _code(),
         "adopted_at": now_iso(),
     }
 
@@ -228,3 +242,9 @@ def _key(sha256: str) -> str:
 
 def _name_key(name: str) -> str:
     return f"adopted/names/{name}.json"
+
+
+def _code() -> dict[str, Any]:
+    from orchestrator.tasks import code_version  # which builds on planning, as this does not
+
+    return code_version()

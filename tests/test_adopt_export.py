@@ -118,6 +118,9 @@ def test_unknown_or_damaged_adopted_encoders_are_refused(store: Path, full: Path
         find_adopted(records, "mae_x")
     with pytest.raises(StudyError, match="unknown adopted encoder"):
         finish_adopted(records, "cd" * 10, SCIENCE, "f" * 64)
+    other = replace(find_adopted(records, "mae_t").encoder, depth=5)
+    with pytest.raises(StudyError, match="the study says .*depth=5"):
+        finish_adopted(records, "cd" * 10, SCIENCE, found["sha256"], other)
     with (find_adopted(records, "mae_t").folder / ENCODER_FILE).open("ab") as stream:
         stream.write(b"x")
     with pytest.raises(StoreError, match="adopt .* again"):
