@@ -36,7 +36,7 @@ class Batch:
     """Some images with their labels and keys."""
 
     images: Tensor
-    """uint8 (B, C, S, S), on the CPU."""
+    """uint8 (B, C, S, S), on the CPU; of V views (V · B, C, S, S), view after view."""
     labels: Tensor
     """int64 (B,)."""
     index: I64
@@ -58,12 +58,16 @@ class TrainLoader:
         batch: BatchSplit,
         rank: int,
         threads: int,
+        num_views: int = 1,
     ) -> None:
-        """Raise `ConfigError` if the global batch is larger than the split or the rank wrong."""
+        """Raise `ConfigError` if the global batch is larger than the split or the rank wrong.
+
+        With several views each image is decoded once, and cropped and flipped once for each.
+        """
         require(0 <= rank < batch.world, f"rank {rank} in a world of {batch.world}")
         self.order = SampleOrder(len(split), seed, batch.global_batch)
         self._batch, self._rank, self._threads = batch, rank, threads
-        self._reader = _Reader(split, data, augmentation, seed)
+        self._reader = _Reader(split, data, augmentation, seed, num_views)
         if self.order.is_blocked:
             split.samples.keep_open(blocks_open(batch.world))
 
@@ -145,9 +149,15 @@ class _Reader:
     """Turns requests into batches."""
 
     def __init__(
-        self, split: Split, data: DataConfig, augmentation: AugmentationConfig, seed: int
+        self,
+        split: Split,
+        data: DataConfig,
+        augmentation: AugmentationConfig,
+        seed: int,
+        num_views: int = 1,
     ) -> None:
         self.split, self.data, self.augmentation, self.seed = split, data, augmentation, seed
+        self._views = num_views
         self._labels = torch.from_numpy(split.labels)
         first = split.pixels(np.zeros(1, dtype=np.int64)) if len(split) else None
         shape = (data.num_channels, data.image_size, data.image_size)
@@ -187,9 +197,12 @@ class _Reader:
         pixels = self.split.pixels(request.positions)
         if pixels is None:
             return None
-        batch = self._batch(request, torch.from_numpy(pixels))
+        images = torch.from_numpy(pixels)
+        batch = self._batch(
+            request, images if self._views == 1 else images.repeat(self._views, 1, 1, 1)
+        )
         if self.augmentation.flip:
-            flip = torch.from_numpy(flip_draws(self.seed, batch.epoch, batch.index))
+            flip = torch.from_numpy(self._flips(batch))
             batch.images[flip] = batch.images[flip].flip(-1)
         return batch
 
@@ -197,22 +210,25 @@ class _Reader:
         """An empty batch, and what fills a range of it."""
         data, config, count = self.data, self.augmentation, len(request.positions)
         size = data.image_size
-        images = torch.empty((count, data.num_channels, size, size), dtype=torch.uint8)
+        total = count * self._views
+        images = torch.empty((total, data.num_channels, size, size), dtype=torch.uint8)
         batch = self._batch(request, images)
-        flips = np.zeros(count, dtype=bool)
-        if config.flip:
-            flips = flip_draws(self.seed, batch.epoch, batch.index)
+        flips = self._flips(batch) if config.flip else np.zeros(total, dtype=bool)
         crops = None
         if config.crops:
-            crops = crop_draws(self.seed, batch.epoch, batch.index)
+            crops = crop_draws(self.seed, batch.epoch, batch.index, self._views)
 
         def work(start: int, end: int) -> None:
             for i in range(start, min(end, count)):
                 image = self.split.decode(int(request.positions[i]))
-                crop = None if crops is None else crops[i]
-                images[i] = training_image(image, size, config, crop, bool(flips[i]))
+                for row in range(i, total, count):
+                    crop = None if crops is None else crops[row]
+                    images[row] = training_image(image, size, config, crop, bool(flips[row]))
 
         return batch, work
+
+    def _flips(self, batch: Batch) -> npt.NDArray[np.bool_]:
+        return flip_draws(self.seed, batch.epoch, batch.index, self._views)
 
     def _batch(self, request: _Request, images: Tensor) -> Batch:
         positions = request.positions

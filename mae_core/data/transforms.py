@@ -31,14 +31,20 @@ EVAL_MARGIN = 256 / 224
 """Short side over crop side of the evaluation transform (paper A.1, as usual on ImageNet)."""
 
 
-def crop_draws(seed: int, epoch: I64, index: I64) -> F64:
-    """Numbers in [0, 1) for the crops of some samples: float64 (N, CROP_DRAWS)."""
-    return uniform(seed, Stream.CROP, epoch, index, CROP_DRAWS)
+def crop_draws(seed: int, epoch: I64, index: I64, num_views: int = 1) -> F64:
+    """Numbers in [0, 1) for the crops of some samples: float64 (V · N, CROP_DRAWS).
+
+    View after view; the first view's are the same however many follow.
+    """
+    draws = uniform(seed, Stream.CROP, epoch, index, CROP_DRAWS * num_views)
+    return np.concatenate(np.split(draws, num_views, axis=1))
 
 
-def flip_draws(seed: int, epoch: I64, index: I64) -> npt.NDArray[np.bool_]:
-    """Whether each sample is mirrored: bool (N,)."""
-    mirrored: npt.NDArray[np.bool_] = uniform(seed, Stream.FLIP, epoch, index)[:, 0] < 0.5
+def flip_draws(seed: int, epoch: I64, index: I64, num_views: int = 1) -> npt.NDArray[np.bool_]:
+    """Whether each sample is mirrored: bool (V · N,), view after view."""
+    mirrored: npt.NDArray[np.bool_] = (
+        uniform(seed, Stream.FLIP, epoch, index, num_views).T.reshape(-1) < 0.5
+    )
     return mirrored
 
 
