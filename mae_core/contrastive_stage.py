@@ -1,0 +1,156 @@
+"""Contrastive pretraining as a stage: images in, `encoder.safetensors` out.
+
+One step, on each rank: the momentum encoder takes its small step after the encoder; both encode
+all of the rank's views; the features of all ranks meet (16 bytes · D per image in flight); loss
+and gradients are computed on the whole global batch; then the engine's micro-batches carry them
+into the encoder. With accumulation each view is encoded twice (10 instead of 8 forward passes'
+worth of work per view pair); without it the first pass keeps its graph. Beside one micro-batch's
+activations (of both views) a rank holds its share's views as bytes and, for the heads, about
+64 · head_width bytes per image of the *global* batch (1 GiB at 4,096).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae_core import dist
+from mae_core.augment.jitter import augment_view
+from mae_core.config import ENCODER_FILE, ContrastiveRecipe, Execution, split_batch
+from mae_core.config.contrastive import NUM_VIEWS
+from mae_core.context import RunContext
+from mae_core.contrastive import MoCo, contrast, momentum_at
+from mae_core.data.loader import Batch, TrainLoader
+from mae_core.data.sources import ImageData
+from mae_core.evaluate.encoder_file import save_encoder
+from mae_core.lr_schedule import LrSchedule
+from mae_core.optim import pretrain_groups
+from mae_core.training import Inputs, TrainJob, train
+
+
+def run_contrastive(
+    recipe: ContrastiveRecipe, execution: Execution, ctx: RunContext, data: ImageData
+) -> dict[str, Any]:
+    """Train, save the encoder (not its momentum copy); return what is worth recording.
+
+    Raises:
+        ConfigError: the batch does not split over the ranks; ZeRO-3; images that are neither grey
+            nor of three channels.
+        NumericsError: the loss became non-finite.
+        Stopped: somebody asked to stop; a checkpoint is committed.
+    """
+    recipe.check_execution(execution)
+    model = MoCo(recipe)
+    split = data.split("train")
+    batch = split_batch(recipe.global_batch, execution)
+    lr_schedule = LrSchedule.from_config(
+        recipe.optimizer,
+        recipe.lr_schedule,
+        recipe.duration,
+        global_batch=recipe.global_batch,
+        num_images=len(split),
+    )
+    steps = TwoPass(recipe, model, lr_schedule.total_steps)
+    job = TrainJob(
+        module=model,
+        param_groups=pretrain_groups(model, recipe.optimizer.weight_decay),
+        optimizer=recipe.optimizer,
+        lr_schedule=lr_schedule,
+        precision=recipe.precision,
+        batch=batch,
+        num_steps=lr_schedule.total_steps,
+        loader=TrainLoader(
+            split,
+            recipe.data,
+            recipe.augmentation,
+            seed=recipe.seed,
+            batch=batch,
+            rank=dist.rank(),
+            threads=execution.loader_threads,
+            num_views=NUM_VIEWS,
+        ),
+        prepare=steps.one,
+        prepare_step=steps.step,
+    )
+    result = train(job, execution, ctx)
+    if dist.rank() == 0:
+        _save(recipe, result.state, ctx)
+    dist.barrier()
+    return result.facts() | {
+        "steps": job.num_steps,
+        "images_seen": job.num_steps * recipe.global_batch,
+        "num_train_images": len(split),
+        "micro_batch": batch.micro,
+        "accumulation": batch.accumulation,
+    }
+
+
+class TwoPass:
+    """Turns a rank's micro-batches of a step into what `MoCo.forward` takes."""
+
+    def __init__(self, recipe: ContrastiveRecipe, model: MoCo, num_steps: int) -> None:
+        self.recipe, self.model, self.num_steps = recipe, model, num_steps
+
+    def one(self, batch: Batch, device: torch.device) -> Inputs:
+        """Views of a micro-batch on its own, uint8 (V · B, C, S, S): for the probe."""
+        images = batch.images.to(device, non_blocking=True)
+        views = [
+            augment_view(
+                part, config, seed=self.recipe.seed, epoch=batch.epoch, index=batch.index, view=v
+            )
+            for v, (part, config) in enumerate(
+                zip(images.chunk(NUM_VIEWS), self.recipe.views, strict=True)
+            )
+        ]
+        return (torch.cat(views),)
+
+    def step(self, step: int, batches: list[Batch], device: torch.device) -> Iterator[Inputs]:
+        """First pass over all of a step (collective), then the inputs of the second.
+
+        The step is followed and encoded once, before the first inputs are asked for.
+        """
+        model = self.model
+        model.follow(momentum_at(step, self.num_steps, self.recipe.momentum))
+        views = [self.one(batch, device)[0] for batch in batches]
+        keeps_graph = len(views) == 1
+        with torch.set_grad_enabled(keeps_graph):
+            features = [model.encode(part) for part in views]
+        keys = [model.encode_keys(part) for part in views]
+        index = np.concatenate([batch.index for batch in batches])
+        everything = torch.cat([torch.cat(features, dim=1).detach(), torch.cat(keys, dim=1)])
+        rows_NVD, own_R = _gathered(everything.transpose(0, 1), torch.from_numpy(index).to(device))
+        found = contrast(model, *rows_NVD.transpose(0, 1).chunk(2))
+        # The engine takes means over micro-batches and ranks, whose sum this gradient is.
+        share = found.feature_gradient_VND[:, own_R] * (len(batches) * dist.world())
+        sizes = [len(batch.index) for batch in batches]
+        inputs = features if keeps_graph else views
+        for part, gradient in zip(inputs, torch.split(share, sizes, dim=1), strict=True):
+            yield part, found.loss, gradient, *found.head_gradients
+
+
+def _gathered(rows: Tensor, index_R: Tensor) -> tuple[Tensor, Tensor]:
+    """All ranks' rows (N, …) in the order of their sample index, and which of them are our own.
+
+    The order does not depend on how the batch was divided, nor do sums over it.
+    """
+    order = dist.all_gather_rows(index_R).argsort(stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    first = dist.rank() * len(index_R)
+    return dist.all_gather_rows(rows)[order], place[first : first + len(index_R)]
+
+
+def _save(recipe: ContrastiveRecipe, state: dict[str, Tensor], ctx: RunContext) -> None:
+    prefix = "encoder."
+    save_encoder(
+        ctx.output_dir / ENCODER_FILE,
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
+        recipe.encoder,
+        image_size=recipe.data.image_size,
+        num_channels=recipe.data.num_channels,
+        extra={"science_hash": ctx.science_hash},
+    )
