@@ -184,10 +184,11 @@ def _keep(
         temporary.mkdir(parents=True)
         extra = {"adopted": sha256}
         save_own(conversion.network, temporary, extra, class_names)
-        files = digest_outputs(temporary)
+        digest_outputs(temporary)  # on disk before they have their name
         final.parent.mkdir(parents=True, exist_ok=True)
         if not final.exists():
             os.rename(temporary, final)
+        files = digest_outputs(final)
     except OSError as error:
         raise StoreError(f"cannot write {final}: {error.strerror or error}") from error
     finally:

@@ -239,3 +239,15 @@ def test_names_and_classes_are_checked(tmp_path: Path, store: Path) -> None:
         assert said in refused.stderr
     found = call_json(*common, "--name", "x", "--classes", tmp_path / "classes.txt")
     assert "finetuned.safetensors" in found["files"]
+
+
+def test_an_adoption_that_died_before_its_record_is_finished_by_the_next(
+    store: Path, full: Path
+) -> None:
+    found = call_json("adopt", full, "--name", "mae_t", "--store", store)
+    folder = find_adopted(Records(LocalStore(store)), "mae_t").folder
+    (folder.parent / "record.json").unlink()
+    (store / "adopted/names/mae_t.json").unlink()
+    again = call_json("adopt", full, "--name", "mae_t", "--store", store)
+    assert again["files"] == found["files"]
+    assert sorted(p.name for p in (store / "adopted").iterdir()) == [found["sha256"][:2], "names"]
