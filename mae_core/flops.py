@@ -12,10 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mae_core.config import (
+    BatchSplit,
+    ContrastiveRecipe,
     EncoderConfig,
     EvalRecipe,
     FinetuneRecipe,
     LinearProbeRecipe,
+    PartialFinetuneRecipe,
     PretrainRecipe,
     TokenizerRecipe,
     num_keep,
@@ -105,6 +108,49 @@ def target_width(recipe: PretrainRecipe) -> int:
     return recipe.target_dim
 
 
+def contrastive_params(recipe: ContrastiveRecipe) -> int:
+    """Count the parameters of encoder, projector and predictor, without the momentum copies."""
+    layers = [*_projector(recipe), *_predictor(recipe)]
+    # Weights without biases; the norms of hidden layers have scale and shift.
+    heads = sum(inputs * outputs for inputs, outputs in layers) + 3 * 2 * recipe.head_width
+    return encoder_params(recipe.encoder, recipe.data.num_channels) + heads
+
+
+def contrastive_flops_per_image(
+    recipe: ContrastiveRecipe, split: BatchSplit | None = None
+) -> FlopCount:
+    """Count one training image: both views through the encoder and its momentum copy.
+
+    Executed depends on how the batch is split: with accumulation each view is encoded once more,
+    and every rank computes the heads and similarities of the whole global batch.
+    """
+    data, encoder = recipe.data, recipe.encoder
+    forward = encoder_forward_flops(encoder, data.image_size, data.num_channels)
+    embedding = _linear(
+        num_patches(data.image_size, encoder.patch_size),
+        _patch_dim(encoder, data.num_channels),
+        encoder.width,
+    )
+    project = sum(_linear(1, inputs, outputs) for inputs, outputs in _projector(recipe))
+    predict = sum(_linear(1, inputs, outputs) for inputs, outputs in _predictor(recipe))
+    # Keys get no gradient: the similarities have one product forward and one backward.
+    compare = 2 * _linear(1, recipe.output_width, recipe.global_batch)
+    heads = 4 * project + 3 * predict + compare
+    ranks, encodes_twice = (split.world, split.accumulation > 1) if split else (1, False)
+    no_gradient = embedding if recipe.train_patch_embed else 2 * embedding
+    executed = (5 if encodes_twice else 4) * forward - no_gradient + ranks * heads
+    return FlopCount(algorithmic=2 * (4 * forward + heads), executed=2 * executed)
+
+
+def _projector(recipe: ContrastiveRecipe) -> list[tuple[int, int]]:
+    hidden = recipe.head_width
+    return [(recipe.encoder.width, hidden), (hidden, hidden), (hidden, recipe.output_width)]
+
+
+def _predictor(recipe: ContrastiveRecipe) -> list[tuple[int, int]]:
+    return [(recipe.output_width, recipe.head_width), (recipe.head_width, recipe.output_width)]
+
+
 def tokenizer_params(recipe: TokenizerRecipe) -> int:
     """Count the parameters of a tokenizer's encoder, code book and decoder."""
     return sum(inputs * outputs * kernel**2 + outputs for inputs, outputs, kernel, _ in
@@ -171,12 +217,32 @@ def eval_flops_per_image(recipe: EvalRecipe, encoder: EncoderConfig, num_classes
     head = _linear(1, features, num_classes)
     if isinstance(recipe, FinetuneRecipe):
         whole = forward + head
+        if isinstance(recipe, PartialFinetuneRecipe) and recipe.num_blocks < encoder.depth:
+            return EvalFlops(
+                _partial_flops(recipe, encoder, forward, head), FlopCount(whole, whole)
+            )
         return EvalFlops(FlopCount(3 * whole, 3 * whole - embedding), FlopCount(whole, whole))
     if isinstance(recipe, LinearProbeRecipe):
         # The frozen encoder needs no gradient, so the head's input needs none either.
         train = FlopCount(forward + 3 * head, forward + 2 * head)
         return EvalFlops(train, FlopCount(forward + head, forward + head))
     return EvalFlops(FlopCount(forward, forward), FlopCount(forward, forward))
+
+
+def _partial_flops(
+    recipe: PartialFinetuneRecipe, encoder: EncoderConfig, forward: int, head: int
+) -> FlopCount:
+    """Forward through all, backward through what is trained; LNs before it want its input's."""
+    tokens = 1 + num_patches(recipe.data.image_size, encoder.patch_size)
+    hidden = hidden_width(encoder.width, encoder.mlp_ratio)
+    if recipe.num_blocks == 0.5:
+        trained = 2 * _linear(tokens, encoder.width, hidden)
+    else:
+        trained = _blocks(int(recipe.num_blocks), tokens, encoder.width, hidden)
+    algorithmic = forward + 2 * trained + 3 * head
+    # With the class token and no block, the LN before the head is the encoder's, and frozen.
+    nothing_before = recipe.num_blocks == 0 and recipe.features == "cls"
+    return FlopCount(algorithmic, algorithmic - (head if nothing_before else 0))
 
 
 def _patch_dim(encoder: EncoderConfig, num_channels: int) -> int:

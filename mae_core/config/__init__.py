@@ -48,7 +48,7 @@ from mae_core.config.parts import (
     num_patches,
 )
 from mae_core.config.pretraining import BasisRecipe, MaskConfig, PretrainRecipe, TokenizerRecipe
-from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe
+from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe, PartialFinetuneRecipe
 from mae_core.config.recipe import Recipe
 
 __all__ = [
@@ -85,6 +85,7 @@ __all__ = [
     "MaskConfig",
     "NO_AUGMENTATION",
     "OptimizerConfig",
+    "PartialFinetuneRecipe",
     "Precision",
     "PretrainRecipe",
     "RECIPES",

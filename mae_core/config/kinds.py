@@ -12,7 +12,7 @@ from mae_core.config.evaluation import (
     ScratchRecipe,
 )
 from mae_core.config.pretraining import BasisRecipe, PretrainRecipe, TokenizerRecipe
-from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe
+from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe, PartialFinetuneRecipe
 
 AnyRecipe = (
     PretrainRecipe
@@ -25,6 +25,7 @@ AnyRecipe = (
     | ScratchRecipe
     | FeaturesRecipe
     | FeatureProbeRecipe
+    | PartialFinetuneRecipe
 )
 RECIPES: dict[str, type[Any]] = {
     r.KIND: r
@@ -39,5 +40,6 @@ RECIPES: dict[str, type[Any]] = {
         ScratchRecipe,
         FeaturesRecipe,
         FeatureProbeRecipe,
+        PartialFinetuneRecipe,
     )
 }

@@ -14,7 +14,7 @@ from mae_core.config.base import (
     FeatureKind,
     require,
 )
-from mae_core.config.evaluation import EvalRecipe, check_features_parent
+from mae_core.config.evaluation import EvalRecipe, FinetuneRecipe, check_features_parent
 from mae_core.config.parts import LrScheduleConfig, check_global_batch
 from mae_core.config.recipe import Recipe
 
@@ -152,3 +152,33 @@ def layers_text(layers: tuple[int, ...]) -> str:
     if len(layers) == 1:
         return f", layer {layers[0]}"
     return f", best of layers {', '.join(map(str, layers))}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialFinetuneRecipe(FinetuneRecipe):
+    """Fine-tuning of the last blocks only, the rest frozen (paper section 4.3, Figure 9)."""
+
+    KIND: ClassVar[str] = "partial_finetune"
+
+    num_blocks: float = 1.0
+    """Blocks to tune, from the last: 0 = only the head and the LN before it; 0.5 = also the MLP
+    branch of the last block, with its LN; a whole number = that many blocks, and the encoder's
+    final LN where the class token is read; the depth = everything, embedding too, which is what
+    `finetune` does."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number = self.num_blocks
+        require(
+            number == 0.5 or (number >= 0 and float(number).is_integer()),
+            f"num_blocks {number}: use 0, 0.5 (the MLP of the last block) or a whole number",
+        )
+
+    def check_parents(self, parents: Mapping[str, Recipe]) -> None:
+        """Refuse more blocks than the encoder has."""
+        check_depth("num_blocks", self.num_blocks, encoder_depth(parents))
+
+    @property
+    def label(self) -> str:
+        """Name of the protocol."""
+        return f"fine-tune of the last {self.num_blocks:g} blocks ({self.duration})"

@@ -10,7 +10,7 @@ Legend: N images, C channels, H, W pixels, B residual branches, D width, K class
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,9 +23,11 @@ from mae_core.config import (
     CLASSIFIER_FILE,
     ENCODER_FILE,
     BatchSplit,
+    EvalRecipe,
     Execution,
     FeatureKind,
     FinetuneRecipe,
+    PartialFinetuneRecipe,
     ScratchRecipe,
     check_patches,
     split_batch,
@@ -47,6 +49,7 @@ from mae_core.evaluate.encoder_file import (
 )
 from mae_core.evaluate.features import BATCH_SIZE, effective_batch, labelled_split, pool
 from mae_core.evaluate.finetune_inputs import FinetuneInputs
+from mae_core.evaluate.partial import freeze_all_but_last
 from mae_core.evaluate.predictions import Predictions, concatenate, finish, predict
 from mae_core.lr_schedule import LrSchedule
 from mae_core.optim import layer_decay_groups
@@ -121,7 +124,7 @@ def run_finetune(
     result = train(job, execution, ctx)
     # A fresh module: DeepSpeed leaves the trained one in bf16 or in pieces.
     trained = build_classifier(recipe, encoder_path, num_classes=len(split.class_names))
-    trained.load_state_dict(result.state)
+    trained.load_state_dict(_learned(trained, result.state), strict=False)
     if ctx.rank == 0:
         _save(ctx.output_dir / CLASSIFIER_FILE, recipe, trained, split.class_names)
     local = evaluate(trained, recipe, data.split(recipe.eval_split))
@@ -165,6 +168,8 @@ def build_classifier(
     check_fits(encoder, recipe.data)
     if file is not None and encoder_path is not None:
         load_state(encoder, file.state | {"positions": _positions(file, recipe)}, encoder_path)
+    if isinstance(recipe, PartialFinetuneRecipe):
+        freeze_all_but_last(encoder, recipe.num_blocks)
     return Classifier(
         encoder,
         recipe.features,
@@ -172,6 +177,11 @@ def build_classifier(
         label_smoothing=recipe.label_smoothing,
         generator=generator,
     )
+
+
+def _learned(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What training changed: frozen parts stay as they were read, not as bf16 rounded them."""
+    return {name: state[name] for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _positions(file: EncoderFile, recipe: FinetuneRecipe) -> Tensor:
@@ -205,13 +215,13 @@ def load_classifier(path: Path) -> tuple[Classifier, tuple[str, ...]]:
 
 
 @torch.inference_mode()
-def evaluate(model: Classifier, recipe: FinetuneRecipe, split: Split) -> Predictions:
+def evaluate(model: Classifier, recipe: EvalRecipe, split: Split) -> Predictions:
     """Predict this rank's share of a split in fp32, without drop path or augmentation."""
     model.to(dist.device()).eval()
     return concatenate(list(_predicted(model, recipe, split)))
 
 
-def _predicted(model: Classifier, recipe: FinetuneRecipe, split: Split) -> Iterator[Predictions]:
+def _predicted(model: Classifier, recipe: EvalRecipe, split: Split) -> Iterator[Predictions]:
     batches = eval_batches(split, recipe.data, BATCH_SIZE, rank=dist.rank(), world=dist.world())
     for batch in batches:
         log_prob_NK = model.logits(_images(recipe, batch, dist.device())).double().log_softmax(1)
@@ -259,7 +269,7 @@ def _job(
     )
 
 
-def _images(recipe: FinetuneRecipe, batch: Batch, device: torch.device) -> Tensor:
+def _images(recipe: EvalRecipe, batch: Batch, device: torch.device) -> Tensor:
     return normalise(batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, device)
 
 
