@@ -213,7 +213,12 @@ class _Session:
             num_started=len(self.plan.work),
             report=report,
             tracking_problem=tracking.problem,
-            summary=summary_text(make_rows(final, self.records)),
+            summary=summary_text(
+                make_rows(final, self.records),
+                axes=final.study.axes,
+                measures=final.study.measures,
+                published=final.study.published,
+            ),
             tracking_uri=tracking.uri,
         )
 

@@ -65,7 +65,7 @@ AXES: dict[str, Axis] = {
             order=("random", "block", "grid"),
         ),
         Axis(name="duration", label="pretraining duration (epochs)", scale="log"),
-        Axis(name="size", label="encoder", order=tuple(ENCODERS)),
+        Axis(name="size", label="encoder", scale="rank", order=tuple(ENCODERS)),
         Axis(
             name="objective",
             label="objective",
@@ -143,14 +143,20 @@ def joined(name: str, at: Mapping[str, Any]) -> str | None:
 
 
 def shown(name: str, at: Place) -> str:
-    """A place in words: `75 %` of a mask ratio, `8 blocks` of a depth."""
+    """A place in words, away from its axis: `75 %` of a mask ratio, `8 decoder blocks`."""
     if isinstance(at, str):
         return at
-    if name in AXES and AXES[name].is_percent:
-        return f"{100 * at:g} %"
+    one = name.replace("_", " ").replace("decoder depth", "decoder block")
     if name == "decoder_depth":
-        return f"{at:g} decoder block{'' if at == 1 else 's'}"
-    return f"{at:g}"
+        return f"{at:g} {one}{'' if at == 1 else 's'}"
+    return tick(name, at) if name == "mask_ratio" else f"{one} {tick(name, at)}"
+
+
+def tick(name: str, at: Place) -> str:
+    """A place at its axis, whose label says what it is: `75 %`, `8`."""
+    if isinstance(at, str):
+        return at
+    return f"{100 * at:g} %" if name in AXES and AXES[name].is_percent else f"{at:g}"
 
 
 def origin(cell: Cell, stage: Stage) -> Stage | None:
@@ -199,7 +205,8 @@ def _augmentation(recipe: Any) -> str:
 def _objective(recipe: Any) -> str:
     if recipe.KIND == "pretrain":
         return "MAE" if recipe.objective == "mae" else str(recipe.objective)
-    return {"scratch": "from scratch", "contrastive": "MoCo v3"}.get(recipe.KIND, recipe.KIND)
+    named = {"scratch": "from scratch", "contrastive": "MoCo v3"}
+    return named.get(recipe.KIND, str(recipe.KIND))
 
 
 def _epochs(recipe: Any) -> float | None:

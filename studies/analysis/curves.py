@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mae_core.config import RECIPES, EvalRecipe
 from studies.results import ResultRow
 
-EVALUATIONS = ("knn", "linear_probe", "finetune")
+EVALUATIONS = tuple(kind for kind, recipe in RECIPES.items() if issubclass(recipe, EvalRecipe))
+"""Kinds that have an accuracy, in the order of figures."""
 UNTRAINED = "untrained"
 MIN_SEEDS = 3
 """Fewer paired seeds than this give no usable spread, so no statement is made."""

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from studies.analysis import figures
+from studies.analysis import axis_page, figures
+from studies.analysis.axis_curves import AxisCurve, axis_curves
 from studies.analysis.curves import (
     EVALUATIONS,
     UNTRAINED,
@@ -64,6 +65,12 @@ class ReportMeta:
     """(cell, stage, why) of what the study expects and the rows lack."""
     expected_seeds: int | None = None
     """Seeds per grid cell; by default as many as the rows of the grid name."""
+    axes: Sequence[str] = ()
+    """What to draw accuracy against (`studies.axes`); none: duration, parameters and compute."""
+    measures: Sequence[str] = ("top1",)
+    """What to draw over the axes."""
+    published: Sequence[str] = ()
+    """Sets of `studies.reference` to draw beside the measured."""
     goodput: StudyGoodput | None = None
     """Where the time of all attempts went; None or empty = nothing is said of it."""
 
@@ -90,8 +97,8 @@ def write_report(
 
     Partial results are reported as such. Raises OSError if the directory cannot be written.
     """
-    found = curves(rows)
-    sections, problems = _sections(rows, found, meta, gallery)
+    found, over_axes = _all_curves(rows, meta)
+    sections, problems = _sections(rows, found, over_axes, meta, gallery)
     (directory / "figures").mkdir(parents=True, exist_ok=True)
     drawings = [drawing for section in sections for drawing in section["drawings"]]
     files = ReportFiles(
@@ -105,17 +112,37 @@ def write_report(
         path.write_bytes(drawing.png)
     _write_csv(rows, files.csv)
     _write_parquet(rows, files.parquet)
-    summary = json.dumps(_plain(_summary(rows, found, meta)), indent=2, ensure_ascii=False)
+    summary = json.dumps(
+        _plain(_summary(rows, found, over_axes, meta)), indent=2, ensure_ascii=False
+    )
     files.summary.write_text(summary + "\n", encoding="utf-8")
-    page = _page(rows, found, meta, sections, problems)
+    page = _page(rows, found, over_axes, meta, sections, problems)
     files.html.write_text(page, encoding="utf-8")
     return files
 
 
-def summary_text(rows: Sequence[ResultRow]) -> str:
-    """Size × duration tables of mean ± sd (seeds) per protocol, for a terminal."""
-    found = curves(rows)
-    blocks = [_text_table(curve) for curve in found]
+def _all_curves(
+    rows: Sequence[ResultRow], meta: ReportMeta
+) -> tuple[tuple[Curve, ...], tuple[AxisCurve, ...]]:
+    """Size × duration curves, or those over the study's own axes: one of the two is empty."""
+    if not meta.axes:
+        return curves(rows), ()
+    found = axis_curves(rows, axes=meta.axes, measures=meta.measures, published=meta.published)
+    return (), found
+
+
+def summary_text(
+    rows: Sequence[ResultRow],
+    *,
+    axes: Sequence[str] = (),
+    measures: Sequence[str] = ("top1",),
+    published: Sequence[str] = (),
+) -> str:
+    """Tables of mean ± sd (seeds) per protocol, for a terminal: size × duration, or by axis."""
+    blocks = [_text_table(curve) for curve in curves(rows)]
+    if axes:
+        found = axis_curves(rows, axes=axes, measures=measures, published=published)
+        blocks = [axis_page.axis_text(curve) for curve in found]
     return "\n\n".join(blocks) if blocks else "No evaluated cell yet."
 
 
@@ -146,6 +173,7 @@ def _value(point: Point | None) -> str:
 def _sections(
     rows: Sequence[ResultRow],
     found: Sequence[Curve],
+    over_axes: Sequence[AxisCurve],
     meta: ReportMeta,
     entries: Sequence[GalleryEntry],
 ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -157,19 +185,22 @@ def _sections(
     )
     sections = [
         _section(title, [draw(c, f"{name}-{i + 1}-{c.kind}") for i, c in enumerate(found)])
-        for title, name, draw in kinds
+        for title, name, draw in (() if meta.axes else kinds)
     ]
+    sections += [_section(title, list(d)) for title, d in axis_page.axis_sections(over_axes)]
     surface = sweep_surface(rows, meta.objective)
     chosen = figures.sweep_map(surface, meta.sweep_winner, "sweep") if surface else None
-    sections.append(_section("Sweep: mask ratio and decoder", [chosen], winner=meta.sweep_winner))
+    if surface or not meta.axes:
+        more = {"winner": meta.sweep_winner}
+        sections.append(_section("Sweep: mask ratio and decoder", [chosen], **more))
     pictures, problems = figures.gallery(entries, "gallery")
     sections.append(_section("Reconstructions", [pictures], wide=True, problems=problems))
     spent = cost(rows, lambda row: (row.kind, row.role))
     sections.append(_section("Cost", [figures.cost_bars(spent, "cost")]))
     if meta.goodput is not None and not meta.goodput.is_empty:
         bars, lines = goodput_bars(meta.goodput, "goodput"), goodput_lines(meta.goodput)
-        more = {"lines": lines, "text": goodput_text(meta.goodput)}
-        sections.append(_section("Where the time went", [bars], wide=True, **more))
+        said = {"lines": lines, "text": goodput_text(meta.goodput)}
+        sections.append(_section("Where the time went", [bars], wide=True, **said))
     return sections, problems
 
 
@@ -190,8 +221,10 @@ def sentence(curve: Curve, trend: PairedDifference) -> str:
     )
 
 
-def _headline(found: Sequence[Curve]) -> str:
+def _headline(found: Sequence[Curve], over_axes: Sequence[AxisCurve] = ()) -> str:
     """The one sentence at the top: how many (protocol, size) pairs rise over the untrained."""
+    if over_axes:
+        return axis_page.axis_headline(over_axes)
     trends = [t for c in found for t in duration_trends(c) if t.start.duration == UNTRAINED]
     judged = [t for t in trends if t.exceeds_seed_spread is not None]
     if not found:
@@ -209,9 +242,9 @@ def _headline(found: Sequence[Curve]) -> str:
     )
 
 
-def _evidence(found: Sequence[Curve]) -> list[dict[str, Any]]:
+def _evidence(found: Sequence[Curve], over_axes: Sequence[AxisCurve] = ()) -> list[dict[str, Any]]:
     """A line for every paired difference of the page's evidence table."""
-    lines = []
+    lines = axis_page.axis_evidence(over_axes)
     for curve in found:
         for trend in (*duration_trends(curve), *size_trends(curve)):
             lines.append(
@@ -242,11 +275,16 @@ def _signed(trend: PairedDifference) -> str:
 
 
 def _coverage(
-    rows: Sequence[ResultRow], found: Sequence[Curve], meta: ReportMeta
-) -> dict[str, Any]:
-    """Seeds that every protocol has measured, by size and duration."""
+    rows: Sequence[ResultRow],
+    found: Sequence[Curve],
+    over_axes: Sequence[AxisCurve],
+    meta: ReportMeta,
+) -> list[dict[str, Any]]:
+    """Seeds that every protocol has measured, by size and duration or by series and place."""
     grid = [r for r in filled(rows) if r.role in ("grid", "untrained")]
     expected = meta.expected_seeds or len({r.seed for r in grid if r.seed is not None})
+    if meta.axes:
+        return axis_page.axis_coverage(over_axes, expected)
     first = sorted({(r.encoder_params or 0, r.size or "size unknown") for r in grid})
     durations = ordered_durations(
         (duration_label(r), -1.0 if r.role == "untrained" else r.epochs) for r in grid
@@ -257,7 +295,7 @@ def _coverage(
         counts = [_complete(found, size, duration) for duration in durations]
         cells = [{"found": n, "expected": expected, "full": n >= expected} for n in counts]
         table.append({"size": size, "cells": cells})
-    return {"durations": durations, "rows": table}
+    return [{"corner": "size", "durations": durations, "rows": table}] if table else []
 
 
 def _complete(found: Sequence[Curve], size: str, duration: str) -> int:
@@ -272,7 +310,13 @@ def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[tuple[str, A
     protocols = sorted({_protocol(r) for r in kinds}, key=str)
     names = [_protocol_name(*protocol) for protocol in protocols]
     header = ["cell", "role", "size", "encoder parameters", "duration", "seed", "mask ratio"]
-    header += ["decoder", "pretraining FLOPs", *(f"top-1 %: {n}" for n in names), "rank-seconds"]
+    header += [
+        "objective",
+        "decoder",
+        "pretraining FLOPs",
+        *(f"top-1 %: {n}" for n in names),
+        "rank-seconds",
+    ]
     by_cell: dict[str, list[ResultRow]] = {}
     for row in filled(rows):
         by_cell.setdefault(row.cell, []).append(row)
@@ -302,6 +346,7 @@ def _cell_line(rows: Sequence[ResultRow], protocols: Sequence[_Protocol]) -> lis
         (duration, r.epochs or 0.0),
         _number(r.seed, "d"),
         _number(r.mask_ratio, "g"),
+        (r.objective or "", r.objective or ""),
         (decoder, (r.decoder_depth or 0) * 100_000 + (r.decoder_width or 0)),
         _number(r.pretrain_flops, ".3g"),
         *(_number(top1.get(protocol), ".2f") for protocol in protocols),
@@ -317,6 +362,7 @@ def _number(value: float | None, form: str) -> tuple[str, Any]:
 def _page(
     rows: Sequence[ResultRow],
     found: Sequence[Curve],
+    over_axes: Sequence[AxisCurve],
     meta: ReportMeta,
     sections: Sequence[Mapping[str, Any]],
     problems: Sequence[str],
@@ -328,9 +374,9 @@ def _page(
     header, cells = _cells(rows)
     return environment.get_template("report.html").render(
         meta=meta,
-        headline=_headline(found),
-        evidence=_evidence(found),
-        coverage=_coverage(rows, found, meta),
+        headline=_headline(found, over_axes),
+        evidence=_evidence(found, over_axes),
+        coverage=_coverage(rows, found, over_axes, meta),
         sections=sections,
         header=header,
         cells=cells,
@@ -366,15 +412,21 @@ def _scalar(hint: Any) -> str:
     return next((t.__name__ for t in (int, float) if hint in (t, t | None)), "str")
 
 
-def _summary(rows: Sequence[ResultRow], found: Sequence[Curve], meta: ReportMeta) -> dict[str, Any]:
+def _summary(
+    rows: Sequence[ResultRow],
+    found: Sequence[Curve],
+    over_axes: Sequence[AxisCurve],
+    meta: ReportMeta,
+) -> dict[str, Any]:
     return {
         "study": meta.study,
         "created_at": meta.created_at,
-        "headline": _headline(found),
+        "headline": _headline(found, over_axes),
         "num_rows": len(rows),
         "unmeasured": unmeasured(rows),
         "curves": [_curve_summary(curve) for curve in found],
-        "evidence": _evidence(found),
+        "over_axes": [axis_page.axis_summary(curve) for curve in over_axes],
+        "evidence": _evidence(found, over_axes),
         "sweep": {"objective": meta.objective, "winner": meta.sweep_winner},
         "rank_seconds": {"/".join(k): v for k, v in cost(rows, lambda r: (r.kind, r.role)).items()},
         "goodput": meta.goodput.to_dict() if meta.goodput else None,
