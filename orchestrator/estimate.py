@@ -11,6 +11,7 @@ from typing import Any
 from mae_core.config import (
     BasisRecipe,
     BatchSplit,
+    ContrastiveRecipe,
     Duration,
     EncoderConfig,
     EvalRecipe,
@@ -26,6 +27,8 @@ from mae_core.config import (
 from mae_core.errors import ConfigError
 from mae_core.flops import (
     FlopCount,
+    contrastive_flops_per_image,
+    contrastive_params,
     encoder_params,
     eval_flops_per_image,
     pretrain_flops_per_image,
@@ -100,7 +103,7 @@ def _cost(
     size: DataSize,
     on_gpu: bool,
 ) -> Cost:
-    if isinstance(recipe, PretrainRecipe | TokenizerRecipe):
+    if isinstance(recipe, PretrainRecipe | ContrastiveRecipe | TokenizerRecipe):
         cost = _pretrain_cost(recipe, execution, size)
     elif isinstance(recipe, BasisRecipe):
         images = min(recipe.num_images, size.num_train)
@@ -111,7 +114,9 @@ def _cost(
 
 
 def _pretrain_cost(
-    recipe: PretrainRecipe | TokenizerRecipe, execution: Execution, size: DataSize
+    recipe: PretrainRecipe | ContrastiveRecipe | TokenizerRecipe,
+    execution: Execution,
+    size: DataSize,
 ) -> Cost:
     require(
         not size.num_train or recipe.global_batch <= size.num_train,
@@ -123,6 +128,10 @@ def _pretrain_cost(
     images = (steps or 0) * recipe.global_batch
     if isinstance(recipe, TokenizerRecipe):
         own, total, per_image = None, tokenizer_params(recipe), tokenizer_flops_per_image(recipe)
+    elif isinstance(recipe, ContrastiveRecipe):
+        recipe.check_execution(execution)
+        own = encoder_params(recipe.encoder, recipe.data.num_channels)
+        total, per_image = contrastive_params(recipe), contrastive_flops_per_image(recipe, split)
     else:
         own = encoder_params(recipe.encoder, recipe.data.num_channels)
         total, per_image = pretrain_params(recipe), pretrain_flops_per_image(recipe)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mae_core.config import RECIPES
 from orchestrator.journal import JOURNAL_FILE, Entry, JournalReader, read_events
 from orchestrator.lease import is_alive
 from orchestrator.plan import Plan
@@ -16,7 +17,7 @@ from orchestrator.records import Records, stage_key
 from studies.analysis.goodput import AttemptLog, Goodput, account, total
 from studies.analysis.goodput_advice import StudyGoodput, advise
 
-STEPPED_KINDS = frozenset({"pretrain", "finetune"})
+STEPPED_KINDS = frozenset(kind for kind, recipe in RECIPES.items() if recipe.TRAINS)
 """Stages that train in steps and save checkpoints; the others work from their first event on."""
 
 

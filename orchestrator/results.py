@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mae_core.config import EvalRecipe, PretrainRecipe
+from mae_core.config import ContrastiveRecipe, EvalRecipe, PretrainRecipe
 from orchestrator.plan import Plan, PlannedStage, Planner
 from orchestrator.records import Records
 from studies.axes import place, places
@@ -49,7 +49,7 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
     )
 
 
-def _place_of(plan: Plan, planned: PlannedStage) -> dict[str, str | None]:
+def _place_of(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
     """Objective, and places on the study's own axes, of a stage."""
     at = places(plan.study.axes, planned.cell, planned.stage)
     objective = place("objective", planned.cell, planned.stage)
@@ -64,7 +64,7 @@ def role_of(planned: PlannedStage) -> Role:
     pretrain = planned.cell.pretrain
     if planned.cell.role == "grid" and pretrain is not None:
         recipe = pretrain.recipe
-        if isinstance(recipe, PretrainRecipe) and recipe.duration.value == 0:
+        if isinstance(recipe, PretrainRecipe | ContrastiveRecipe) and not recipe.duration.value:
             return "untrained"
     return planned.cell.role
 

@@ -48,10 +48,12 @@ def _sizes_table(plan: Plan) -> Table:
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "size" else "right")
     groups: dict[tuple[str, str], list[PlannedStage]] = {}
+    objectives = {"pretrain": "", "contrastive": " MoCo v3"}
     for planned in plan.stages:
-        if planned.stage.kind == "pretrain" and planned.cell.role != "sweep":
+        if planned.stage.kind in objectives and planned.cell.role != "sweep":
             recipe: Any = planned.stage.recipe
-            groups.setdefault((recipe.encoder.name, str(recipe.duration)), []).append(planned)
+            name = recipe.encoder.name + objectives[planned.stage.kind]
+            groups.setdefault((name, str(recipe.duration)), []).append(planned)
     for (size, duration), members in groups.items():
         cost, split = members[0].cost, members[0].cost.split
         assert cost.flops_per_image is not None and split is not None
