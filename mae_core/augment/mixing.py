@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mae_core.augment.config import MixConfig
@@ -135,10 +136,9 @@ def soft_targets(
     s gives the label 1 − ε + ε/K and every other class ε/K (Szegedy et al. 2015, section 7).
     """
     lam = torch.from_numpy(np.array(lam_N)).float().to(labels_N.device)[:, None]
-    floor = torch.full((len(labels_N), num_classes), label_smoothing / num_classes)
-    targets = floor.to(labels_N.device)
-    targets.scatter_add_(1, labels_N[:, None], (1 - label_smoothing) * lam)
-    return targets.scatter_add_(1, partner_labels_N[:, None], (1 - label_smoothing) * (1 - lam))
+    own, partner = (F.one_hot(v, num_classes).float() for v in (labels_N, partner_labels_N))
+    floor = label_smoothing / num_classes
+    return floor + (1 - label_smoothing) * (lam * own + (1 - lam) * partner)
 
 
 def cut_boxes(lam: F64, height: int, width: int, centre_y: F64, centre_x: F64) -> I64:

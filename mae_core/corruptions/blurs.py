@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -108,12 +107,25 @@ def zoom_blur(images_NCHW: Tensor, draws: Draws, *factors: float) -> Tensor:
 
 def zoom(images_NCHW: Tensor, factor: float) -> Tensor:
     """Enlarge the centre to the whole image, bilinear: same shape."""
-    sizes: Sequence[int] = images_NCHW.shape[2:]
-    crops = [math.ceil(size / factor) for size in sizes]
-    top, left = ((size - crop) // 2 for size, crop in zip(sizes, crops, strict=True))
-    centre = images_NCHW[:, :, top : top + crops[0], left : left + crops[1]]
-    large = F.interpolate(
-        centre, [round(crop * factor) for crop in crops], mode="bilinear", align_corners=True
-    )
-    top, left = ((big - size) // 2 for big, size in zip(large.shape[2:], sizes, strict=True))
-    return large[:, :, top : top + sizes[0], left : left + sizes[1]]
+    for axis in (2, 3):
+        # Written out: F.interpolate's last bit depends on the number of threads.
+        low, share = (v.to(images_NCHW.device) for v in _places(images_NCHW.shape[axis], factor))
+        high = (low + 1).clamp(max=images_NCHW.shape[axis] - 1)
+        weight = share.float().view(-1, *[1] * (3 - axis))
+        near, far = images_NCHW.index_select(axis, low), images_NCHW.index_select(axis, high)
+        images_NCHW = torch.lerp(near, far, weight)
+    return images_NCHW
+
+
+def _places(size: int, factor: float) -> tuple[Tensor, Tensor]:
+    """Where each output pixel looks: the pixel below (S,), and how far beyond it, in 0..1 (S,).
+
+    The central ⌈size / factor⌉ pixels are spread over round(that · factor), ends on ends, and the
+    middle of those is kept.
+    """
+    crop = math.ceil(size / factor)
+    large = round(crop * factor)
+    kept = torch.arange(size, dtype=torch.float64) + (large - size) // 2
+    place = kept * ((crop - 1) / max(large - 1, 1))
+    low = place.floor()
+    return low.long() + (size - crop) // 2, place - low
