@@ -18,6 +18,9 @@ from mae_core.vit import Encoder
 
 Group = dict[str, Any]
 
+LARS_TRUST = 0.001
+"""Trust coefficient η of LARS (You et al. 2017)."""
+
 
 def pretrain_groups(module: nn.Module, weight_decay: float) -> list[Group]:
     """Group trainable parameters: biases and other 1-D ones get no decay, all else does.
@@ -103,7 +106,7 @@ class Lars(torch.optim.Optimizer):
         *,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
-        trust_coefficient: float = 0.001,
+        trust_coefficient: float = LARS_TRUST,
     ) -> None:
         """Take parameters or groups; the trust coefficient is You et al.'s η."""
         defaults = {
