@@ -153,6 +153,12 @@ class Engine:
         self._engine.checkpoint_engine = self._io
         self._engine._copy_recovery_script = lambda _: None
 
+    @property
+    def module(self) -> nn.Module:
+        """The network as it is in training; under ZeRO-3 its weights are gathered as it runs."""
+        module: nn.Module = self._engine.module
+        return module
+
     def step(self, micro_inputs: Iterable[tuple[torch.Tensor, ...]], lr: float) -> torch.Tensor:
         """Do one optimizer update; return this rank's mean loss, a detached scalar."""
         set_lr(self._engine.optimizer, lr)

@@ -30,6 +30,7 @@ from mae_core.gallery import make_gallery
 from mae_core.lr_schedule import LrSchedule
 from mae_core.mae import MAE
 from mae_core.mask_samplers import mask_sampler
+from mae_core.monitor import Monitor
 from mae_core.optim import pretrain_groups
 from mae_core.training import TrainJob, TrainResult, train
 from mae_core.vit import Encoder
@@ -81,6 +82,7 @@ def run_pretrain(
             threads=execution.loader_threads,
         ),
         prepare=prepare,
+        monitor=Monitor(recipe, data, target) if execution.monitor_every_steps else None,
     )
     result = train(job, execution, ctx)
     if dist.rank() == 0:

@@ -58,6 +58,9 @@ class TrainJob:
     prepare_step: Callable[[int, list[Batch], torch.device], Iterable[Inputs]] | None = None
     """Turns this rank's micro-batches of a step into their inputs, where they need each other."""
 
+    monitor: Callable[[nn.Module, torch.device], dict[str, float]] | None = None
+    """Looks at the network every `Execution.monitor_every_steps`; must touch no generator."""
+
     def inputs(
         self, step: int, micro_batches: list[Batch], device: torch.device
     ) -> Iterable[Inputs]:
@@ -194,6 +197,7 @@ class _Loop:
         last = done == self.job.num_steps
         if done % self.log_every == 0 or last or done == 1:
             self._log(done)
+        self._monitor(done)
         wants_stop = self.ctx.should_stop()
         no_time = wants_stop and self.ctx.grace_left_s() < self.saver.expected_s
         stop, save, no_time, writing = dist.any_rank(
@@ -207,6 +211,14 @@ class _Loop:
             self._stop(done, has_time=not no_time)
         elif save and not writing:
             self._save(done, wait=self.execution.snapshot == "blocking")
+
+    def _monitor(self, done: int) -> None:
+        every, monitor = self.execution.monitor_every_steps, self.job.monitor
+        if monitor is None or every is None or done % every:
+            return
+        self.ctx.beat("evaluate", done)
+        self.ctx.log_metrics(done, monitor(self.engine.module, self.engine.device))
+        self.ctx.beat("step", done)
 
     def _is_due(self, done: int) -> bool:
         if self.execution.checkpoint_every_steps is not None:

@@ -56,9 +56,9 @@ def _noting(samples: list[list[int]]) -> Iterator[None]:
 @contextlib.contextmanager
 def _noting_masks(masks: list[tuple[str, str]]) -> Iterator[None]:
     """Note the digest of each sample's mask noise, by epoch and sample."""
-    from mae_core import pretrain
+    from mae_core import mask_samplers
 
-    original = pretrain.mask_noise
+    original = mask_samplers.mask_noise
 
     def noted(seed: int, epoch: Any, index: Any, patches: int) -> Any:
         noise = original(seed, epoch, index, patches)
@@ -68,7 +68,7 @@ def _noting_masks(masks: list[tuple[str, str]]) -> Iterator[None]:
             masks.append((f"{one}/{sample}", digest))
         return noise
 
-    with mock.patch.object(pretrain, "mask_noise", noted):
+    with mock.patch.object(mask_samplers, "mask_noise", noted):
         yield
 
 
@@ -79,13 +79,13 @@ def _noise() -> Iterator[None]:
 
     from mae_core import pretrain
 
-    original = pretrain._normalise
+    original = pretrain.network_input
 
     def noisy(*arguments: Any) -> Any:
         images = original(*arguments)
         return images + 0.1 * torch.randn(images.shape)
 
-    with mock.patch("mae_core.pretrain._normalise", noisy):
+    with mock.patch("mae_core.pretrain.network_input", noisy):
         yield
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,14 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
     events: list[tuple[str, dict[str, Any]]] = []
     done: list[int] = []
     samples: list[list[int]] = []
+    watched: list[tuple[int, dict[str, float]]] = []
+
+    def log(step: int, metrics: Mapping[str, float]) -> None:
+        if "loss" in metrics:
+            losses.append((step, metrics["loss"]))
+        else:
+            watched.append((step, dict(metrics)))
+
     folder = Path(payload["folder"])
     (folder / "outputs").mkdir(parents=True, exist_ok=True)
     context = RunContext(
@@ -72,7 +81,7 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
         science_hash=payload.get("science_hash", "test"),
         rank=control.rank,
         world=control.world,
-        log_metrics=lambda step, metrics: losses.append((step, metrics["loss"])),
+        log_metrics=log,
         fault_point=lambda name: done.append(1) if name == "step" else None,
         should_stop=lambda: len(done) >= payload.get("stop_at", 10**9),
         event=lambda name, fields: events.append((name, dict(fields))),
@@ -83,7 +92,8 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
     engine.join_gang()
     masks: list[tuple[str, str]] = []
     found: dict[str, Any] = {
-        "losses": losses, "samples": samples, "events": events, "masks": masks
+        "losses": losses, "samples": samples, "events": events, "masks": masks,
+        "watched": watched,
     }  # fmt: skip
     try:
         with changes.applied(payload, control.rank, samples, masks):

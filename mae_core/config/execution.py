@@ -40,6 +40,9 @@ class Execution:
     """Seconds that a run which is told to stop has for its last checkpoint."""
     snapshot: Literal["background", "blocking"] = "background"
     """Write checkpoints beside training from a copy, or while training waits."""
+    monitor_every_steps: int | None = None
+    """Steps between looks at a pretraining's features (k-NN on dev, effective rank, held-out
+    loss); for people's eyes, never a curve point."""
     checkpoint_uri: str | None = None
     """Another place for checkpoints, any URI of `pyarrow.fs`; None = in the store."""
 
@@ -53,6 +56,8 @@ class Execution:
         require(self.keep_checkpoints >= 1, "keep_checkpoints must be ≥ 1")
         require(self.checkpoint_every_s > 0, "checkpoint_every_s must be > 0")
         require(every is None or every >= 1, f"checkpoint_every_steps {every}: must be ≥ 1")
+        watch = self.monitor_every_steps
+        require(watch is None or watch >= 1, f"monitor_every_steps {watch}: must be ≥ 1")
         require(low is None or 1 <= low <= world, f"min_world_size {low}: must be 1 to {world}")
         require(self.on_numerics in ("stop", "rollback"), "on_numerics: use stop or rollback")
         require(spike is None or spike > 1, f"spike_factor {spike}: must be > 1, or none")

@@ -1,0 +1,96 @@
+"""What a pretraining's features are worth while it runs: for people's eyes, never a curve point.
+
+Every rank encodes the same few images, so nothing is exchanged and ZeRO-3 gathers in step; the
+random number generators are not touched, so a monitored run computes what an unmonitored one does.
+Legend: N images, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mae_core.config import KnnRecipe, PretrainRecipe, require
+from mae_core.custom_targets import Target
+from mae_core.data.loader import Batch, eval_batches, normalise
+from mae_core.data.sources import ImageData, Split
+from mae_core.evaluate.features import Features, pool
+from mae_core.evaluate.knn import classify
+from mae_core.mask_samplers import mask_sampler
+
+NUM_TRAIN = 1024
+"""Training images among which neighbours are looked for."""
+NUM_DEV = 512
+BATCH_SIZE = 64
+PREFIX = "monitor/"
+"""Of the names of its metrics: nothing of that name is a result."""
+
+
+class Monitor:
+    """Online k-NN on dev, effective rank of features and held-out loss of one pretraining."""
+
+    def __init__(self, recipe: PretrainRecipe, data: ImageData, target: Target | None) -> None:
+        """Choose the images; raises `DataError` if there is no dev split."""
+        self.recipe, self.target = recipe, target
+        self.train = data.split("train").sample(NUM_TRAIN, recipe.seed)
+        self.dev = data.split("dev").sample(NUM_DEV, recipe.seed)
+        require(len(self.dev) > 0, "the monitor looks at dev, which has no image")
+        k = min(20, len(self.train))
+        self.knn = KnnRecipe(data=recipe.data, k=k, eval_split="dev")
+        self.noise = mask_sampler(recipe)
+
+    @torch.no_grad()
+    def __call__(self, module: nn.Module, device: torch.device) -> dict[str, float]:
+        """Look at a network between two steps; collective under ZeRO-3."""
+        train, _ = self._encode(module, self.train, device)
+        dev, loss = self._encode(module, self.dev, device, with_loss=True)
+        found = classify(self.knn, train, dev, num_classes=len(self.dev.class_names))
+        return {
+            PREFIX + "knn_top1_dev": 100 * float((found.label_rank == 0).mean()),
+            PREFIX + "effective_rank_dev": effective_rank(torch.from_numpy(dev.vectors)),
+            PREFIX + "loss_dev": loss,
+        }
+
+    def _encode(
+        self, module: nn.Module, split: Split, device: torch.device, *, with_loss: bool = False
+    ) -> tuple[Features, float]:
+        """Mean patch tokens of whole images; the mean loss under masks that never change."""
+        vectors, labels, losses = [], [], []
+        for batch, images in self._batches(split, device):
+            tokens = module.encoder.forward_features(images)  # type: ignore[operator, union-attr]
+            vectors.append(pool(tokens, "mean").float().cpu().numpy())
+            labels.append(batch.labels.numpy())
+            if with_loss:
+                losses.append(len(batch.index) * float(self._loss(module, batch, images)))
+        features = Features(
+            vectors=np.concatenate(vectors),
+            labels=np.concatenate(labels),
+            sample_index=split.sample_index,
+        )
+        return features, sum(losses) / len(split)
+
+    def _loss(self, module: nn.Module, batch: Batch, images: Tensor) -> Tensor:
+        noise = self.noise(batch.epoch, batch.index).to(images.device)
+        targets = () if self.target is None else (self.target(images),)
+        loss: Tensor = module(images, noise, *targets)
+        return loss
+
+    def _batches(self, split: Split, device: torch.device) -> Iterator[tuple[Batch, Tensor]]:
+        data = self.recipe.data
+        for batch in eval_batches(split, data, BATCH_SIZE, rank=0, world=1, threads=0):
+            yield batch, normalise(batch.images, data.pixel_mean, data.pixel_std, device)
+
+
+def effective_rank(vectors_ND: Tensor) -> float:
+    """exp(entropy of the normalised singular values) of centred features, 1 to D.
+
+    Roy and Vetterli 2007, "The effective rank", section 2. 1 means collapse.
+    """
+    centred = vectors_ND.double() - vectors_ND.double().mean(dim=0)
+    values = torch.linalg.svdvals(centred)
+    share = values / values.sum().clamp(min=1e-300)
+    share = share[share > 0]
+    return float(torch.exp(-(share * share.log()).sum()))
