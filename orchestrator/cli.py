@@ -368,9 +368,7 @@ def _study(reference: str, settings: tuple[str, ...], data_path: str | None) -> 
     from studies.overrides import override_study, parse
 
     overrides = parse(settings)
-    if data_path is not None:
-        overrides["data.path"] = data_path
-    study = load_study(reference)
+    study = load_study(reference, data_path)
     return override_study(study, overrides) if overrides else study
 
 

@@ -95,11 +95,16 @@ class Plan:
         # A trial that failed is left alone once the sweep is decided.
         decided = self.sweep is not None and self.sweep.winner is not None
         unique = {
-            s.identity.science_hash: s
+            (s.identity.science_hash, self._unread_path(s)): s
             for s in self.stages
             if s.status.is_work and not (decided and s.cell.role == "sweep")
         }
         return list(unique.values())
+
+    def _unread_path(self, planned: PlannedStage) -> str:
+        """Sets that nobody has read share the fingerprint `unknown`: their paths differ."""
+        path = planned.stage.recipe.data.path
+        return path if path in self.unknown_data else ""
 
     @property
     def has_work(self) -> bool:

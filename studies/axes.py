@@ -214,6 +214,17 @@ def _epochs(recipe: Any) -> float | None:
     return float(duration.value) if duration is not None and duration.unit == "epochs" else None
 
 
+def _size(cell: Cell, stage: Stage) -> str | None:
+    """`H`, and `H@448` where it is evaluated at another resolution than it was pretrained at."""
+    start = origin(cell, stage)
+    if start is None:
+        return None
+    encoder: Any = start.recipe.encoder  # type: ignore[union-attr]
+    name = encoder.name or f"{encoder.width}x{encoder.depth}"
+    pixels = stage.recipe.data.image_size
+    return name if pixels == start.recipe.data.image_size else f"{name}@{pixels}"
+
+
 def _tuned_blocks(cell: Cell, stage: Stage) -> float | None:
     """0 for a probe of frozen features, all of them for a full fine-tune (paper Figure 9)."""
     start = origin(cell, stage)
@@ -256,7 +267,7 @@ _READERS: dict[str, Callable[[Cell, Stage], Place | None]] = {
     "augmentation": _of_pretrain(_augmentation),
     "mask_sampling": _of_pretrain(lambda r: str(r.mask.sampling)),
     "duration": _of_origin(_epochs),
-    "size": _of_origin(lambda r: r.encoder.name or f"{r.encoder.width}x{r.encoder.depth}"),
+    "size": _size,
     "objective": _of_origin(_objective),
     "tuned_blocks": _tuned_blocks,
     "train_fraction": _of_origin(lambda r: float(r.data.train_fraction)),

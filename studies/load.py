@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import json
 from pathlib import Path
 from types import ModuleType
@@ -12,20 +13,30 @@ from mae_core.errors import ConfigError
 from studies.catalog import CATALOG
 from studies.codec import study_from_plain
 from studies.errors import StudyError, unknown
+from studies.overrides import override_study
 from studies.spec import Study
 
 
-def load_study(reference: str) -> Study:
-    """Return the study; raises `StudyError` with the nearest known name if there is none."""
+def load_study(reference: str, data: str | None = None) -> Study:
+    """Return the study; raises `StudyError` with the nearest known name if there is none.
+
+    `data` is what `--data` names. A study that is `def study(data: str | None = None)` is built for
+    it (networks and recipes may differ); of any other, every stage reads it.
+    """
     if reference in CATALOG:
-        module = importlib.import_module(CATALOG[reference])
-        return _call(module, reference)
+        return _call(importlib.import_module(CATALOG[reference]), reference, data)
     path = Path(reference)
     if path.suffix in (".py", ".json"):
         if not path.is_file():
             raise StudyError(f"study file {reference!r} does not exist")
-        return _from_json(path) if path.suffix == ".json" else _call(_import(path), reference)
+        if path.suffix == ".py":
+            return _call(_import(path), reference, data)
+        return _reading(_from_json(path), data)
     raise unknown("study", reference, CATALOG)
+
+
+def _reading(study: Study, data: str | None) -> Study:
+    return study if data is None else override_study(study, {"data.path": data})
 
 
 def _from_json(path: Path) -> Study:
@@ -51,19 +62,20 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
-def _call(module: ModuleType, reference: str) -> Study:
+def _call(module: ModuleType, reference: str, data: str | None) -> Study:
     function = getattr(module, "study", None)
     if not callable(function):
         raise StudyError(f"{reference}: expected a function `def study() -> Study`")
+    is_built_for_data = "data" in inspect.signature(function).parameters
     try:
-        study = function()
+        study = function(data) if is_built_for_data else function()
     except (StudyError, ConfigError):
         raise
     except Exception as error:
         raise StudyError(f"{reference}: study() fails: {_where(error, None)}") from error
     if not isinstance(study, Study):
         raise StudyError(f"{reference}: study() returned a {type(study).__name__}, not a Study")
-    return study
+    return study if is_built_for_data else _reading(study, data)
 
 
 def _where(error: Exception, path: Path | None) -> str:

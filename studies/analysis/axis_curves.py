@@ -211,8 +211,8 @@ def _series(name: str, axes: Sequence[str], rows: list[_Located]) -> tuple[Serie
 
 
 def _separate(name: str, rows: list[_Located], keys: dict[int, Key]) -> None:
-    """Extend keys by duration or protocol where nothing else tells two measurements apart."""
-    for column in ("duration", "protocol"):
+    """Extend keys by what tells two measurements of a place apart, where nothing else does."""
+    for column in ("duration", "protocol", "stage"):
         at: dict[object, set[str]] = defaultdict(set)
         for r in rows:
             at[keys[id(r)], r.at[name], r.row.seed].add(getattr(r.row, column) or "")

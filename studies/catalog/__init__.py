@@ -1,8 +1,27 @@
 """The studies that ship, by name. Each module has `def study() -> Study`."""
 
+PAPER = (
+    "mask_ratio",
+    "decoder",
+    "mask_token",
+    "target",
+    "augmentation",
+    "mask_sampling",
+    "duration",
+    "wall_clock",
+    "comparison",
+    "transfer",
+    "unique_data",
+    "lr_by_size",
+    "control_patch",
+    "control_finetune",
+)
+"""One per table or figure of the MAE paper, and what its programme lacks."""
+
 CATALOG: dict[str, str] = {
     "quickstart": "studies.catalog.quickstart",
     "paper/size_by_duration": "studies.catalog.paper_size_by_duration",
     "scaling/vit_ladder": "studies.catalog.scaling_vit_ladder",
     "small/images": "studies.catalog.small_images",
+    **{f"paper/{name}": f"studies.catalog.paper.{name}" for name in PAPER},
 }
