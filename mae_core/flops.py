@@ -16,6 +16,7 @@ from mae_core.config import (
     ContrastiveRecipe,
     EncoderConfig,
     EvalRecipe,
+    FeatureProbeRecipe,
     FinetuneRecipe,
     LinearProbeRecipe,
     PartialFinetuneRecipe,
@@ -215,6 +216,10 @@ def eval_flops_per_image(recipe: EvalRecipe, encoder: EncoderConfig, num_classes
         embedding = forward = 0
         features = data.num_channels * data.image_size**2
     head = _linear(1, features, num_classes)
+    if isinstance(recipe, FeatureProbeRecipe):
+        # Nothing is encoded; one head of the grid is scored in the end.
+        grid = head * recipe.num_heads
+        return EvalFlops(FlopCount(3 * grid, 2 * grid), FlopCount(head, head))
     if isinstance(recipe, FinetuneRecipe):
         whole = forward + head
         if isinstance(recipe, PartialFinetuneRecipe) and recipe.num_blocks < encoder.depth:

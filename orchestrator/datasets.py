@@ -69,7 +69,13 @@ class Datasets:
                 f"{config.path}: nothing is left to train on of {facts.num_train} images; "
                 f"lower data.dev_fraction ({config.dev_fraction}) or add images"
             )
-        return DataSize(counts["train"], counts[eval_split], len(facts.class_names))
+        return DataSize(
+            counts["train"],
+            counts[eval_split],
+            len(facts.class_names),
+            num_dev=counts["dev"],
+            num_test=counts["test"],
+        )
 
     def _remembered(self, path: str) -> DataFacts | None:
         content = self._store.read_json(self._key(path))

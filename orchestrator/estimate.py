@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mae_core.config import (
+    FEATURES_FILE,
     BasisRecipe,
     BatchSplit,
     ContrastiveRecipe,
@@ -16,7 +17,8 @@ from mae_core.config import (
     EncoderConfig,
     EvalRecipe,
     Execution,
-    FinetuneRecipe,
+    FeatureProbeRecipe,
+    FeaturesRecipe,
     KnnRecipe,
     LinearProbeRecipe,
     PretrainRecipe,
@@ -29,6 +31,7 @@ from mae_core.flops import (
     FlopCount,
     contrastive_flops_per_image,
     contrastive_params,
+    encoder_forward_flops,
     encoder_params,
     eval_flops_per_image,
     pretrain_flops_per_image,
@@ -56,6 +59,8 @@ class DataSize:
     num_classes: int
     is_measured: bool = True
     """False if these are the study's own expectation."""
+    num_dev: int = 0
+    num_test: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,17 @@ def cost_of(cell: Cell, stage: Stage, size: DataSize) -> Cost:
     pretrain = cell.pretrain
     recipe: Any = pretrain.recipe if pretrain else None
     encoder = recipe.encoder if recipe else None
+    if isinstance(stage.recipe, KnnRecipe) and _reads_features(cell, stage):
+        encoder = None  # nothing is encoded
     on_gpu = getattr(recipe, "precision", "fp32") == "bf16"
     try:
         return _cost(stage.recipe, stage.execution, encoder, size, on_gpu)
     except ConfigError as error:
         raise ConfigError(f"{cell.address}#{stage.name}: {error}") from error
+
+
+def _reads_features(cell: Cell, stage: Stage) -> bool:
+    return any(FEATURES_FILE in cell.stage(parent).recipe.YIELDS for parent in stage.parents)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -108,6 +119,8 @@ def _cost(
     elif isinstance(recipe, BasisRecipe):
         images = min(recipe.num_images, size.num_train)
         cost = Cost(images=images, is_known=images > 0, world_size=execution.world_size)
+    elif isinstance(recipe, FeaturesRecipe):
+        cost = _features_cost(recipe, execution, encoder, size)
     else:
         cost = _eval_cost(recipe, execution, encoder, size)
     return replace(cost, on_gpu=on_gpu)
@@ -149,13 +162,33 @@ def _pretrain_cost(
     )
 
 
+def _features_cost(
+    recipe: FeaturesRecipe, execution: Execution, encoder: EncoderConfig | None, size: DataSize
+) -> Cost:
+    """One forward pass of every image of every split."""
+    images = size.num_train + size.num_dev + size.num_test
+    forward, params = 0, None
+    if encoder is not None:
+        forward = encoder_forward_flops(encoder, recipe.data.image_size, recipe.data.num_channels)
+        params = encoder_params(encoder, recipe.data.num_channels)
+    return Cost(
+        encoder_params=params,
+        flops_per_image=FlopCount(forward, forward),
+        is_known=size.num_train > 0,
+        images=images,
+        flops=float(images) * forward,
+        algorithmic_flops=float(images) * forward,
+        world_size=execution.world_size,
+    )
+
+
 def _eval_cost(
     recipe: Any, execution: Execution, encoder: EncoderConfig | None, size: DataSize
 ) -> Cost:
     labelled = size.num_train if recipe.num_labels is None else recipe.num_labels
     _check_eval(recipe, labelled, size)
     steps, epochs, trained, split = None, 1.0, labelled, None
-    if isinstance(recipe, LinearProbeRecipe | FinetuneRecipe):
+    if hasattr(recipe, "duration"):
         # As `effective_batch` does it in a run: a small labelled set is one batch.
         batch = min(recipe.global_batch, labelled) if labelled else recipe.global_batch
         split = _eval_split(recipe, batch, execution)
@@ -196,13 +229,11 @@ def _num_steps(duration: Duration, num_images: int, global_batch: int) -> int | 
     return duration.num_steps(num_images=num_images, global_batch=global_batch)
 
 
-def _eval_split(
-    recipe: LinearProbeRecipe | FinetuneRecipe, batch: int, execution: Execution
-) -> BatchSplit | None:
+def _eval_split(recipe: Any, batch: int, execution: Execution) -> BatchSplit | None:
     """Split of the effective batch; None for a probe whose features are encoded once."""
-    if isinstance(recipe, LinearProbeRecipe):
+    if isinstance(recipe, LinearProbeRecipe | FeatureProbeRecipe):
         require(batch >= 2, "a batch of one image: BatchNorm needs at least two")
-        if recipe.augmentation.is_deterministic:
+        if isinstance(recipe, FeatureProbeRecipe) or recipe.augmentation.is_deterministic:
             return None
     return split_batch(batch, execution)
 
@@ -226,6 +257,10 @@ def _check_eval(recipe: EvalRecipe, labelled: int, size: DataSize) -> None:
             f"k = {recipe.k} is more than the {labelled} training images: choose a smaller k or "
             "more labels",
         )
+    require(
+        size.num_dev > 0 or not size.is_measured or not recipe.selects_on_dev,
+        "it chooses on dev, which has no image: set data.dev_fraction",
+    )
     require(
         size.num_eval > 0 or not size.is_measured,
         f"it is scored on {recipe.eval_split}, which has no image: "

@@ -1,0 +1,79 @@
+"""Costs of the stages beside the paper's two protocols, and what a plan refuses of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mae_core.config import (
+    DataConfig,
+    Duration,
+    EncoderConfig,
+    FeatureProbeRecipe,
+    FeaturesRecipe,
+    KnnRecipe,
+    LinearProbeRecipe,
+    LrScheduleConfig,
+    PartialFinetuneRecipe,
+    PretrainRecipe,
+)
+from mae_core.errors import ConfigError
+from mae_core.flops import encoder_forward_flops
+from orchestrator.estimate import Cost, DataSize, cost_of
+from studies.spec import Cell, Stage
+
+DIGITS = DataConfig(path="digits", image_size=8, num_channels=1, pixel_mean=(0.3,),
+                    pixel_std=(0.38,), dev_fraction=0.1)  # fmt: skip
+TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2)
+SIZE = DataSize(1000, 300, 10, num_dev=100, num_test=300)
+SHORT: dict[str, Any] = {
+    "data": DIGITS,
+    "duration": Duration.epochs(4),
+    "global_batch": 100,
+    "lr_schedule": LrScheduleConfig(warmup=Duration.epochs(1)),
+}
+FORWARD = encoder_forward_flops(TINY, 8, 1)
+
+
+def cost(recipe: Any, *, kept: bool = False, size: DataSize = SIZE) -> Cost:
+    """Cost of an evaluation of a pretraining, or of its kept features."""
+    features = FeaturesRecipe(data=DIGITS, features=getattr(recipe, "features", "mean"))
+    stages = [
+        Stage(name="pretrain", recipe=PretrainRecipe(data=DIGITS, encoder=TINY)),
+        Stage(name="features", recipe=features, parents=("pretrain",)),
+    ]
+    parents = ("features",) if kept else ("pretrain",)
+    stages.append(Stage(name="probe", recipe=recipe, parents=parents))
+    return cost_of(Cell(address="c", stages=tuple(stages)), stages[-1], size)
+
+
+def test_features_are_one_forward_of_every_image() -> None:
+    found = cost(FeaturesRecipe(data=DIGITS))
+    assert found.images == 1400 and found.flops == 1400 * FORWARD
+
+
+def test_probes_of_kept_features_encode_nothing() -> None:
+    assert cost(KnnRecipe(data=DIGITS), kept=True).flops == 0
+    assert cost(KnnRecipe(data=DIGITS)).flops == 1300 * FORWARD
+    recipe = FeatureProbeRecipe(**SHORT, base_lrs=(0.1, 1.0), weight_decays=(0.0, 0.1, 0.2))
+    found = cost(recipe, kept=True)
+    head = 2 * TINY.width * 10
+    assert found.steps == 40 and found.split is None
+    assert found.flops == 4000 * 6 * 2 * head + 300 * head
+    paper = cost(LinearProbeRecipe(**SHORT))
+    assert paper.flops > 4000 * FORWARD > 20 * found.flops
+
+
+def test_fewer_blocks_cost_less() -> None:
+    costs = [cost(PartialFinetuneRecipe(**SHORT, num_blocks=n)).flops for n in (0.0, 0.5, 1.0, 2.0)]
+    assert costs == sorted(set(costs)) and costs[0] > 4000 * FORWARD
+
+
+def test_a_choice_needs_a_dev_split() -> None:
+    recipe = FeatureProbeRecipe(**SHORT)
+    with pytest.raises(ConfigError, match="c#probe: it chooses on dev, which has no image"):
+        cost(recipe, kept=True, size=replace(SIZE, num_dev=0))
+    alone = replace(recipe, base_lrs=(0.1,), weight_decays=(0.0,))
+    assert cost(alone, kept=True, size=replace(SIZE, num_dev=0)).steps == 40
