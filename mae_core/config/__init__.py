@@ -50,6 +50,7 @@ from mae_core.config.parts import (
 from mae_core.config.pretraining import BasisRecipe, MaskConfig, PretrainRecipe, TokenizerRecipe
 from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe, PartialFinetuneRecipe
 from mae_core.config.recipe import Recipe
+from mae_core.config.robustness import CorruptionRecipe, InferenceRecipe, ShiftRecipe
 
 __all__ = [
     "AnyRecipe",
@@ -59,6 +60,7 @@ __all__ = [
     "BatchSplit",
     "CLASSIFIER_FILE",
     "ContrastiveRecipe",
+    "CorruptionRecipe",
     "DECODER_FILE",
     "DOTTED",
     "DataConfig",
@@ -78,6 +80,7 @@ __all__ = [
     "GALLERY_FILE",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "InferenceRecipe",
     "KnnRecipe",
     "LinearProbeRecipe",
     "LrScheduleConfig",
@@ -92,6 +95,7 @@ __all__ = [
     "Recipe",
     "STATE_FILE",
     "ScratchRecipe",
+    "ShiftRecipe",
     "TOKENIZER_FILE",
     "TokenizerRecipe",
     "check_global_batch",

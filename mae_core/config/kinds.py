@@ -13,6 +13,7 @@ from mae_core.config.evaluation import (
 )
 from mae_core.config.pretraining import BasisRecipe, PretrainRecipe, TokenizerRecipe
 from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe, PartialFinetuneRecipe
+from mae_core.config.robustness import CorruptionRecipe, ShiftRecipe
 
 AnyRecipe = (
     PretrainRecipe
@@ -26,6 +27,8 @@ AnyRecipe = (
     | FeaturesRecipe
     | FeatureProbeRecipe
     | PartialFinetuneRecipe
+    | CorruptionRecipe
+    | ShiftRecipe
 )
 RECIPES: dict[str, type[Any]] = {
     r.KIND: r
@@ -41,5 +44,7 @@ RECIPES: dict[str, type[Any]] = {
         FeaturesRecipe,
         FeatureProbeRecipe,
         PartialFinetuneRecipe,
+        CorruptionRecipe,
+        ShiftRecipe,
     )
 }
