@@ -243,3 +243,22 @@ def test_exported_files_are_plain(tmp_path: Path) -> None:
     back = load_file(out)
     assert all(torch.equal(back[key], value) for key, value in timm_state().items())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.safetensors", "vit.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["shards", "bin", "bare"])
+def test_hugging_face_folders_of_every_kind(tmp_path: Path, kind: str) -> None:
+    model = randomised(ViTModel(ViTConfig(**vit_config(layer_norm_eps=1e-6))))
+    model.save_pretrained(tmp_path / "whole")
+    expected = take_in(tmp_path / "whole")
+    folder = tmp_path / kind
+    model.save_pretrained(folder, max_shard_size="60KB" if kind == "shards" else "1GB")
+    if kind == "bin":
+        (folder / "model.safetensors").unlink()
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    if kind == "bare":
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").rename(folder / "weights.safetensors")
+        folder = folder / "weights.safetensors"
+    found = take_in(folder, hints=Hints(num_heads=3))
+    assert (len(found.source.digests) > 1) == (kind == "shards")
+    assert tensors_digest(found.network) == tensors_digest(expected.network)

@@ -158,6 +158,8 @@ def test_positions_that_are_no_square_are_refused(tmp_path: Path) -> None:
         ({"hidden_act": "quick_gelu"}, "hidden_act = 'quick_gelu': only 'gelu'"),
         ({"image_size": 224}, "image_size = 224, but the tensors say 16"),
         ({"qkv_bias": False}, "qkv_bias = False"),
+        ({"num_attention_heads": "many"}, "num_attention_heads = 'many' is no number"),
+        ({"layer_norm_eps": -1}, "layer_norm_eps = -1 is no number above 0"),
     ],
 )
 def test_a_config_that_says_something_else_is_refused(
@@ -188,3 +190,43 @@ def test_exports_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     save_own(network, tmp_path, {})
     with pytest.raises(ConfigError, match=r"no decoder.safetensors beside it"):
         load_own(tmp_path / "encoder.safetensors", with_decoder=True)
+
+
+def test_a_shard_outside_its_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    written(tmp_path, timm_state())
+    index = {"weight_map": {"a": "../vit.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="is not in the folder"):
+        take_in(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')
+    with pytest.raises(CheckpointError, match="no weight_map"):
+        take_in(folder)
+    (folder / "model.safetensors.index.json").write_text("[")
+    with pytest.raises(CheckpointError, match="not readable as JSON"):
+        take_in(folder)
+
+
+def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path) -> None:
+    state = timm_state()
+    state["blocks.1.attn.qkv.bias"][3] = float("nan")
+    with pytest.raises(ConfigError, match="not finite: blocks.1.attn.qkv.bias"):
+        take_in(written(tmp_path, state))
+    state = timm_state() | {"cls_token": torch.zeros(1, 1, WIDTH, dtype=torch.int8)}
+    with pytest.raises(ConfigError, match="no floating-point numbers: cls_token"):
+        take_in(written(tmp_path, state))
+    torch.save({"model": {1: torch.zeros(1)}}, tmp_path / "odd.pth")
+    with pytest.raises(ConfigError, match="not tensors among the weights: 1"):
+        take_in(tmp_path / "odd.pth")
+
+
+def test_an_mlp_of_any_width_is_read_exactly(tmp_path: Path) -> None:
+    width, hidden = 44, 98
+    assert int(width * (hidden / width)) == hidden - 1  # what floats make of the ratio
+    state = {}
+    for name, value in timm_state().items():
+        shape = [n // WIDTH * width if n % WIDTH == 0 else n for n in value.shape]
+        state[name] = torch.zeros([hidden if n == 4 * width else n for n in shape])
+    found = take_in(written(tmp_path, state), hints=Hints(num_heads=2)).network
+    assert found.state["encoder.blocks.0.mlp.fc1.bias"].shape == (hidden,)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mae_core.errors import ConfigError
 from mae_core.weights import huggingface
@@ -52,6 +53,7 @@ def take_in(path: Path, layout: str = "auto", hints: Hints | None = None) -> Con
     naming = _naming(name, source)
     inferred = infer(source.tensors, naming, source.config, hints or Hints())
     state, left_out = to_ours(source.tensors, inferred.shapes, naming, inferred.num_channels)
+    _check_values(state, naming)
     network = Network(
         encoder=inferred.encoder,
         image_size=inferred.image_size,
@@ -106,6 +108,22 @@ def _naming(name: str, source: Source) -> Layout:
     if name == "hf":
         return huggingface.detect(source.tensors)
     return OFFICIAL if name == "official" else TIMM
+
+
+def _check_values(state: dict[str, Tensor], naming: Layout) -> None:
+    """Refuse (`ConfigError`) weights that are no finite floating-point numbers, by key."""
+    for what, is_bad in (("no floating-point numbers", _is_integer), ("not finite", _is_poisoned)):
+        bad = [key for ours, v in state.items() if is_bad(v) for key in naming.theirs(ours)]
+        if bad:
+            raise ConfigError(f"weights are {what}: {', '.join(bad[:8])}")
+
+
+def _is_integer(value: Tensor) -> bool:
+    return not value.is_floating_point()
+
+
+def _is_poisoned(value: Tensor) -> bool:
+    return not bool(value.isfinite().all())
 
 
 def _notes(network: Network, source: Source, error: float) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mae_core.config import DecoderConfig, EncoderConfig, require
 from mae_core.errors import ConfigError
-from mae_core.sizes import ENCODERS
+from mae_core.sizes import ENCODERS, hidden_width
 from mae_core.sizes import encoder as named_encoder
 from mae_core.weights.layout import PATCHES, Layout
 from mae_core.weights.network import Shape, decoder_shapes, encoder_shapes, head_shapes
@@ -61,8 +61,10 @@ def infer(
     `ConfigError` if the shapes describe no square ViT, or another one than config or hints say.
     """
     _check_anchors(tensors, layout)
+    config = _numbers_of(config)
     width, num_channels, patch, across = _shape(tensors, layout, PATCHES, 4)
     require(patch == across, f"patches of {patch}x{across} pixels: only square ones are supported")
+    require(min(width, num_channels, patch) >= 1, f"an empty tensor: {layout.theirs(PATCHES)[0]}")
     grid = _grid(_shape(tensors, layout, "encoder.positions", 3)[1])
     hidden = _shape(tensors, layout, "encoder.blocks.0.mlp.fc1.weight", 2)[0]
     depth = _depth(tensors, layout, "encoder")
@@ -73,7 +75,7 @@ def infer(
         depth=depth,
         num_heads=heads,
         patch_size=patch,
-        mlp_ratio=hidden / width,
+        mlp_ratio=_ratio(hidden, width),
         norm_eps=float(config.get("layer_norm_eps", 1e-6)),
     )
     encoder = replace(encoder, name=_name(encoder))
@@ -132,6 +134,12 @@ def _depth(tensors: Mapping[str, Tensor], layout: Layout, part: str) -> int:
         if key in tensors
     ]
     return max(found, default=-1) + 1
+
+
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio of which `hidden_width` makes exactly `hidden`."""
+    ratio = hidden / width
+    return ratio if hidden_width(width, ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _heads(width: int, config: Mapping[str, Any], hints: Hints) -> tuple[int, str]:
@@ -217,6 +225,16 @@ def _with_head(
     if pools:
         shapes = {k: v for k, v in shapes.items() if not k.startswith("encoder.norm.")}
     return shapes | head_shapes(width, classes, pools)
+
+
+def _numbers_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without its nulls; refuse what should be a number above 0 and is none."""
+    found = {key: value for key, value in config.items() if value is not None}
+    for key in ("num_attention_heads", "decoder_num_attention_heads", "layer_norm_eps"):
+        value = found.get(key, 1)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        require(is_number and value > 0, f"config.json: {key} = {value!r} is no number above 0")
+    return found
 
 
 _EXPECTED = {"hidden_act": "gelu", "qkv_bias": True}

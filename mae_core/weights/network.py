@@ -58,18 +58,6 @@ class Network:
         """Tensors below `encoder.` or `decoder.`, without the prefix."""
         return {k.removeprefix(prefix): v for k, v in self.state.items() if k.startswith(prefix)}
 
-    def without_decoder(self) -> Network:
-        """The same network for those who only encode."""
-        return self._replace({k: v for k, v in self.state.items() if not k.startswith(DECODER)})
-
-    def _replace(self, state: Mapping[str, Tensor]) -> Network:
-        return Network(
-            encoder=self.encoder,
-            image_size=self.image_size,
-            num_channels=self.num_channels,
-            state=state,
-        )
-
 
 def encoder_shapes(encoder: EncoderConfig, image_size: int, num_channels: int) -> dict[str, Shape]:
     """Name and shape of every tensor of an encoder, positions included; allocates nothing."""

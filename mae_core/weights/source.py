@@ -87,7 +87,10 @@ def _read_folder(folder: Path) -> Source:
 
 
 def _read_shards(folder: Path, config: dict[str, Any]) -> Source:
-    names = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
+    places = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(n, str) for n in places.values()):
+        raise CheckpointError(f"{folder / INDEX}: has no weight_map of file names")
+    names = sorted(set(places.values()))
     tensors: dict[str, Tensor] = {}
     for name in names:
         if Path(name).name != name:
@@ -160,7 +163,9 @@ def _weights(path: Path, content: Mapping[Any, Any]) -> tuple[str, Mapping[str, 
 
 
 def _unwrapped(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
-    strangers = [str(k) for k, v in mapping.items() if not isinstance(v, Tensor)]
+    strangers = [
+        str(k) for k, v in mapping.items() if not (isinstance(k, str) and isinstance(v, Tensor))
+    ]
     if strangers:
         raise ConfigError(f"not tensors among the weights: {', '.join(strangers[:8])}")
     is_wrapped = all(key.startswith(WRAPPER) for key in mapping)
