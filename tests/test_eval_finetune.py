@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import encoder_parent
 
+from mae_core.averaging import WeightAverage
 from mae_core.config import (
     NO_AUGMENTATION,
     DataConfig,
@@ -30,6 +31,7 @@ from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluate.encoder_file import read_tensors, save_encoder
 from mae_core.evaluate.finetune import build_classifier, load_classifier, run_finetune
 from mae_core.positions import sincos_positions
+from mae_core.training import Stopped
 from mae_core.vit import Encoder
 
 DIGITS = DataConfig(
@@ -115,6 +117,57 @@ def test_few_labels_from_scratch_use_the_whole_set(
     assert metrics["num_train_images"] == metrics["details"]["effective_batch"] == 20
     assert metrics["details"]["steps"] == 2
     assert metrics["details"]["peak_lr"] == pytest.approx(1e-2 * 20 / 256)
+
+
+def test_the_average_of_the_weights_is_scored(gang: None, tmp_path: Path, data: ImageData) -> None:
+    recipe = replace(SCRATCH, duration=Duration.epochs(2), ema_decay=0.5)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watched(WeightAverage):
+        def follow(self, parameters: Mapping[str, torch.Tensor]) -> None:
+            seen.append({n: p.detach().float().clone() for n, p in parameters.items()})
+            super().follow(parameters)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mae_core.evaluate.finetune.WeightAverage", Watched)
+        metrics = run_finetune(
+            recipe, Execution(zero_stage=1), RunContext(output_dir=tmp_path), data
+        )
+    assert len(seen) == metrics["details"]["steps"] + 1
+    expected = seen[0]
+    for weights in seen[1:]:
+        expected = {n: 0.5 * expected[n] + 0.5 * weights[n] for n in expected}
+    saved = load_classifier(tmp_path / "finetuned.safetensors")[0].state_dict()
+    assert all(torch.allclose(saved[n], expected[n], atol=1e-6) for n in expected)
+    assert not torch.allclose(saved["head.weight"], seen[-1]["head.weight"], atol=1e-6)
+    with pytest.raises(ConfigError, match="use ZeRO 0, 1 or 2"):
+        run_finetune(recipe, Execution(zero_stage=3), RunContext(output_dir=tmp_path), data)
+
+
+def test_an_interrupted_average_goes_on_where_it_was(
+    gang: None, tmp_path: Path, data: ImageData
+) -> None:
+    recipe = replace(SCRATCH, duration=Duration.steps(10), ema_decay=0.9)
+    execution = Execution(zero_stage=1, snapshot="blocking", loader_threads=0)
+    steps: list[int] = []
+    digests = []
+    for name, stop in (("whole", False), ("parts", True), ("parts", False)):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        steps.clear()
+        ctx = RunContext(
+            output_dir=folder,
+            checkpoint_dir=folder / "checkpoints",
+            fault_point=lambda point: steps.append(1) if point == "step" else None,
+            should_stop=lambda stop=stop: stop and len(steps) == 5,  # type: ignore[misc]
+        )
+        try:
+            metrics = run_finetune(recipe, execution, ctx, data)
+        except Stopped:
+            continue
+        digests.append((folder / "finetuned.safetensors").read_bytes())
+    assert metrics["details"]["resumed_from"] == 5
+    assert digests[0] == digests[1]
 
 
 def test_drop_path_only_with_noise(encoder_path: Path) -> None:

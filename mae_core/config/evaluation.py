@@ -180,6 +180,8 @@ class FinetuneRecipe(EvalRecipe):
     """Mixup and CutMix over the global batch (paper Table 9: .8 and 1.0)."""
     erasing: ErasingConfig | None = None
     """Random erasing (the paper's code: .25)."""
+    ema_decay: float | None = None
+    """Score the moving average of the weights, of this decay per step (Table 11: .9999)."""
 
     @property
     def label(self) -> str:
@@ -191,6 +193,8 @@ class FinetuneRecipe(EvalRecipe):
         require(self.features != "pixels", "fine-tuning needs an encoder: features cls or mean")
         require(0 <= self.drop_path < 1, f"drop path {self.drop_path}: must be in [0, 1)")
         require(0 < self.layer_decay <= 1, f"layer decay {self.layer_decay}: must be in (0, 1]")
+        decay = self.ema_decay
+        require(decay is None or 0 < decay < 1, f"ema_decay {decay}: must be in (0, 1)")
         require(
             self.mix is None or self.global_batch % 2 == 0,
             f"global batch {self.global_batch}: mixing pairs images, make it even",

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core import dist
+from mae_core.averaging import WeightAverage
 from mae_core.config import (
     CLASSIFIER_FILE,
     ENCODER_FILE,
@@ -30,6 +31,7 @@ from mae_core.config import (
     PartialFinetuneRecipe,
     ScratchRecipe,
     check_patches,
+    require,
     split_batch,
 )
 from mae_core.context import RunContext
@@ -54,7 +56,7 @@ from mae_core.evaluate.predictions import Predictions, concatenate, finish, pred
 from mae_core.lr_schedule import LrSchedule
 from mae_core.optim import layer_decay_groups
 from mae_core.positions import resize_positions, sincos_positions
-from mae_core.training import TrainJob, train
+from mae_core.training import Inputs, TrainJob, train
 from mae_core.vit import NORM_EPS, Encoder, Linear
 
 FORMAT = "mae-study-classifier-1"
@@ -79,6 +81,7 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.features: FeatureKind = features
         self.label_smoothing = label_smoothing
+        self.average: WeightAverage | None = None
         width = encoder.config.width
         self.norm: nn.Module = nn.Identity()
         if features == "mean":
@@ -120,11 +123,18 @@ def run_finetune(
     split = labelled_split(recipe, data)
     batch = split_batch(effective_batch(recipe.global_batch, len(split)), execution)
     model = build_classifier(recipe, encoder_path, num_classes=len(split.class_names))
+    if recipe.ema_decay is not None:
+        require(execution.zero_stage < 3, "ema_decay needs whole weights: use ZeRO 0, 1 or 2")
+        model.average = WeightAverage(model, recipe.ema_decay)
     job = _job(recipe, execution, model, split, batch)
     result = train(job, execution, ctx)
+    learned = result.state
+    if model.average is not None:
+        model.average.follow(learned)
+        learned = model.average.state()
     # A fresh module: DeepSpeed leaves the trained one in bf16 or in pieces.
     trained = build_classifier(recipe, encoder_path, num_classes=len(split.class_names))
-    trained.load_state_dict(_learned(trained, result.state), strict=False)
+    trained.load_state_dict(_learned(trained, learned), strict=False)
     if ctx.rank == 0:
         _save(ctx.output_dir / CLASSIFIER_FILE, recipe, trained, split.class_names)
     local = evaluate(trained, recipe, data.split(recipe.eval_split))
@@ -237,6 +247,12 @@ def _job(
 ) -> TrainJob:
     depth = model.encoder.config.depth
     inputs = FinetuneInputs(recipe, 2 * depth, len(split.class_names))
+
+    def prepare_step(step: int, batches: list[Batch], device: torch.device) -> Iterator[Inputs]:
+        if model.average is not None:  # what the last step has learned
+            model.average.follow(dict(model.named_parameters()))
+        return inputs.step(step, batches, device)
+
     lr_schedule = LrSchedule.from_config(
         recipe.optimizer,
         recipe.lr_schedule,
@@ -265,7 +281,7 @@ def _job(
         num_steps=lr_schedule.total_steps,
         loader=loader,
         prepare=inputs.one,
-        prepare_step=inputs.step,
+        prepare_step=prepare_step,
     )
 
 
