@@ -14,8 +14,9 @@ from foreign_weights import images, official_full_state, reference_features, tim
 from safetensors.torch import save_file
 from transformers import ViTMAEForPreTraining
 
-from mae_core.config import DECODER_FILE, ENCODER_FILE
+from mae_core.config import DECODER_FILE, ENCODER_FILE, DataConfig, FinetuneRecipe
 from mae_core.evaluate.encoder_file import load_encoder, save_encoder, write_tensors
+from mae_core.evaluate.finetune import build_classifier
 from mae_core.mae import MAE
 from mae_core.masking import mask_noise
 from orchestrator.adopt import find_adopted, finish_adopted
@@ -251,3 +252,18 @@ def test_an_adoption_that_died_before_its_record_is_finished_by_the_next(
     again = call_json("adopt", full, "--name", "mae_t", "--store", store)
     assert again["files"] == found["files"]
     assert sorted(p.name for p in (store / "adopted").iterdir()) == [found["sha256"][:2], "names"]
+
+
+def test_fine_tuning_starts_from_the_learned_positions_of_an_adopted_encoder(
+    tmp_path: Path, store: Path
+) -> None:
+    save_file(timm_state(), tmp_path / "vit.safetensors")
+    call_json("adopt", tmp_path / "vit.safetensors", "--name", "one", "--store", store)
+    path = find_adopted(Records(LocalStore(store)), "one").folder / ENCODER_FILE
+    recipe = FinetuneRecipe(data=DataConfig(path="unused", image_size=16), features="cls")
+    encoder = build_classifier(recipe, path, num_classes=3).encoder.eval()
+    assert torch.equal(encoder.positions, timm_state()["pos_embed"][0])
+    with torch.no_grad():
+        ours = encoder.forward_features(images())
+    expected = reference_features(timm_state(), images())
+    assert ((ours - expected).norm() / expected.norm()).item() < 1e-5
