@@ -165,6 +165,14 @@ def test_evaluation_sees_every_sample_once(photographs: Path, world: int, thread
         assert batch.images.shape[1:] == (3, 16, 16) and (batch.epoch == 0).all()
 
 
+def test_evaluation_under_inference_mode(photographs: Path) -> None:
+    """Threads fill the batches, and they are not in the consumer's mode."""
+    split = open_data(data(photographs)).split("test")
+    with torch.inference_mode():
+        batches = list(eval_batches(split, data(photographs), 3, rank=0, world=1))
+    assert sum(len(batch.labels) for batch in batches) == len(split)
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_errors_of_threads_reach_the_consumer(tmp_path: Path, threads: int) -> None:
     images = [png(i, 9 + i % 3) for i in range(30)]

@@ -211,7 +211,8 @@ class _Reader:
         data, config, count = self.data, self.augmentation, len(request.positions)
         size = data.image_size
         total = count * self._views
-        images = torch.empty((total, data.num_channels, size, size), dtype=torch.uint8)
+        with torch.inference_mode(False):  # else the threads that fill it may not write to it
+            images = torch.empty((total, data.num_channels, size, size), dtype=torch.uint8)
         batch = self._batch(request, images)
         flips = self._flips(batch) if config.flip else np.zeros(total, dtype=bool)
         crops = None
