@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 from mae_core.config import (
     BatchSplit,
+    BestOfRecipe,
     ContrastiveRecipe,
     EncoderConfig,
     EvalRecipe,
     FeatureProbeRecipe,
     FinetuneRecipe,
+    InferenceRecipe,
     LinearProbeRecipe,
     PartialFinetuneRecipe,
     PretrainRecipe,
@@ -231,6 +233,8 @@ def eval_flops_per_image(recipe: EvalRecipe, encoder: EncoderConfig, num_classes
         # The frozen encoder needs no gradient, so the head's input needs none either.
         train = FlopCount(forward + 3 * head, forward + 2 * head)
         return EvalFlops(train, FlopCount(forward + head, forward + head))
+    if isinstance(recipe, BestOfRecipe | InferenceRecipe):
+        return EvalFlops(FlopCount(0, 0), FlopCount(forward + head, forward + head))
     return EvalFlops(FlopCount(forward, forward), FlopCount(forward, forward))
 
 

@@ -12,6 +12,7 @@ from mae_core.config import (
     FEATURES_FILE,
     BasisRecipe,
     BatchSplit,
+    BestOfRecipe,
     ContrastiveRecipe,
     Duration,
     EncoderConfig,
@@ -19,6 +20,7 @@ from mae_core.config import (
     Execution,
     FeatureProbeRecipe,
     FeaturesRecipe,
+    InferenceRecipe,
     KnnRecipe,
     LinearProbeRecipe,
     PretrainRecipe,
@@ -188,6 +190,8 @@ def _eval_cost(
     labelled = size.num_train if recipe.num_labels is None else recipe.num_labels
     _check_eval(recipe, labelled, size)
     steps, epochs, trained, split = None, 1.0, labelled, None
+    if isinstance(recipe, BestOfRecipe | InferenceRecipe):
+        epochs, trained = 0.0, 0
     if hasattr(recipe, "duration"):
         # As `effective_batch` does it in a run: a small labelled set is one batch.
         batch = min(recipe.global_batch, labelled) if labelled else recipe.global_batch
@@ -200,9 +204,7 @@ def _eval_cost(
     if encoder is not None:
         flops = eval_flops_per_image(recipe, encoder, size.num_classes)
         per_image = flops.train_image
-        cached = isinstance(recipe, KnnRecipe) or (
-            isinstance(recipe, LinearProbeRecipe) and recipe.augmentation.is_deterministic
-        )
+        cached = isinstance(recipe, LinearProbeRecipe) and recipe.augmentation.is_deterministic
         passes = labelled if cached else trained
         evaluated = size.num_eval * flops.eval_image.executed
         executed = float(passes) * flops.train_image.executed + evaluated

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mae_core.config import (
+    BestOfRecipe,
     DataConfig,
     Duration,
     EncoderConfig,
@@ -69,6 +70,19 @@ def test_probes_of_kept_features_encode_nothing() -> None:
 def test_fewer_blocks_cost_less() -> None:
     costs = [cost(PartialFinetuneRecipe(**SHORT, num_blocks=n)).flops for n in (0.0, 0.5, 1.0, 2.0)]
     assert costs == sorted(set(costs)) and costs[0] > 4000 * FORWARD
+
+
+def test_choosing_is_inference_on_the_scored_split() -> None:
+    candidate = PartialFinetuneRecipe(**SHORT, eval_split="dev")
+    stages = (
+        Stage(name="pretrain", recipe=PretrainRecipe(data=DIGITS, encoder=TINY)),
+        Stage(name="short", recipe=candidate, parents=("pretrain",)),
+        Stage(name="long", recipe=replace(candidate, num_blocks=2.0), parents=("pretrain",)),
+        Stage(name="best", recipe=BestOfRecipe(data=DIGITS), parents=("short", "long")),
+    )
+    found = cost_of(Cell(address="c", stages=stages), stages[-1], SIZE)
+    assert found.images == 300 and found.steps is None
+    assert found.flops == 300 * (FORWARD + 2 * TINY.width * 10)
 
 
 def test_a_choice_needs_a_dev_split() -> None:

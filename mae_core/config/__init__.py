@@ -51,6 +51,7 @@ from mae_core.config.pretraining import BasisRecipe, MaskConfig, PretrainRecipe,
 from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe, PartialFinetuneRecipe
 from mae_core.config.recipe import Recipe
 from mae_core.config.robustness import CorruptionRecipe, InferenceRecipe, ShiftRecipe
+from mae_core.config.selection import BestOfRecipe
 
 __all__ = [
     "AnyRecipe",
@@ -58,6 +59,7 @@ __all__ = [
     "BASIS_FILE",
     "BasisRecipe",
     "BatchSplit",
+    "BestOfRecipe",
     "CLASSIFIER_FILE",
     "ContrastiveRecipe",
     "CorruptionRecipe",

@@ -14,6 +14,7 @@ from mae_core.config.evaluation import (
 from mae_core.config.pretraining import BasisRecipe, PretrainRecipe, TokenizerRecipe
 from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe, PartialFinetuneRecipe
 from mae_core.config.robustness import CorruptionRecipe, ShiftRecipe
+from mae_core.config.selection import BestOfRecipe
 
 AnyRecipe = (
     PretrainRecipe
@@ -27,6 +28,7 @@ AnyRecipe = (
     | FeaturesRecipe
     | FeatureProbeRecipe
     | PartialFinetuneRecipe
+    | BestOfRecipe
     | CorruptionRecipe
     | ShiftRecipe
 )
@@ -44,6 +46,7 @@ RECIPES: dict[str, type[Any]] = {
         FeaturesRecipe,
         FeatureProbeRecipe,
         PartialFinetuneRecipe,
+        BestOfRecipe,
         CorruptionRecipe,
         ShiftRecipe,
     )

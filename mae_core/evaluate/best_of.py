@@ -1,0 +1,77 @@
+"""The best of several finished candidates: chosen by their dev scores, scored once on test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mae_core.config import CLASSIFIER_FILE, BestOfRecipe, Execution, require
+from mae_core.config.selection import SHARED, check_candidate
+from mae_core.context import RunContext
+from mae_core.data.sources import ImageData
+from mae_core.errors import NumericsError
+from mae_core.evaluate.finetune import evaluate, load_classifier
+from mae_core.evaluate.predictions import finish
+from mae_core.parents import Parent
+
+
+def run_best_of(
+    recipe: BestOfRecipe, execution: Execution, ctx: RunContext, data: ImageData
+) -> dict[str, Any]:
+    """Score the classifier of the best candidate, by inference; keep it and the whole search.
+
+    Raises:
+        ConfigError: fewer than two candidates, one scored on test, one of other classes.
+        NumericsError: no candidate has a dev score.
+    """
+    candidates = [p for p in ctx.parents if CLASSIFIER_FILE in p.files]
+    require(len(candidates) >= 2, f"best_of of {len(candidates)} candidates: give two or more")
+    for candidate in candidates:
+        plain = {"eval_split": "nothing", **dict.fromkeys(SHARED), **candidate.recipe}
+        check_candidate(recipe, candidate.name, plain["eval_split"], plain)
+    chosen = best_candidate(candidates)
+    split = data.split(recipe.eval_split)
+    path = chosen.path(CLASSIFIER_FILE)
+    model, class_names = load_classifier(path)
+    require(
+        class_names == tuple(split.class_names),
+        f"candidate {chosen.name!r} knows other classes than the data: use the same data",
+    )
+    scores = finish(evaluate(model, recipe, split), split.class_names, ctx)
+    if ctx.rank == 0:
+        shutil.copyfile(path, ctx.output_dir / CLASSIFIER_FILE)
+    ctx.log_metrics(0, {"top1": scores.top1, "eval_loss": scores.loss})
+    details = {
+        "chosen": chosen.name,
+        "search": [_entry(candidate) for candidate in candidates],
+    }
+    num_train = int(chosen.metrics.get("num_train_images", 0))
+    return scores.metrics(num_train_images=num_train, details=details)
+
+
+def best_candidate(candidates: Sequence[Parent]) -> Parent:
+    """Highest dev top-1; of equal ones the lower dev loss, then the earlier in the study.
+
+    Raises `NumericsError` if none was scored.
+    """
+    scored = [c for c in candidates if c.metrics.get("top1") is not None]
+    if not scored:
+        raise NumericsError(f"none of {len(candidates)} candidates has a dev score")
+    return min(scored, key=lambda c: (-c.metrics["top1"], c.metrics["loss"]))
+
+
+def _entry(candidate: Parent) -> dict[str, Any]:
+    """What is recorded of a candidate: its dev scores, and all that it was asked to compute."""
+    return {
+        "stage": candidate.name,
+        "kind": candidate.kind,
+        "dev_top1": candidate.metrics.get("top1"),
+        "dev_loss": candidate.metrics.get("loss"),
+        "settings": _settings(candidate.recipe),
+    }
+
+
+def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without what is no setting of the search: kind, and where the data are."""
+    return {key: value for key, value in recipe.items() if key not in ("kind", "data")}
