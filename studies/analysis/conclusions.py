@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from studies.analysis.fit import Fit, Method, fit_law
+from studies.analysis.fit import Fit, Method, fit_law, residual_scale
 from studies.analysis.laws import Law
 from studies.analysis.observations import Observations
 from studies.analysis.refusals import (
@@ -65,7 +65,7 @@ def conclude(
     `StudyError` only for a target without an axis of the law: data never raise.
     """
     method = method or Method()
-    used, statements = clean(law, data, method.scale or law.scale)
+    used, statements = clean(law, data, residual_scale(law, data, method))
     statements += before_fit(law, used)
     if any(s.verdict is Verdict.REFUSED for s in statements):
         return _nothing(law, used, statements)

@@ -31,7 +31,8 @@ class Method:
     """How a law is fitted."""
 
     scale: Literal["absolute", "log"] | None = None
-    """Residuals of the error or of its logarithm; None: what suits the law."""
+    """Residuals of the error or of its logarithm. None: of the error where it is an accuracy's,
+    whose seed noise is about the same number of points everywhere; else what suits the law."""
     huber: float | None = None
     """Corner of Huber's loss on the residuals (1e-3 on log residuals in the literature); None:
     least squares."""
@@ -162,7 +163,7 @@ def fit_law(law: Law, data: Observations, method: Method | None = None) -> Fit:
             not positive where the residuals are logarithmic (`refusals.clean` drops such rows).
     """
     method = method or Method()
-    scale = method.scale or law.scale
+    scale = residual_scale(law, data, method)
     _check(law, data, scale)
     table = cell_table(data, scale)
     references = {
@@ -175,6 +176,11 @@ def fit_law(law: Law, data: Observations, method: Method | None = None) -> Fit:
     noise = _noise(data, table, optima[0].objective, law, scale, method)
     return Fit(law=law, data=data, method=method, scale=scale, table=table, references=references,
                optima=optima, noise=noise)  # fmt: skip
+
+
+def residual_scale(law: Law, data: Observations, method: Method) -> Literal["absolute", "log"]:
+    """The scale of the residuals that a fit will use."""
+    return method.scale or ("absolute" if data.percent else law.scale)
 
 
 def _check(law: Law, data: Observations, scale: str) -> None:

@@ -23,10 +23,12 @@ from studies.analysis.observations import CellTable
 
 F64 = npt.NDArray[np.float64]
 
-_GRID_SIZE = {0: 1, 1: 48, 2: 12}
+_GRID_SIZE = {0: 1, 1: 32, 2: 9}
 """Points per nonlinear parameter on the first grid; with more parameters, a Sobol sequence."""
-_SOBOL_POINTS = 512
+_SOBOL_POINTS = 256
 _MAX_INNER_STEPS = 60
+_ROUGH_STEPS = 4
+"""Inner steps on the first grid, where only the order of the points matters."""
 _TINY = 1e-300
 
 
@@ -55,6 +57,8 @@ class Problem:
         self.x = {a: table.axes[a] / references[a] for a in law.axes}
         self.log = scale == "log"
         self.huber = huber
+        # Gauss-Newton doubles its digits per step; reweighting for Huber's loss gains few.
+        self.inner_tolerance = 1e-9 if huber is None else 1e-12
         self.spans = np.asarray([p.bounds for p in law.nonlinear]).reshape(-1, 2)
 
     def theta(self, u: Sequence[float] | F64) -> F64:
@@ -71,22 +75,26 @@ class Problem:
         rho = np.where(inside, 0.5 * plain**2, self.huber * (plain - 0.5 * self.huber))
         return float(np.sum(self.weights**2 * rho))
 
-    def solve(self, u: F64, fixed: Mapping[int, float]) -> tuple[F64, F64]:
-        """Best coefficients (shape (k,)) at u, some held fixed, and weighted residuals (m,)."""
+    def solve(
+        self, u: F64, fixed: Mapping[int, float], start: F64 | None = None,
+        steps: int = _MAX_INNER_STEPS,
+    ) -> tuple[F64, F64]:  # fmt: skip
+        """Best coefficients (shape (k,)) at u, some held fixed, and weighted residuals (m,).
+
+        `start` is where the inner steps begin, if they are needed.
+        """
         theta = self.theta(u)
         columns, base = self.law.columns(theta, self.x), self.law.base(theta, self.x)
         free = [i for i in range(len(self.law.linear)) if i not in fixed]
-        c = self._start(columns, base, fixed)
-        if not free:
-            return c, self._residuals(self.law.apply(columns, c, base)[0])
         exact = self.law.top is None and not self.log and self.huber is None
-        if exact and not fixed:
+        c = self._start(columns, base, fixed) if exact or start is None else start
+        if not free or (exact and not fixed):
             # Linear and least squares: the start is already the solution.
             return c, self._residuals(self.law.apply(columns, c, base)[0])
         error, jacobian = self.law.apply(columns, c, base)
         residuals = self._residuals(error)
         best = self.loss(residuals)
-        for _ in range(1 if exact else _MAX_INNER_STEPS):
+        for _ in range(1 if exact else steps):
             step = self._gauss_newton(c, error, jacobian, residuals, free) - c
             gain, size = 0.0, 1.0
             while size > 1e-4:
@@ -98,7 +106,7 @@ class Problem:
                     (error, jacobian), residuals, best = trial, trial_residuals, best - gain
                     break
                 size /= 4
-            if gain <= 1e-12 * best:
+            if gain <= self.inner_tolerance * best:
                 break
         return c, residuals
 
@@ -149,9 +157,15 @@ class Problem:
                 return u
 
             if self.huber is None:
+                state: list[F64 | None] = [None]
+
+                def residuals_at(v: F64) -> F64:
+                    state[0], residuals = self.solve(place(v), fixed, state[0])
+                    return residuals
+
                 found = optimize.least_squares(
-                    lambda v: self.solve(place(v), fixed)[1],
-                    np.clip(u[free], low + 1e-9, high - 1e-9),
+                    residuals_at, np.clip(u[free], low + 1e-9, high - 1e-9),
+                    jac=lambda v: self._projected_jacobian(place(v), free, fixed, state[0]),
                     bounds=(low, high), x_scale=high - low, ftol=1e-10, xtol=1e-9, gtol=1e-15,
                     max_nfev=60,
                 )  # fmt: skip
@@ -171,6 +185,33 @@ class Problem:
             objective=self.loss(residuals),
         )
 
+    def _projected_jacobian(
+        self, u: F64, free: list[int], fixed: Mapping[int, float], start: F64 | None
+    ) -> F64:
+        """Derivative of the weighted residuals by the free coordinates, shape (m, len(free)).
+
+        What the linear parameters can absorb is projected out (Kaufman 1975).
+        """
+        c = self.solve(u, fixed, start)[0]
+        theta = self.theta(u)
+        error, jacobian = self.law.apply(
+            self.law.columns(theta, self.x), c, self.law.base(theta, self.x)
+        )
+        scale = self.weights / np.maximum(error, _TINY) if self.log else self.weights
+        slopes = np.empty((len(error), len(free)))
+        for place, i in enumerate(free):
+            low, high = self.spans[i]
+            step = 1e-6 * (high - low) * (1 if u[i] < 0.5 * (low + high) else -1)
+            moved = u.copy()
+            moved[i] += step
+            slopes[:, place] = (self.law.evaluate(self.theta(moved), c, self.x) - error) / step
+        slopes *= -scale[:, None]
+        active = [i for i in range(len(c)) if i not in fixed and c[i] > 0]
+        if active:
+            basis = np.linalg.qr(jacobian[:, active] * scale[:, None])[0]
+            slopes -= basis @ (basis.T @ slopes)
+        return slopes
+
     def search(
         self, *, starts: int, fixed_u: Mapping[int, float], fixed: Mapping[int, float]
     ) -> list[Optimum]:
@@ -182,7 +223,7 @@ class Problem:
             u[free] = v
             for i, value in fixed_u.items():
                 u[i] = value
-            points.append((self.loss(self.solve(u, fixed)[1]), u))
+            points.append((self.loss(self.solve(u, fixed, steps=_ROUGH_STEPS)[1]), u))
         points.sort(key=lambda p: p[0])
         chosen: list[F64] = []
         for _, u in points:
