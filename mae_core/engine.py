@@ -31,6 +31,8 @@ from mae_core.universal import ShardReader, restricted
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 SHARDS = "shards"
 """Folder of DeepSpeed's files within a checkpoint."""
+MODULE_SHARD = "mp_rank_00_model_states.pt"
+"""Of rank 0 below ZeRO-3: the module as it is, on every rank alike."""
 ParamGroup = dict[str, Any]
 _LINEAR = nn.functional.linear
 
@@ -212,6 +214,20 @@ class Engine:
             raise CheckpointError(f"DeepSpeed found no checkpoint in {directory}")
         if self._universal and self._zero_stage == 3:
             self._repair_zero3(settings)
+        elif self._universal:
+            self._load_untrained(read)
+
+    def _load_untrained(self, read: ShardReader) -> None:
+        """Load buffers and frozen parameters, which the universal loader leaves as they are."""
+        content = read(Path(MODULE_SHARD))
+        if content is None:
+            raise CheckpointError(f"{MODULE_SHARD} is not part of the checkpoint")
+        saved = read_shard(content, MODULE_SHARD, safe_types())["module"]
+        module = self._engine.module
+        left = dict(module.named_buffers())
+        left |= {n: p.data for n, p in module.named_parameters() if not p.requires_grad}
+        for name in left.keys() & saved.keys():
+            left[name].copy_(saved[name])
 
     def _optimizer_settings(self) -> list[list[ParamGroup]]:
         return [
