@@ -13,20 +13,21 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.verdict import Cause
-from mae_core.config import EncoderConfig
+from mae_core.config import AdoptedRecipe, EncoderConfig
 from orchestrator.errors import StoreError, UserError
 from orchestrator.records import DoneRecord, Records, digest_outputs, now_iso
 from studies.errors import StudyError, unknown
-from studies.spec import check_address
+from studies.spec import Stage, Study, check_address
 
 if TYPE_CHECKING:
     from mae_core.weights import Conversion, Hints
+    from orchestrator.plan import PlannedStage
 
 KIND = "adopted"
 MIN_PREFIX = 8
@@ -106,6 +107,54 @@ def find_adopted(records: Records, reference: str) -> Adopted:
 def adopted_names(records: Records) -> list[str]:
     """Names of all adopted encoders in the store."""
     return [name.removesuffix(".json") for name in records.store.list("adopted/names")]
+
+
+def with_digests(study: Study, records: Records) -> Study:
+    """Fill in the digest of every adopted encoder that a study knows by name only.
+
+    A name that nobody has adopted yet is left alone: the plan says so, and a run stops there.
+    """
+    held = adopted_names(records) if _adopts(study) else []
+
+    def change(stage: Stage) -> Stage:
+        recipe = stage.recipe
+        if not isinstance(recipe, AdoptedRecipe) or recipe.sha256 or recipe.name not in held:
+            return stage
+        sha256 = find_adopted(records, recipe.name).sha256
+        return replace(stage, recipe=replace(recipe, sha256=sha256))
+
+    return study.map_stages(change) if held else study
+
+
+def _adopts(study: Study) -> bool:
+    return any(isinstance(stage.recipe, AdoptedRecipe) for stage in study.all_stages())
+
+
+def take_adopted(stages: Iterable[PlannedStage], records: Records) -> bool:
+    """Finish the planned stages whose encoders are in the store; True if there were any.
+
+    Raises:
+        StudyError: an encoder has another shape than its recipe says.
+    """
+    taken = False
+    for planned in stages:
+        recipe, identity = planned.stage.recipe, planned.identity
+        if (
+            isinstance(recipe, AdoptedRecipe)
+            and planned.record is None
+            and _is_held(recipe, records)
+        ):
+            finish_adopted(
+                records, identity.science_hash, identity.science, recipe.sha256, recipe.encoder
+            )
+            taken = True
+    return taken
+
+
+def _is_held(recipe: AdoptedRecipe, records: Records) -> bool:
+    if not recipe.sha256:
+        return False
+    return records.store.read_json(f"{_key(recipe.sha256)}/record.json") is not None
 
 
 def finish_adopted(

@@ -10,6 +10,7 @@ from typing import Any
 
 from mae_core.config import (
     FEATURES_FILE,
+    AdoptedRecipe,
     BasisRecipe,
     BatchSplit,
     BestOfRecipe,
@@ -24,6 +25,7 @@ from mae_core.config import (
     KnnRecipe,
     LinearProbeRecipe,
     PretrainRecipe,
+    ReconstructionRecipe,
     TokenizerRecipe,
     require,
     split_batch,
@@ -38,6 +40,7 @@ from mae_core.flops import (
     eval_flops_per_image,
     pretrain_flops_per_image,
     pretrain_params,
+    reconstruction_flops_per_image,
     tokenizer_flops_per_image,
     tokenizer_params,
 )
@@ -99,6 +102,10 @@ def cost_of(cell: Cell, stage: Stage, size: DataSize) -> Cost:
         encoder = None  # nothing is encoded
     on_gpu = getattr(recipe, "precision", "fp32") == "bf16"
     try:
+        if isinstance(stage.recipe, ReconstructionRecipe):
+            return replace(
+                _reconstruction_cost(stage.recipe, stage.execution, recipe, size), on_gpu=on_gpu
+            )
         return _cost(stage.recipe, stage.execution, encoder, size, on_gpu)
     except ConfigError as error:
         raise ConfigError(f"{cell.address}#{stage.name}: {error}") from error
@@ -118,6 +125,9 @@ def _cost(
 ) -> Cost:
     if isinstance(recipe, PretrainRecipe | ContrastiveRecipe | TokenizerRecipe):
         cost = _pretrain_cost(recipe, execution, size)
+    elif isinstance(recipe, AdoptedRecipe):
+        params = encoder_params(recipe.encoder, recipe.data.num_channels)
+        cost = Cost(encoder_params=params, total_params=params)
     elif isinstance(recipe, BasisRecipe):
         images = min(recipe.num_images, size.num_train)
         cost = Cost(images=images, is_known=images > 0, world_size=execution.world_size)
@@ -180,6 +190,24 @@ def _features_cost(
         images=images,
         flops=float(images) * forward,
         algorithmic_flops=float(images) * forward,
+        world_size=execution.world_size,
+    )
+
+
+def _reconstruction_cost(
+    recipe: ReconstructionRecipe, execution: Execution, pretrain: Any, size: DataSize
+) -> Cost:
+    """One forward pass through encoder and decoder of every image that is scored."""
+    forward = FlopCount(0, 0)
+    if isinstance(pretrain, PretrainRecipe):
+        forward = reconstruction_flops_per_image(recipe, pretrain)
+    _check_scored(recipe.eval_split, size)
+    return Cost(
+        flops_per_image=forward,
+        is_known=size.num_eval > 0,
+        images=size.num_eval,
+        flops=float(size.num_eval) * forward.executed,
+        algorithmic_flops=float(size.num_eval) * forward.algorithmic,
         world_size=execution.world_size,
     )
 
@@ -263,10 +291,14 @@ def _check_eval(recipe: EvalRecipe, labelled: int, size: DataSize) -> None:
         size.num_dev > 0 or not size.is_measured or not recipe.selects_on_dev,
         "it chooses on dev, which has no image: set data.dev_fraction",
     )
+    _check_scored(recipe.eval_split, size)
+
+
+def _check_scored(eval_split: str, size: DataSize) -> None:
     require(
         size.num_eval > 0 or not size.is_measured,
-        f"it is scored on {recipe.eval_split}, which has no image: "
-        + ("set data.dev_fraction" if recipe.eval_split == "dev" else "add a test split"),
+        f"it is scored on {eval_split}, which has no image: "
+        + ("set data.dev_fraction" if eval_split == "dev" else "add a test split"),
     )
 
 

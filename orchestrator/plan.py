@@ -7,8 +7,9 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from mae_core.config import EvalRecipe
+from mae_core.config import AdoptedRecipe
 from mae_core.errors import ConfigError
+from orchestrator.adopt import with_digests
 from orchestrator.datasets import Datasets, data_paths
 from orchestrator.estimate import Cost, Rates, Sample, cost_of
 from orchestrator.records import DoneRecord, Records
@@ -135,6 +136,7 @@ class Plan:
 
 def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
     """Plan a study against the store; raises `StudyError`, `ConfigError` for what cannot be run."""
+    study = with_digests(study, records)
     paths = data_paths(study)
     fingerprints = {path: datasets.fingerprint(path) for path in paths}
     sweep = _plan_sweep(study, records, fingerprints)
@@ -221,7 +223,7 @@ class Planner:
 
     def cost(self, cell: Cell, stage: Stage) -> Cost:
         """Parameters, steps and FLOPs of a stage."""
-        split = stage.recipe.eval_split if isinstance(stage.recipe, EvalRecipe) else "test"
+        split = getattr(stage.recipe, "eval_split", "test")
         return cost_of(cell, stage, self._datasets.size(stage.recipe.data, split))
 
     def num_train(self, stage: Stage) -> int:
@@ -253,6 +255,8 @@ class Planner:
             changes = tuple(differences(accepted["science"], identity.science))
             own = tuple(c for c in changes if c[0] != "parents" and c[1] != UNKNOWN_DATA)
             return Status.CHANGED, _explain(own), own
+        if isinstance(stage.recipe, AdoptedRecipe) and not stage.recipe.sha256:
+            return Status.MISSING, f"adopt it first: --name {stage.recipe.name}", ()
         return Status.MISSING, "never finished", ()
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cluster.connect import Capacity, connect
 from cluster.errors import HeadLost
 from cluster.gang import SlotPool, SlotShape, max_slots, slot_shape
+from orchestrator.adopt import take_adopted
 from orchestrator.controller import Controller
 from orchestrator.datasets import Datasets, data_paths
 from orchestrator.errors import DriftError, Preempted, StagesFailed, UserError
@@ -100,6 +101,8 @@ def run_study(
         # Again, now that nobody else changes it.
         plan = make_plan(study, records, datasets)
         _check_drift(plan, options)
+        if take_adopted(plan.stages, records):
+            plan = make_plan(study, records, datasets)
         accept(records, plan)
         close_orphans(plan, records)
         drop_finished_checkpoints(plan, records)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.estimate import Cost
 from orchestrator.plan import Plan, PlannedStage, Status
 from orchestrator.progress import duration_text
 
@@ -41,20 +42,20 @@ def print_plan(plan: Plan, console: Console, *, show_all: bool) -> None:
 
 
 def _sizes_table(plan: Plan) -> Table:
-    """One row per size and duration: parameters, FLOPs, steps, batch, time."""
+    """One row per size, duration and cost: parameters, FLOPs, steps, batch, time."""
     table = Table(title="pretraining", title_justify="left", box=None)
     headings = ("size", "duration", "cells", "encoder M", "with decoder M", "GFLOP/image",
                 "executed", "steps", "micro×accum×world", "total FLOPs", "each")  # fmt: skip
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "size" else "right")
-    groups: dict[tuple[str, str], list[PlannedStage]] = {}
+    groups: dict[tuple[str, str, Cost], list[PlannedStage]] = {}
     objectives = {"pretrain": "", "contrastive": " MoCo v3"}
     for planned in plan.stages:
         if planned.stage.kind in objectives and planned.cell.role != "sweep":
             recipe: Any = planned.stage.recipe
             name = recipe.encoder.name + objectives[planned.stage.kind]
-            groups.setdefault((name, str(recipe.duration)), []).append(planned)
-    for (size, duration), members in groups.items():
+            groups.setdefault((name, str(recipe.duration), planned.cost), []).append(planned)
+    for (size, duration, _), members in groups.items():
         cost, split = members[0].cost, members[0].cost.split
         assert cost.flops_per_image is not None and split is not None
         table.add_row(

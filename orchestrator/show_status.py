@@ -141,9 +141,10 @@ def _matrix(plan: Plan) -> tuple[list[str], list[str], dict[tuple[str, str], tup
         pretrain = planned.cell.pretrain
         recipe: Any = pretrain.recipe if pretrain else None
         size = (recipe.encoder.name or "?") if recipe else "(no encoder)"
-        duration = str(recipe.duration) if recipe else "·"
+        span = getattr(recipe, "duration", None)  # none of an encoder made elsewhere
+        duration = "·" if span is None else str(span)
         sizes[size] = None
-        durations[duration] = recipe.duration.value if recipe else -1.0
+        durations[duration] = -1.0 if span is None else span.value
         done, expected = counts.get((size, duration), (0, 0))
         counts[size, duration] = (done + (planned.status is Status.DONE), expected + 1)
     return list(sizes), sorted(durations, key=lambda d: durations[d]), counts

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -50,6 +51,10 @@ def _from_json(path: Path) -> Study:
 
 
 def _import(path: Path) -> ModuleType:
+    # What lies beside a study file can be imported by it, and named by dotted path.
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"user_study_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -5,6 +5,7 @@ below it with its meaning, unit and source; impossible values are refused on con
 Paper = arXiv 2111.06377.
 """
 
+from mae_core.config.adopted import AdoptedRecipe
 from mae_core.config.base import (
     BASIS_FILE,
     CLASSIFIER_FILE,
@@ -50,10 +51,12 @@ from mae_core.config.parts import (
 from mae_core.config.pretraining import BasisRecipe, MaskConfig, PretrainRecipe, TokenizerRecipe
 from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe, PartialFinetuneRecipe
 from mae_core.config.recipe import Recipe
+from mae_core.config.reconstruction import ReconstructionRecipe
 from mae_core.config.robustness import CorruptionRecipe, InferenceRecipe, ShiftRecipe
 from mae_core.config.selection import BestOfRecipe
 
 __all__ = [
+    "AdoptedRecipe",
     "AnyRecipe",
     "AugmentationConfig",
     "BASIS_FILE",
@@ -95,6 +98,7 @@ __all__ = [
     "PretrainRecipe",
     "RECIPES",
     "Recipe",
+    "ReconstructionRecipe",
     "STATE_FILE",
     "ScratchRecipe",
     "ShiftRecipe",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mae_core.config.adopted import AdoptedRecipe
 from mae_core.config.contrastive import ContrastiveRecipe
 from mae_core.config.evaluation import (
     FinetuneRecipe,
@@ -13,11 +14,13 @@ from mae_core.config.evaluation import (
 )
 from mae_core.config.pretraining import BasisRecipe, PretrainRecipe, TokenizerRecipe
 from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe, PartialFinetuneRecipe
+from mae_core.config.reconstruction import ReconstructionRecipe
 from mae_core.config.robustness import CorruptionRecipe, ShiftRecipe
 from mae_core.config.selection import BestOfRecipe
 
 AnyRecipe = (
-    PretrainRecipe
+    AdoptedRecipe
+    | PretrainRecipe
     | BasisRecipe
     | TokenizerRecipe
     | ContrastiveRecipe
@@ -29,12 +32,14 @@ AnyRecipe = (
     | FeatureProbeRecipe
     | PartialFinetuneRecipe
     | BestOfRecipe
+    | ReconstructionRecipe
     | CorruptionRecipe
     | ShiftRecipe
 )
 RECIPES: dict[str, type[Any]] = {
     r.KIND: r
     for r in (
+        AdoptedRecipe,
         PretrainRecipe,
         BasisRecipe,
         TokenizerRecipe,
@@ -47,6 +52,7 @@ RECIPES: dict[str, type[Any]] = {
         FeatureProbeRecipe,
         PartialFinetuneRecipe,
         BestOfRecipe,
+        ReconstructionRecipe,
         CorruptionRecipe,
         ShiftRecipe,
     )

@@ -1,0 +1,17 @@
+"""What a rank says of an adopted encoder that is not there: its stage is finished without one."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from mae_core.config import AdoptedRecipe
+from mae_core.errors import ConfigError
+
+
+def run_adopted(recipe: AdoptedRecipe, *_: Any) -> NoReturn:
+    """Raise `ConfigError`: nothing computes an encoder that was made elsewhere."""
+    name = recipe.name or recipe.sha256
+    raise ConfigError(
+        f"encoder {name!r} has not been adopted into this store: "
+        f"mae-study adopt FILE --name {recipe.name or 'NAME'}"
+    )
