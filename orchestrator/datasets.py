@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mae_core.config import DataConfig
-from mae_core.data.facts import DataFacts, find_facts, split_sizes
+from mae_core.data.facts import DataFacts, dev_size, find_facts, split_sizes, subset_size
 from mae_core.errors import DataError
 from orchestrator.estimate import DataSize
 from orchestrator.store import Store
@@ -62,6 +62,8 @@ class Datasets:
         facts = self.facts(config.path)
         if facts is None:
             images, classes = config.expected_images or 0, config.expected_classes or 0
+            images -= dev_size(images, config.dev_fraction)
+            images = subset_size(images, config.train_fraction)
             return replace(UNPLANNED, num_train=images, num_classes=classes)
         counts = split_sizes(facts, config)
         if counts["train"] < 1:

@@ -81,13 +81,15 @@ AXES: dict[str, Axis] = {
         Axis(name="base_lr", label="base learning rate of pretraining", scale="log"),
         Axis(name="patch_size", label="patch size (pixels)", scale="rank"),
         Axis(name="dataset", label="data set"),
+        Axis(name="severity", label="severity of corruption (0: clean)", scale="linear"),
+        Axis(name="corruption", label="corruption"),
     )
 }
 
 
-MEASURES = ("top1", "speedup", "relative_flops")
-"""What a figure may show: accuracy in per cent; of a pretraining, rank-hours and counted FLOPs,
-both relative to the most expensive pretraining of its series."""
+MEASURES = ("top1", "mce", "speedup", "relative_flops")
+"""What a figure may show: accuracy and mean corruption error in per cent; of a pretraining,
+rank-hours relative to the slowest of its series, and counted FLOPs relative to the cheapest."""
 
 
 def check_figures(study: Study) -> None:
@@ -228,14 +230,25 @@ def _size(cell: Cell, stage: Stage) -> str | None:
 def _tuned_blocks(cell: Cell, stage: Stage) -> float | None:
     """0 for a probe of frozen features, all of them for a full fine-tune (paper Figure 9)."""
     start = origin(cell, stage)
-    if start is None or stage.kind in ("pretrain", "knn", "scratch"):
+    if start is None:
         return None
     if stage.kind == "linear_probe":
         return 0.0
+    if stage.kind == "best_of":  # of candidates that tune as many blocks
+        return _tuned_blocks(cell, cell.stage(stage.parents[0]))
+    if stage.kind == "finetune":
+        return float(start.recipe.encoder.depth)  # type: ignore[union-attr]
     blocks = getattr(stage.recipe, "num_blocks", None)
-    if blocks is None and stage.kind == "finetune":
-        blocks = start.recipe.encoder.depth  # type: ignore[union-attr]
     return None if blocks is None else float(blocks)
+
+
+def _dataset(cell: Cell, stage: Stage) -> str | None:
+    """The stage's name, if it sees other images than its encoder did: it is named after them."""
+    start = origin(cell, stage)
+    if start is None:
+        return None
+    is_other = stage.recipe.data.path != start.recipe.data.path
+    return stage.name if is_other or stage.kind in ("corruptions", "shift") else None
 
 
 def _dotted(name: str, cell: Cell, stage: Stage) -> Place | None:
@@ -273,6 +286,8 @@ _READERS: dict[str, Callable[[Cell, Stage], Place | None]] = {
     "train_fraction": _of_origin(lambda r: float(r.data.train_fraction)),
     "base_lr": _of_origin(lambda r: float(r.optimizer.base_lr)),
     "patch_size": _of_origin(lambda r: float(r.encoder.patch_size)),
-    # A transfer's stages are named after their data sets, wherever the data lies.
-    "dataset": lambda cell, stage: stage.name,
+    "dataset": _dataset,
+    # Conditions within one stage: rows of their own (`orchestrator.corruption_rows`).
+    "severity": lambda cell, stage: None,
+    "corruption": lambda cell, stage: None,
 }

@@ -61,6 +61,8 @@ class ResultRow:
     loss: float | None = None
     """Cross-entropy for evaluations, masked-patch error for pretraining (not comparable
     across mask ratios or targets)."""
+    mce: float | None = None
+    """Mean corruption error, per cent of a stated baseline's; lower is better."""
     seconds: float | None = None
     """Wall-clock seconds of the attempt that finished."""
     world_size: int | None = None

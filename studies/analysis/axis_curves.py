@@ -34,11 +34,17 @@ FAMILIES = {
     "partial_finetune": "Partial fine-tune",
     "feature_probe": "Probe of cached features",
     "attentive_probe": "Attentive probe",
-    "robustness": "Robustness",
+    "best_of": "Fine-tune, best of a search",
+    "shift": "Another set, no tuning",
+    "corruptions": "Corrupted images, no tuning",
+    "reconstruction": "Reconstruction",
 }
 """Kinds that a figure may show together: a supervised run is compared with fine-tunes."""
-TUNED = ("linear_probe", "partial_finetune", "finetune")
+TUNED = ("linear_probe", "partial_finetune", "best_of", "finetune")
 """Kinds of the paper's Figure 9, from nothing fine-tuned to everything."""
+
+WITHIN = {"severity", "corruption"}
+"""Axes of the conditions within a stage, whose rows serve their own figure alone."""
 
 Key = tuple[tuple[str, Place], ...]
 """What tells one series from another: (axis, place) pairs."""
@@ -112,13 +118,24 @@ def axis_curves(
             groups: dict[tuple[str, ...], list[_Located]] = defaultdict(list)
             for row, at in known:
                 value = _value(row, measure)
-                if value is not None:
-                    groups[_group(row, name)].append(_Located(row, at, value))
-            order = sorted(groups, key=lambda g: (list(FAMILIES.values()).index(g[0]), g))
-            for group in order:
+                # A condition within a stage is no result of the stage, and the reverse.
+                if value is not None and at.keys() & WITHIN == {name} & WITHIN:
+                    groups[_group(row, at, name)].append(_Located(row, at, value))
+            for group in sorted(_scored(groups), key=_group_rank):
                 curve = _curve(name, axes, measure, groups[group], reference)
                 found += [curve] if curve else []
     return tuple(found)
+
+
+def _scored(groups: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """What is scored on test; on dev, what has no test: candidates of a choice are not results."""
+    known = set(groups)
+    return [g for g in known if g[1] != "dev" or (g[0], "test", *g[2:]) not in known]
+
+
+def _group_rank(group: tuple[str, ...]) -> tuple[object, ...]:
+    families = list(dict.fromkeys(FAMILIES.values()))
+    return families.index(group[0]) if group[0] in families else len(families), group
 
 
 @dataclass(frozen=True)
@@ -140,19 +157,22 @@ def _places(row: ResultRow) -> dict[str, Place]:
 
 def _value(row: ResultRow, measure: str) -> float | None:
     """What a measure takes from a row; None if it takes nothing."""
-    if measure == "top1":
-        return row.top1 if row.kind in EVALUATIONS and is_number(row.top1) else None
+    if measure in ("top1", "mce"):
+        value = getattr(row, measure)
+        return value if row.kind in EVALUATIONS and is_number(value) else None
     if FAMILIES.get(row.kind) != FAMILIES["pretrain"]:
         return None
     value = row.rank_seconds if measure == "speedup" else row.pretrain_flops
     return value or None
 
 
-def _group(row: ResultRow, axis_name: str) -> tuple[str, ...]:
+def _group(row: ResultRow, at: Mapping[str, Place], axis_name: str) -> tuple[str, ...]:
+    """Family, split, labels and data set: what differs in one of them is another figure."""
     family = FAMILIES.get(row.kind, row.kind.replace("_", " ").capitalize())
     if axis_name == "tuned_blocks" and row.kind in TUNED:
         family = FAMILIES["partial_finetune"]
-    return family, row.eval_split or "", str(row.num_labels or "")
+    dataset = "" if axis_name == "dataset" else str(at.get("dataset", ""))
+    return family, row.eval_split or "", str(row.num_labels or ""), dataset
 
 
 def _curve(
@@ -167,13 +187,15 @@ def _curve(
         return None
     series = _relative(_series(name, axes, placed), measure)
     first = placed[0].row
-    family = _group(first, name)[0]
+    family, _, _, dataset = _group(first, placed[0].at, name)
     protocols = tuple(dict.fromkeys(r.row.protocol for r in placed))
     labels = None if first.num_labels is None else f"{first.num_labels} labels"
     title = protocols[0] if len(protocols) == 1 else family
-    if len(protocols) > 1 and labels:
-        title = f"{family}, {labels}"
+    if len(protocols) > 1:
+        split = "dev" if first.eval_split == "dev" else ""
+        title = ", ".join(filter(None, (dataset, family, labels, split)))
     kinds = {kind for kind in FAMILIES if _same_family(kind, family)} | {r.row.kind for r in placed}
+    reference = [r for r in reference if not dataset or r.at.get("dataset", dataset) == dataset]
     return AxisCurve(
         axis=axis(name),
         measure=measure,
@@ -182,7 +204,7 @@ def _curve(
         protocols=protocols,
         series=series,
         published=_published(name, measure, kinds, reference),
-        lines=_lines(rows) if measure == "top1" else (),
+        lines=_lines(rows) if measure == "top1" and name not in WITHIN else (),
     )
 
 
@@ -196,6 +218,8 @@ def _series(name: str, axes: Sequence[str], rows: list[_Located]) -> tuple[Serie
     """Rows by what differs among them beside the axis; one axis varied at a time stays so."""
     part_of = set(name.split("+"))
     declared = [a for a in axes if a != name and not part_of & set(a.split("+"))]
+    if name != "dataset":  # each has a figure of its own
+        declared = [a for a in declared if a != "dataset"]
     names = [*declared, *(a for a in ("objective", "size") if a not in declared and a != name)]
     split = [a for a in names if len({r.at.get(a) for r in rows}) > 1]
     keys = {id(r): tuple((a, r.at[a]) for a in split if a in r.at) for r in rows}
@@ -248,7 +272,7 @@ def _one_series(name: str, key: Key, rows: list[_Located]) -> Series:
 
 def _relative(series: tuple[Series, ...], measure: str) -> tuple[Series, ...]:
     """Costs relative to the most expensive (speed-up) or the cheapest (FLOPs) of the series."""
-    if measure == "top1":
+    if measure in ("top1", "mce"):
         return series
     found = []
     for s in series:

@@ -22,6 +22,7 @@ _HOLLOW = "Dsv^o<>p"
 _GREYS = ("#555555", "#888888", "#777777", "#aaaaaa")
 _YLABEL = {
     "top1": "top-1 accuracy (%)",
+    "mce": "mean corruption error (%), lower is better",
     "speedup": "pretraining speed-up (×)",
     "relative_flops": "pretraining FLOPs (× the cheapest)",
 }
@@ -65,6 +66,7 @@ def caption(curve: AxisCurve, *, apart: bool) -> str:
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     what = {
         "top1": "top-1",
+        "mce": "mean corruption error, in per cent of a baseline's (lower is better)",
         "speedup": "rank-hours of the slowest pretraining of a series over a point's own",
         "relative_flops": "counted FLOPs of a pretraining over the cheapest of its series",
     }[curve.measure]

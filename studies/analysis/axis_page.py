@@ -11,7 +11,12 @@ from studies.analysis.curves import MIN_SEEDS, PairedDifference, Point, plus_min
 from studies.analysis.drawing import Drawing
 from studies.axes import tick
 
-_TITLES = {"top1": "Accuracy", "speedup": "Speed", "relative_flops": "Compute"}
+_TITLES = {
+    "top1": "Accuracy",
+    "mce": "Mean corruption error",
+    "speedup": "Speed",
+    "relative_flops": "Compute",
+}
 
 
 def axis_sections(curves: Sequence[AxisCurve]) -> list[tuple[str, list[Drawing]]]:

@@ -334,7 +334,8 @@ def _protocol_name(protocol: str, split: str | None, num_labels: int | None) -> 
 
 def _cell_line(rows: Sequence[ResultRow], protocols: Sequence[_Protocol]) -> list[tuple[str, Any]]:
     r = rows[0]
-    top1 = {_protocol(row): row.top1 for row in rows}
+    # A stage's own row comes before those of the conditions within it.
+    top1 = {_protocol(row): row.top1 for row in reversed(rows)}
     decoder = "" if r.decoder_depth is None else f"{r.decoder_depth}×{r.decoder_width or '?'}"
     duration = UNTRAINED if r.role == "untrained" else r.duration or ""
     paid = sum(cost(rows, lambda row: ("", "")).values())

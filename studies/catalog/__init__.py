@@ -10,6 +10,8 @@ PAPER = (
     "duration",
     "wall_clock",
     "comparison",
+    "partial_finetune",
+    "robustness",
     "transfer",
     "unique_data",
     "lr_by_size",
@@ -18,10 +20,29 @@ PAPER = (
 )
 """One per table or figure of the MAE paper, and what its programme lacks."""
 
+SMALL = (
+    "mask_ratio",
+    "decoder",
+    "mask_token",
+    "target",
+    "augmentation",
+    "mask_sampling",
+    "duration",
+    "wall_clock",
+    "comparison",
+    "partial_finetune",
+    "robustness",
+    "transfer",
+    "unique_data",
+    "lr_by_size",
+)
+"""Sisters of the paper's that two cores finish in minutes, on digits or on `--data FOLDER`."""
+
 CATALOG: dict[str, str] = {
     "quickstart": "studies.catalog.quickstart",
     "paper/size_by_duration": "studies.catalog.paper_size_by_duration",
     "scaling/vit_ladder": "studies.catalog.scaling_vit_ladder",
     "small/images": "studies.catalog.small_images",
     **{f"paper/{name}": f"studies.catalog.paper.{name}" for name in PAPER},
+    **{f"small/{name}": f"studies.catalog.small.{name}" for name in SMALL},
 }

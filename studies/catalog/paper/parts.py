@@ -118,6 +118,7 @@ def scratch(size: str, *, seed: int = 0) -> Cell:
         precision="bf16",
         rand_augment=RandAugmentConfig(),
         mix=MixConfig(),
+        ema_decay=0.9999,
     )
     run = Stage(name="scratch", recipe=recipe, execution=execution(size))
     return Cell(address=f"scratch/{size}/s{seed}", stages=(run,))
