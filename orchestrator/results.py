@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mae_core.config import ContrastiveRecipe, EvalRecipe, PretrainRecipe
+from mae_core.config import (
+    AdoptedRecipe,
+    ContrastiveRecipe,
+    CorruptionRecipe,
+    EvalRecipe,
+    PretrainRecipe,
+)
+from orchestrator.corruption_rows import by_condition
 from orchestrator.plan import Plan, PlannedStage, Planner
 from orchestrator.records import Records
 from studies.axes import place, places
@@ -14,8 +21,19 @@ from studies.spec import Cell
 
 
 def make_rows(plan: Plan, records: Records) -> list[ResultRow]:
-    """One row per finished stage of every cell, trials of the sweep included."""
-    return [_row(plan, s, records) for s in plan.stages if s.record is not None]
+    """One row per finished stage of every cell, trials of the sweep included.
+
+    A corruptions stage has more if the study's axes are its conditions.
+    """
+    rows = []
+    for planned in plan.stages:
+        if planned.record is not None:
+            row, recipe = _row(plan, planned, records), planned.stage.recipe
+            rows.append(row)
+            if isinstance(recipe, CorruptionRecipe):
+                details = planned.record.metrics.get("details", {})
+                rows += by_condition(row, plan.study.axes, recipe.severities, details)
+    return rows
 
 
 def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
@@ -35,11 +53,12 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
         **_place_of(plan, planned),
         stage_flops=planned.cost.flops,
         num_labels=evaluation.num_labels if evaluation else None,
-        eval_split=evaluation.eval_split if evaluation else None,
-        num_eval_images=metrics.get("num_images") if evaluation else None,
+        eval_split=getattr(recipe, "eval_split", None),
+        num_eval_images=metrics.get("num_images"),
         top1=metrics.get("top1"),
         top5=metrics.get("top5"),
         loss=metrics.get("loss"),
+        mce=metrics.get("details", {}).get("mce"),
         seconds=record.seconds,
         world_size=record.world_size,
         device=record.provenance.get("device"),
@@ -76,6 +95,9 @@ def axes_of(cell: Cell, planner: Planner) -> dict[str, Any]:
         return {"seed": cell.stages[0].recipe.seed}
     recipe: Any = pretrain.recipe
     cost = planner.cost(cell, pretrain)
+    size = recipe.encoder.name or f"{recipe.encoder.width}x{recipe.encoder.depth}"
+    if isinstance(recipe, AdoptedRecipe):  # how long it was trained, its makers know
+        return {"size": size, "encoder_params": cost.encoder_params, "seed": recipe.seed}
     own = {}
     if isinstance(recipe, PretrainRecipe):
         own = {
@@ -84,7 +106,7 @@ def axes_of(cell: Cell, planner: Planner) -> dict[str, Any]:
             "decoder_width": recipe.decoder.width,
         }
     return own | {
-        "size": recipe.encoder.name or f"{recipe.encoder.width}x{recipe.encoder.depth}",
+        "size": size,
         "encoder_params": cost.encoder_params,
         "total_params": cost.total_params,
         "duration": str(recipe.duration),
