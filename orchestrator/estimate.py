@@ -90,7 +90,7 @@ class Cost:
     split: BatchSplit | None = None
     world_size: int = 1
     on_gpu: bool = False
-    """Assumed of a cell that pretrains in bf16, for the time only."""
+    """Assumed of a cell with a stage in bf16, for the time only."""
 
 
 def cost_of(cell: Cell, stage: Stage, size: DataSize) -> Cost:
@@ -100,7 +100,7 @@ def cost_of(cell: Cell, stage: Stage, size: DataSize) -> Cost:
     encoder = recipe.encoder if recipe else None
     if isinstance(stage.recipe, KnnRecipe) and _reads_features(cell, stage):
         encoder = None  # nothing is encoded
-    on_gpu = getattr(recipe, "precision", "fp32") == "bf16"
+    on_gpu = any(getattr(s.recipe, "precision", "fp32") == "bf16" for s in cell.stages)
     try:
         if isinstance(stage.recipe, ReconstructionRecipe):
             return replace(

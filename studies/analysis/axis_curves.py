@@ -301,7 +301,8 @@ def _published(
             own = {*name.split("+"), "size", "objective", "duration"}
             rest = [shown(a, p) for a, p in row.at.items() if a not in own]
             model = [] if name == "size" else [row.model]
-            groups[row.set, row.method, ", ".join([*model, *rest])][at] = row
+            # The first of a set at a place: repeats of it (seeds) are further down the table.
+            groups[row.set, row.method, ", ".join([*model, *rest])].setdefault(at, row)
     alone = len({group[1] for group in groups}) == 1
     return tuple(
         _published_series(name, group, points, alone=alone) for group, points in groups.items()

@@ -15,6 +15,7 @@ PAPER = (
     "transfer",
     "unique_data",
     "lr_by_size",
+    "calibration",
     "control_patch",
     "control_finetune",
 )

@@ -1,7 +1,7 @@
 """Question: which augmentation does masked pretraining need?
 
 Command:   mae-study run paper/augmentation --data IMAGENET_FOLDER --address RAY_HEAD:6379
-Cost:      COST
+Cost:      about 58 GPU-days by `plan` (6.3e20 FLOPs at an assumed 125 TFLOP/s).
 Published: Table 1e (ViT-L), fine-tune / linear probe: none 84.0 / 65.7, fixed-size crop
            84.7 / 73.1, random-size crop 84.9 / 73.5, crop and colour jitter 84.3 / 71.9.
 Small:     small/augmentation

@@ -1,7 +1,7 @@
 """Question: does MAE beat contrastive and supervised training, and more so with size?
 
 Command:   mae-study run paper/comparison --data IMAGENET_FOLDER --address RAY_HEAD:6379
-Cost:      COST
+Cost:      about 225 GPU-days by `plan` (2.4e21 FLOPs at an assumed 125 TFLOP/s).
 Published: Table 3 and Figure 8, fine-tuned B/L/H: from scratch 82.3/82.6/83.1, MoCo v3 83.2/84.1,
            MAE 83.6/85.9/86.9 and 87.8 at 448 pixels. Table 12, MAE probed: 68.0/75.8/76.6.
 Small:     small/comparison

@@ -1,7 +1,7 @@
 """Question: how much of the gain with size is a fine-tune recipe chosen for each size?
 
 Command:   mae-study run paper/control_finetune --data IMAGENET_FOLDER --address RAY_HEAD:6379
-Cost:      COST
+Cost:      about 105 GPU-days by `plan` (1.1e21 FLOPs at an assumed 125 TFLOP/s).
 Published: Table 3 with recipes per size: 83.6/85.9/86.9 for B/L/H.
 Small:     small/images has one recipe for its sizes.
 """

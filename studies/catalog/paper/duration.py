@@ -1,7 +1,7 @@
 """Question: when does longer pretraining stop to pay?
 
 Command:   mae-study run paper/duration --data IMAGENET_FOLDER --address RAY_HEAD:6379
-Cost:      COST
+Cost:      about 60 GPU-days by `plan` (6.5e20 FLOPs at an assumed 125 TFLOP/s).
 Published: Figure 7 (ViT-L) at 100/200/400/800/1600 epochs: linear probe 57.3/64.4/69.7/73.5/75.1,
            fine-tune 82.3/83.3/84.3/84.9/85.1. It does not saturate.
 Small:     small/duration

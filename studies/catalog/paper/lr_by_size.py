@@ -1,7 +1,7 @@
 """Question: does the best learning rate of pretraining depend on the size?
 
 Command:   mae-study run paper/lr_by_size --data IMAGENET_FOLDER --address RAY_HEAD:6379
-Cost:      COST
+Cost:      about 31 GPU-days by `plan` (3.4e20 FLOPs at an assumed 125 TFLOP/s).
 Published: the paper uses one base rate of 1.5e-4 for B, L and H.
 Small:     small/lr_by_size
 """

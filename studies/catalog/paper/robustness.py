@@ -2,7 +2,7 @@
 
 Command:   mae-study run paper/robustness --address RAY_HEAD:6379 --data IMAGENET_FOLDER \\
                --set IN-A.data.path=... --set IN-R.data.path=... --set IN-Sketch.data.path=...
-Cost:      COST
+Cost:      about 161 GPU-days by `plan` (1.7e21 FLOPs at an assumed 125 TFLOP/s).
 Published: Table 13, MAE B/L/H/H at 448 pixels: IN-C (mean corruption error, lower is better)
            51.7/41.8/33.8/36.8, IN-A 35.9/57.1/68.2/76.7, IN-R 48.3/59.9/64.4/66.5, IN-Sketch
            34.5/45.3/49.6/50.9. From scratch B/L/H: IN-C 45.8/42.3/41.3, IN-A 27.2/29.6/33.1.

@@ -1,7 +1,7 @@
 """Question: what should be predicted: pixels, normalised pixels, their components, or tokens?
 
 Command:   mae-study run paper/target --data IMAGENET_FOLDER --address RAY_HEAD:6379
-Cost:      COST
+Cost:      about 59 GPU-days by `plan` (6.4e20 FLOPs at an assumed 125 TFLOP/s).
 Published: Table 1d (ViT-L), fine-tune / linear probe: pixels 84.9 / 73.5, normalised per patch
            85.4 / 73.9, 96 principal components 84.6 / 72.3, dVAE tokens 85.3 / 71.6.
 Small:     small/target

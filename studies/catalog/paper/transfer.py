@@ -2,7 +2,7 @@
 
 Command:   mae-study run paper/transfer --address RAY_HEAD:6379 \\
                --set pretrain.data.path=IMAGENET --set iNat2018.data.path=INAT18 ... (each stage's)
-Cost:      COST
+Cost:      about 130 GPU-days by `plan` (1.4e21 FLOPs at an assumed 125 TFLOP/s).
 Published: Table 6, B/L/H/H at 448 pixels: iNat2017 70.5/75.7/79.3/83.4, iNat2018
            75.4/80.1/83.0/86.8, iNat2019 80.5/83.4/85.7/88.3, Places205 63.9/65.8/65.9/66.8,
            Places365 57.9/59.4/59.8/60.3.

@@ -1,7 +1,7 @@
 """Question: how many different images does a size need, at the same number of images seen?
 
 Command:   mae-study run paper/unique_data --data IMAGENET_FOLDER --address RAY_HEAD:6379
-Cost:      COST
+Cost:      about 92 GPU-days by `plan` (9.9e20 FLOPs at an assumed 125 TFLOP/s).
 Published: no such table in the paper. Xie et al. (arXiv 2206.04664): large models over-fit 10 % of
            ImageNet and need more of it the longer they train.
 Small:     small/unique_data

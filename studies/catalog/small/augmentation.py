@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/augmentation                  (scikit-learn's digits)
            mae-study run small/augmentation --data FOLDER    (a few thousand small images)
-Cost:      COST
+Cost:      by `plan` about 2.5 min on 2 cores with digits, 15 with 4,000 images.
 Published: Table 1e, see paper/augmentation.
 Larger:    paper/augmentation
 """

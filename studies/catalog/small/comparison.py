@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/comparison                  (scikit-learn's digits)
            mae-study run small/comparison --data FOLDER    (a few thousand small images)
-Cost:      COST
+Cost:      by `plan` about 2.6 min on 2 cores with digits, 22 with 4,000 images.
 Published: Table 3 and Figure 8, see paper/comparison.
 Larger:    paper/comparison
 """

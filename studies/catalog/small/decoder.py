@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/decoder                  (scikit-learn's digits)
            mae-study run small/decoder --data FOLDER    (a few thousand small images)
-Cost:      COST
+Cost:      by `plan` about 3.8 min on 2 cores with digits, 23 with 4,000 images.
 Published: Tables 1a and 1b, see paper/decoder.
 Larger:    paper/decoder
 """

@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/duration                  (scikit-learn's digits)
            mae-study run small/duration --data FOLDER    (a few thousand small images)
-Cost:      COST
+Cost:      by `plan` about 2.6 min on 2 cores with digits, 16 with 4,000 images.
 Published: Figure 7, see paper/duration.
 Larger:    paper/duration
 """

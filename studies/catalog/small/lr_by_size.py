@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/lr_by_size                  (scikit-learn's digits)
            mae-study run small/lr_by_size --data FOLDER    (a few thousand small images)
-Cost:      COST
+Cost:      by `plan` about 3.2 min on 2 cores with digits, 12 with 4,000 images.
 Published: one base rate for all sizes, see paper/lr_by_size.
 Larger:    paper/lr_by_size
 """

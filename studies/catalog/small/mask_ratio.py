@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/mask_ratio                  (scikit-learn's digits)
            mae-study run small/mask_ratio --data FOLDER    (a few thousand small images)
-Cost:      COST
+Cost:      by `plan` about 2.8 min on 2 cores with digits, 19 with 4,000 images.
 Published: Figure 5, see paper/mask_ratio.
 Larger:    paper/mask_ratio
 """

@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/mask_sampling                  (scikit-learn's digits)
            mae-study run small/mask_sampling --data FOLDER    (a few thousand small images)
-Cost:      COST
+Cost:      by `plan` about 2.6 min on 2 cores with digits, 16 with 4,000 images.
 Published: Table 1f, see paper/mask_sampling.
 Larger:    paper/mask_sampling
 """

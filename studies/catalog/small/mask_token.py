@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/mask_token                  (scikit-learn's digits)
            mae-study run small/mask_token --data FOLDER    (a few thousand small images)
-Cost:      COST
+Cost:      by `plan` about 1.6 min on 2 cores with digits, 12 with 4,000 images.
 Published: Table 1c, see paper/mask_token.
 Larger:    paper/mask_token
 """

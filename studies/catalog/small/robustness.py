@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/robustness                  (scikit-learn's digits)
            mae-study run small/robustness --data FOLDER    (a few thousand small images)
-Cost:      COST
+Cost:      by `plan` about 1 min on 2 cores with digits, 4.7 with 4,000 images.
 Published: Table 13, see paper/robustness.
 Larger:    paper/robustness
 """

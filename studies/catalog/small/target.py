@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/target                  (scikit-learn's digits)
            mae-study run small/target --data FOLDER    (a few thousand small images)
-Cost:      COST
+Cost:      by `plan` about 2.7 min on 2 cores with digits, 15 with 4,000 images.
 Published: Table 1d, see paper/target.
 Larger:    paper/target
 """

@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/transfer --data FOLDER --set elsewhere.data.path=OTHER_FOLDER
            --set scratch.data.path=OTHER_FOLDER
-Cost:      COST
+Cost:      about 4.7 minutes on 2 cores by `plan`, for 4,000 images.
 Published: Table 6, see paper/transfer.
 Larger:    paper/transfer
 """

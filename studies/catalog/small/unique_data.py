@@ -2,7 +2,7 @@
 
 Command:   mae-study run small/unique_data                  (scikit-learn's digits)
            mae-study run small/unique_data --data FOLDER    (a few thousand small images)
-Cost:      COST
+Cost:      by `plan` about 3.3 min on 2 cores with digits, 15 with 4,000 images.
 Published: no such table in the paper, see paper/unique_data.
 Larger:    paper/unique_data
 """
