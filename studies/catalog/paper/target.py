@@ -1,4 +1,4 @@
-"""Question: what should be predicted: pixels, normalised pixels, their components, or tokens?
+"""Question: what should be predicted: pixels, normalised pixels, components or tokens?
 
 Command:   mae-study run paper/target --data IMAGENET_FOLDER --address RAY_HEAD:6379
 Cost:      about 59 GPU-days by `plan` (6.4e20 FLOPs at an assumed 125 TFLOP/s).

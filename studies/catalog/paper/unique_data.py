@@ -1,4 +1,4 @@
-"""Question: how many different images does a size need, at the same number of images seen?
+"""Question: how many different images does a size need, at the same number seen?
 
 Command:   mae-study run paper/unique_data --data IMAGENET_FOLDER --address RAY_HEAD:6379
 Cost:      about 92 GPU-days by `plan` (9.9e20 FLOPs at an assumed 125 TFLOP/s).

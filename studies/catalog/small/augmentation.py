@@ -1,4 +1,4 @@
-"""Question: Which augmentation does masked pretraining need?
+"""Question: which augmentation does masked pretraining need?
 
 Command:   mae-study run small/augmentation                  (scikit-learn's digits)
            mae-study run small/augmentation --data FOLDER    (a few thousand small images)

@@ -1,4 +1,4 @@
-"""Question: Does MAE beat contrastive and supervised training, and more so with size?
+"""Question: does MAE beat contrastive and supervised training, and more so with size?
 
 Command:   mae-study run small/comparison                  (scikit-learn's digits)
            mae-study run small/comparison --data FOLDER    (a few thousand small images)

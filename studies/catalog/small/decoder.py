@@ -1,4 +1,4 @@
-"""Question: How deep and how wide must the decoder be?
+"""Question: how deep and how wide must the decoder be?
 
 Command:   mae-study run small/decoder                  (scikit-learn's digits)
            mae-study run small/decoder --data FOLDER    (a few thousand small images)

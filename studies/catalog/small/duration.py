@@ -1,4 +1,4 @@
-"""Question: When does longer pretraining stop to pay?
+"""Question: when does longer pretraining stop to pay?
 
 Command:   mae-study run small/duration                  (scikit-learn's digits)
            mae-study run small/duration --data FOLDER    (a few thousand small images)

@@ -1,4 +1,4 @@
-"""Question: Does the best learning rate of pretraining depend on the size?
+"""Question: does the best learning rate of pretraining depend on the size?
 
 Command:   mae-study run small/lr_by_size                  (scikit-learn's digits)
            mae-study run small/lr_by_size --data FOLDER    (a few thousand small images)

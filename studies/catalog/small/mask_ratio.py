@@ -1,4 +1,4 @@
-"""Question: How much of an image should be hidden?
+"""Question: how much of an image should be hidden?
 
 Command:   mae-study run small/mask_ratio                  (scikit-learn's digits)
            mae-study run small/mask_ratio --data FOLDER    (a few thousand small images)

@@ -1,4 +1,4 @@
-"""Question: Which patches should be hidden: random ones, blocks, or a grid?
+"""Question: which patches should be hidden: random ones, blocks, or a grid?
 
 Command:   mae-study run small/mask_sampling                  (scikit-learn's digits)
            mae-study run small/mask_sampling --data FOLDER    (a few thousand small images)

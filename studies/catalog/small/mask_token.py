@@ -1,4 +1,4 @@
-"""Question: Should the encoder see mask tokens?
+"""Question: should the encoder see mask tokens?
 
 Command:   mae-study run small/mask_token                  (scikit-learn's digits)
            mae-study run small/mask_token --data FOLDER    (a few thousand small images)

@@ -1,4 +1,4 @@
-"""Question: How many blocks must be fine-tuned, after MAE and after contrastive training?
+"""Question: how many blocks must be fine-tuned, after MAE and after contrastive training?
 
 Command:   mae-study run small/partial_finetune                  (scikit-learn's digits)
            mae-study run small/partial_finetune --data FOLDER    (a few thousand small images)

@@ -1,4 +1,4 @@
-"""Question: How well do fine-tuned models stand corruptions they were not tuned for?
+"""Question: how well do fine-tuned models stand corruptions they were not tuned for?
 
 Command:   mae-study run small/robustness                  (scikit-learn's digits)
            mae-study run small/robustness --data FOLDER    (a few thousand small images)

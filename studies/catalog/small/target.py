@@ -1,4 +1,4 @@
-"""Question: What should be predicted: pixels, normalised pixels, their components, or tokens?
+"""Question: what should be predicted: pixels, normalised pixels, components or tokens?
 
 Command:   mae-study run small/target                  (scikit-learn's digits)
            mae-study run small/target --data FOLDER    (a few thousand small images)

@@ -20,7 +20,7 @@ ELSEWHERE = "other-images"
 
 def study(data: str | None = None) -> Study:
     """MAE on one folder, fine-tuned on another, beside training from scratch there."""
-    on = bench(data or "images")
+    on = replace(bench(data or "images"), suffix="" if data is None else "-images")
     return on.study(
         "transfer",
         "How well do the encoders transfer to another set of images?",

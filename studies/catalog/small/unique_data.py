@@ -1,4 +1,4 @@
-"""Question: How many different images are needed, at the same number of images seen?
+"""Question: how many different images are needed, at the same number of images seen?
 
 Command:   mae-study run small/unique_data                  (scikit-learn's digits)
            mae-study run small/unique_data --data FOLDER    (a few thousand small images)

@@ -1,4 +1,4 @@
-"""Question: How much wall-clock time does the asymmetric design save?
+"""Question: how much wall-clock time does the asymmetric design save?
 
 Command:   mae-study run small/wall_clock                  (scikit-learn's digits)
            mae-study run small/wall_clock --data FOLDER    (a few thousand small images)

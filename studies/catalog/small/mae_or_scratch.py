@@ -1,0 +1,107 @@
+"""Question: does a fine-tune after MAE beat the same network trained from scratch, on one's own images?
+
+Command:   mae-study run small/mae_or_scratch --data FOLDER    (a few thousand small images)
+Cost:      COST
+Expected:  RESULT
+Fair:      the same images and epochs of labels, and two learning rates each, chosen on dev for
+           every seed; only the start differs. MAE sees the training images 150 times more, without
+           labels: that is what is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mae_core.config import (
+    AugmentationConfig,
+    BestOfRecipe,
+    DataConfig,
+    DecoderConfig,
+    Duration,
+    EncoderConfig,
+    Execution,
+    FinetuneRecipe,
+    LrScheduleConfig,
+    OptimizerConfig,
+    PretrainRecipe,
+    ScratchRecipe,
+)
+from studies.spec import Cell, Stage, Study
+
+SEEDS = (0, 1, 2, 3, 4)
+BASE_LRS = (1e-3, 3e-3)
+ENCODER = EncoderConfig(width=96, depth=4, num_heads=3, patch_size=4, name="w96")
+PRETRAIN_EPOCHS = 150
+FINETUNE_EPOCHS = 30
+EXECUTION = Execution(loader_threads=1)
+
+
+def study(data: str | None = None) -> Study:
+    """Two starts × two learning rates × five seeds, paired by seed."""
+    images = DataConfig(
+        path=data or "images",
+        image_size=32,
+        dev_fraction=0.1,
+        expected_images=4000,
+        expected_classes=10,
+    )
+    starts = (_after_mae, _from_scratch)
+    return Study(
+        name="small/mae_or_scratch",
+        question="Does a fine-tune after MAE beat the same network trained from scratch?",
+        cells=tuple(start(images, seed) for seed in SEEDS for start in starts),
+        notes=("Seeds pair the cells: compare them seed by seed.",),
+    )
+
+
+def _after_mae(data: DataConfig, seed: int) -> Cell:
+    pretrain = PretrainRecipe(
+        data=data,
+        encoder=ENCODER,
+        decoder=DecoderConfig(width=64, depth=2, num_heads=2),
+        duration=Duration.epochs(PRETRAIN_EPOCHS),
+        global_batch=128,
+        optimizer=OptimizerConfig(base_lr=1e-3),
+        lr_schedule=LrScheduleConfig(warmup=Duration.epochs(10)),
+        seed=seed,
+    )
+    tune = FinetuneRecipe(**_settings(data, seed), layer_decay=0.75)
+    stage = Stage(name="pretrain", recipe=pretrain, execution=EXECUTION)
+    return _cell(f"mae/s{seed}", (stage,), tune)
+
+
+def _from_scratch(data: DataConfig, seed: int) -> Cell:
+    recipe = ScratchRecipe(**_settings(data, seed), encoder=ENCODER)
+    return _cell(f"scratch/s{seed}", (), recipe)
+
+
+def _cell(address: str, start: tuple[Stage, ...], recipe: FinetuneRecipe) -> Cell:
+    """The recipe at each learning rate, scored on dev; the better one scored on test."""
+    candidates = tuple(
+        Stage(
+            name=f"lr{lr:g}",
+            recipe=replace(recipe, optimizer=replace(recipe.optimizer, base_lr=lr)),
+            parents=tuple(stage.name for stage in start),
+            execution=EXECUTION,
+        )
+        for lr in BASE_LRS
+    )
+    best = BestOfRecipe(data=recipe.data, seed=recipe.seed, what="30 epochs with labels")
+    names = tuple(stage.name for stage in candidates)
+    chosen = Stage(name="best", recipe=best, parents=names, execution=EXECUTION)
+    return Cell(address=address, stages=(*start, *candidates, chosen))
+
+
+def _settings(data: DataConfig, seed: int) -> dict[str, Any]:
+    return {
+        "data": data,
+        "seed": seed,
+        "eval_split": "dev",
+        "augmentation": AugmentationConfig(crop_scale=(0.5, 1.0)),
+        "duration": Duration.epochs(FINETUNE_EPOCHS),
+        "global_batch": 128,
+        "optimizer": OptimizerConfig(base_lr=1e-3, betas=(0.9, 0.999)),
+        "lr_schedule": LrScheduleConfig(warmup=Duration.epochs(3), min_lr=1e-6),
+        "drop_path": 0.0,
+    }
