@@ -21,12 +21,13 @@ from mae_core.config import (
     Execution,
     KnnRecipe,
     LrScheduleConfig,
+    OptimizerConfig,
 )
 from mae_core.context import RunContext
 from mae_core.contrastive_stage import run_contrastive
 from mae_core.data.sources import open_data
 from mae_core.engine import join_gang, leave_gang
-from mae_core.errors import ConfigError
+from mae_core.errors import ConfigError, NumericsError
 from mae_core.evaluate.encoder_file import load_encoder
 from mae_core.evaluate.knn import run_knn
 
@@ -154,6 +155,14 @@ def test_features_become_better_neighbours(gang_of_one: None, tmp_path: Path) ->
     fixed = [load_encoder(tmp_path / str(n) / "encoder.safetensors").patch_embed for n in top1]
     assert torch.equal(fixed[0].weight, fixed[1].weight)
     assert top1[120] > top1[0] + 10, top1
+
+
+def test_a_loss_that_is_not_finite_ends_the_attempt(gang_of_one: None, tmp_path: Path) -> None:
+    recipe = small_recipe(optimizer=OptimizerConfig(name="sgd", base_lr=1e38, weight_decay=0.0))
+    ctx = RunContext(output_dir=tmp_path)
+    with pytest.raises(NumericsError, match="not finite"):
+        run_contrastive(recipe, Execution(loader_threads=0), ctx, open_data(DIGITS))
+    assert not (tmp_path / "encoder.safetensors").exists()
 
 
 def test_zero_3_is_refused(tmp_path: Path) -> None:
