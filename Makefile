@@ -10,7 +10,7 @@ PACKAGES := mae_core studies cluster orchestrator
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test check format lint types clean bench-handover bench-cli reliability
+.PHONY: quickstart test check format lint types clean bench-handover bench-cli bench-feature-probe reliability
 
 quickstart: $(STAMP)
 	$(BIN)/mae-study run quickstart --store $(STORE)
@@ -36,6 +36,9 @@ types: $(STAMP)
 
 bench-handover: $(STAMP)
 	$(BIN)/python tests/bench_handover.py
+
+bench-feature-probe: $(STAMP)
+	$(BIN)/python tests/bench_feature_probe.py
 
 bench-cli: $(STAMP)
 	$(BIN)/python tests/bench_cli.py

@@ -9,7 +9,7 @@ activations and softmax add about 0.1 %.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mae_core.config import (
     BatchSplit,
@@ -23,6 +23,7 @@ from mae_core.config import (
     LinearProbeRecipe,
     PartialFinetuneRecipe,
     PretrainRecipe,
+    ReconstructionRecipe,
     TokenizerRecipe,
     num_keep,
     num_patches,
@@ -102,6 +103,15 @@ def pretrain_flops_per_image(recipe: PretrainRecipe) -> FlopCount:
         algorithmic=3 * (embed_all + body + predict_all),
         executed=3 * (body + predict_masked) + 2 * embed_visible,
     )
+
+
+def reconstruction_flops_per_image(
+    recipe: ReconstructionRecipe, pretrain: PretrainRecipe
+) -> FlopCount:
+    """Count one image put through a pretraining's network at another mask ratio, forward only."""
+    trained = pretrain_flops_per_image(replace(pretrain, mask_ratio=recipe.mask_ratio))
+    forward = trained.algorithmic // 3
+    return FlopCount(forward, forward)
 
 
 def target_width(recipe: PretrainRecipe) -> int:

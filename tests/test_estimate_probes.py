@@ -19,9 +19,10 @@ from mae_core.config import (
     LrScheduleConfig,
     PartialFinetuneRecipe,
     PretrainRecipe,
+    ReconstructionRecipe,
 )
 from mae_core.errors import ConfigError
-from mae_core.flops import encoder_forward_flops
+from mae_core.flops import encoder_forward_flops, pretrain_flops_per_image
 from orchestrator.estimate import Cost, DataSize, cost_of
 from studies.spec import Cell, Stage
 
@@ -83,6 +84,20 @@ def test_choosing_is_inference_on_the_scored_split() -> None:
     found = cost_of(Cell(address="c", stages=stages), stages[-1], SIZE)
     assert found.images == 300 and found.steps is None
     assert found.flops == 300 * (FORWARD + 2 * TINY.width * 10)
+
+
+def test_reconstruction_is_a_third_of_training_at_the_reference_ratio() -> None:
+    pretrain = PretrainRecipe(data=DIGITS, encoder=TINY, mask_ratio=0.5)
+    recipe = ReconstructionRecipe(data=DIGITS, gallery_ratios=(0.75,))
+    stages = (
+        Stage(name="pretrain", recipe=pretrain),
+        Stage(name="reconstruction", recipe=recipe, parents=("pretrain",)),
+    )
+    found = cost_of(Cell(address="c", stages=stages), stages[1], SIZE)
+    trained = pretrain_flops_per_image(replace(pretrain, mask_ratio=0.75)).algorithmic
+    assert found.flops == 300 * trained / 3
+    with pytest.raises(ConfigError, match="scored on test, which has no image"):
+        cost_of(Cell(address="c", stages=stages), stages[1], replace(SIZE, num_eval=0))
 
 
 def test_a_choice_needs_a_dev_split() -> None:
