@@ -84,6 +84,8 @@ class Plan:
     unknown_data: tuple[str, ...] = ()
     """Data sets that nobody has scanned yet; `run` does."""
     fingerprints: dict[str, str] = field(default_factory=dict)
+    duplicates: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Images of dev and test that are in train too, by data path and split."""
 
     @property
     def drift(self) -> list[PlannedStage]:
@@ -160,6 +162,7 @@ def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
         planner=planner,
         unknown_data=unknown,
         fingerprints=fingerprints,
+        duplicates={p: dict(f.in_train_too) for p in paths if (f := datasets.facts(p))},
     )
 
 

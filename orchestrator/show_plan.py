@@ -13,6 +13,7 @@ from rich.table import Table
 from orchestrator.estimate import Cost
 from orchestrator.plan import Plan, PlannedStage, Status
 from orchestrator.progress import duration_text
+from studies.checks import Finding, check_study
 
 if TYPE_CHECKING:
     from orchestrator.run import RunOutcome
@@ -38,7 +39,23 @@ def print_plan(plan: Plan, console: Console, *, show_all: bool) -> None:
     _print_sweep(plan, console)
     if show_all or plan.drift:
         console.print(_stages_table(plan.drift if plan.drift and not show_all else plan.stages))
+    print_findings(plan_findings(plan), console)
     _print_bill(plan, console)
+
+
+def plan_findings(plan: Plan) -> list[Finding]:
+    """What a careful reader would object to in the plan's study and data."""
+    return check_study(plan.study, plan.duplicates)
+
+
+def print_findings(findings: list[Finding], console: Console) -> None:
+    """One paragraph each, warnings first."""
+    for finding in findings:
+        colour = "yellow" if finding.level == "warning" else "dim"
+        console.print(
+            f"[{colour}]{finding.level} {finding.code}[/]: {escape(finding.message)}",
+            highlight=False,
+        )
 
 
 def _sizes_table(plan: Plan) -> Table:
@@ -165,6 +182,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "study": plan.study.name,
         "question": plan.study.question,
         "unknown_data": list(plan.unknown_data),
+        "findings": [finding.to_json() for finding in plan_findings(plan)],
         "fingerprints": plan.fingerprints,
         "rank_seconds": plan.rank_seconds if _is_known(plan) else None,
         "sweep": sweep

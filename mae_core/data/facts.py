@@ -55,6 +55,8 @@ class DataFacts:
     """Image format and colour mode, such as `JPEG RGB`, with its count; most frequent first."""
     num_bytes: int = 0
     """Encoded bytes of all images."""
+    in_train_too: tuple[tuple[str, int], ...] = ()
+    """Split and number of its images that are in train as well, byte for byte; only if any."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; `from_json` gives an equal object back."""

@@ -117,6 +117,11 @@ def summarise(surveys: Mapping[str, SplitSurvey], class_names: tuple[str, ...]) 
         height=_range([s.height for s in good]),
         formats=tuple(Counter(s.format for s in good).most_common()),
         num_bytes=sum(s.num_bytes for s in samples),
+        in_train_too=tuple(
+            (name, count)
+            for name, survey in surveys.items()
+            if name != "train" and (count := _shared(surveys["train"], survey))
+        ),
     )
 
 

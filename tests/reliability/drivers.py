@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -75,31 +76,59 @@ def command(folder: Path, store: Path) -> list[str]:
     return [*run, "--store", str(store), "--no-report", "--quiet"]
 
 
-def finish(folder: Path, store: Path) -> int:
+class Watched:
+    """A driver, and every process that it or its children ever started."""
+
+    def __init__(self, folder: Path, store: Path) -> None:
+        self.driver = psutil.Popen(command(folder, store))
+        self.family: set[psutil.Process] = set()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Exit code, None if it still runs after so many seconds."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.family |= set(self.driver.children(recursive=True))
+            with contextlib.suppress(psutil.TimeoutExpired):
+                code: int = self.driver.wait(min(0.2, max(deadline - time.monotonic(), 0)))
+                return code
+        return None
+
+    def survivors(self) -> list[psutil.Process]:
+        """Of the family, those that live; a number that was given anew is another process."""
+        return [p for p in self.family if p.is_running() and not _is_zombie(p)]
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    return True
+
+
+def finish(folder: Path, store: Path) -> int | None:
     """Run to the end."""
-    return subprocess.run(command(folder, store), timeout=300, check=False).returncode
+    return Watched(folder, store).wait(300)
 
 
 def once(folder: Path, store: Path, after_s: float) -> dict[str, bool]:
     """One study whose driver is killed after so many seconds."""
-    before = rays()
-    driver = subprocess.Popen(command(folder, store))
-    try:
-        driver.wait(after_s)
-        killed = False
-    except subprocess.TimeoutExpired:
-        driver.kill()
-        driver.wait()
-        killed = True
-    code = finish(folder, store)
+    first = Watched(folder, store)
+    killed = first.wait(after_s) is None
+    if killed:
+        first.driver.kill()
+        first.driver.wait()
+    second = Watched(folder, store)
+    code = second.wait(300)
     deadline = time.monotonic() + 30
-    while rays() - before and time.monotonic() < deadline:
+    while (left := first.survivors() + second.survivors()) and time.monotonic() < deadline:
         time.sleep(0.5)
+    for process in left:
+        print(f"  left after it: {process.pid} {process.name()}", flush=True)
     return {
         "killed": killed,
         "finished": code == 0,
         "once": done_once(store),
-        "clean": not rays() - before,
+        "clean": not left,
     }
 
 
@@ -112,16 +141,6 @@ def done_once(store: Path) -> bool:
         if json.loads(path.read_text())["cause"] == "success"
     )
     return len(done) == 12 and len(ends) == 12 and set(ends.values()) == {1}
-
-
-def rays() -> set[int]:
-    """Processes of any Ray on this machine that still live."""
-    names = ("ray::", "raylet", "gcs_server")
-    return {
-        p.pid
-        for p in psutil.process_iter(["name", "status"])
-        if p.info["name"].startswith(names) and p.info["status"] != psutil.STATUS_ZOMBIE
-    }
 
 
 def head_killed(folder: Path, store: Path) -> str:
