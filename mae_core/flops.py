@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mae_core.config import (
+    AttentiveProbeRecipe,
     BatchSplit,
     BestOfRecipe,
     ContrastiveRecipe,
@@ -232,6 +233,10 @@ def eval_flops_per_image(recipe: EvalRecipe, encoder: EncoderConfig, num_classes
         # Nothing is encoded; one head of the grid is scored in the end.
         grid = head * recipe.num_heads
         return EvalFlops(FlopCount(3 * grid, 2 * grid), FlopCount(head, head))
+    if isinstance(recipe, AttentiveProbeRecipe):
+        pooled = _attentive_flops(recipe, encoder) + head
+        train = FlopCount(forward + 3 * pooled, forward + 3 * pooled)
+        return EvalFlops(train, FlopCount(forward + pooled, forward + pooled))
     if isinstance(recipe, FinetuneRecipe):
         whole = forward + head
         if isinstance(recipe, PartialFinetuneRecipe) and recipe.num_blocks < encoder.depth:
@@ -246,6 +251,13 @@ def eval_flops_per_image(recipe: EvalRecipe, encoder: EncoderConfig, num_classes
     if isinstance(recipe, BestOfRecipe | InferenceRecipe):
         return EvalFlops(FlopCount(0, 0), FlopCount(forward + head, forward + head))
     return EvalFlops(FlopCount(forward, forward), FlopCount(forward, forward))
+
+
+def _attentive_flops(recipe: AttentiveProbeRecipe, encoder: EncoderConfig) -> int:
+    """Keys and values of all tokens, one query's attention, and its projection."""
+    tokens = 1 + num_patches(recipe.data.image_size, encoder.patch_size)
+    keys_values = _linear(tokens, encoder.width, 2 * encoder.width)
+    return keys_values + 4 * tokens * encoder.width + _linear(1, encoder.width, encoder.width)
 
 
 def _partial_flops(

@@ -49,7 +49,12 @@ from mae_core.config.parts import (
     num_patches,
 )
 from mae_core.config.pretraining import BasisRecipe, MaskConfig, PretrainRecipe, TokenizerRecipe
-from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe, PartialFinetuneRecipe
+from mae_core.config.probes import (
+    AttentiveProbeRecipe,
+    FeatureProbeRecipe,
+    FeaturesRecipe,
+    PartialFinetuneRecipe,
+)
 from mae_core.config.recipe import Recipe
 from mae_core.config.reconstruction import ReconstructionRecipe
 from mae_core.config.robustness import CorruptionRecipe, InferenceRecipe, ShiftRecipe
@@ -58,6 +63,7 @@ from mae_core.config.selection import BestOfRecipe
 __all__ = [
     "AdoptedRecipe",
     "AnyRecipe",
+    "AttentiveProbeRecipe",
     "AugmentationConfig",
     "BASIS_FILE",
     "BasisRecipe",

@@ -52,11 +52,16 @@ class EvalRecipe(Recipe):
     @property
     def protocol(self) -> str:
         """What a reader must know to compare two numbers."""
-        # The raw-pixel baseline belongs to the same protocol: only its features differ.
-        features = {"cls": ", class token", "mean": ", mean of patch tokens", "pixels": ""}
         labels = f", {self.num_labels} labels" if self.num_labels else ""
         split = ", dev" if self.eval_split == "dev" else ""
-        return f"{self.label}{features[self.features]}{labels}{split}"
+        return f"{self.label}{self._features_text}{labels}{split}"
+
+    @property
+    def _features_text(self) -> str:
+        # The raw-pixel baseline belongs to the same protocol: only its features differ.
+        return {"cls": ", class token", "mean": ", mean of patch tokens", "pixels": ""}[
+            self.features
+        ]
 
     @property
     def selects_on_dev(self) -> bool:

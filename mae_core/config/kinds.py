@@ -13,7 +13,12 @@ from mae_core.config.evaluation import (
     ScratchRecipe,
 )
 from mae_core.config.pretraining import BasisRecipe, PretrainRecipe, TokenizerRecipe
-from mae_core.config.probes import FeatureProbeRecipe, FeaturesRecipe, PartialFinetuneRecipe
+from mae_core.config.probes import (
+    AttentiveProbeRecipe,
+    FeatureProbeRecipe,
+    FeaturesRecipe,
+    PartialFinetuneRecipe,
+)
 from mae_core.config.reconstruction import ReconstructionRecipe
 from mae_core.config.robustness import CorruptionRecipe, ShiftRecipe
 from mae_core.config.selection import BestOfRecipe
@@ -30,6 +35,7 @@ AnyRecipe = (
     | ScratchRecipe
     | FeaturesRecipe
     | FeatureProbeRecipe
+    | AttentiveProbeRecipe
     | PartialFinetuneRecipe
     | BestOfRecipe
     | ReconstructionRecipe
@@ -50,6 +56,7 @@ RECIPES: dict[str, type[Any]] = {
         ScratchRecipe,
         FeaturesRecipe,
         FeatureProbeRecipe,
+        AttentiveProbeRecipe,
         PartialFinetuneRecipe,
         BestOfRecipe,
         ReconstructionRecipe,

@@ -15,7 +15,13 @@ from mae_core.config.base import (
     require,
 )
 from mae_core.config.evaluation import EvalRecipe, FinetuneRecipe, check_features_parent
-from mae_core.config.parts import LrScheduleConfig, check_global_batch
+from mae_core.config.parts import (
+    AugmentationConfig,
+    EncoderConfig,
+    LrScheduleConfig,
+    OptimizerConfig,
+    check_global_batch,
+)
 from mae_core.config.recipe import Recipe
 
 
@@ -152,6 +158,63 @@ def layers_text(layers: tuple[int, ...]) -> str:
     if len(layers) == 1:
         return f", layer {layers[0]}"
     return f", best of layers {', '.join(map(str, layers))}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentiveProbeRecipe(EvalRecipe):
+    """Pooling by a learned query over all tokens of a frozen encoder, and one linear layer.
+
+    As in V-JEPA (arXiv 2404.08471, section 3): what a linear probe of one token cannot reach.
+    """
+
+    KIND: ClassVar[str] = "attentive_probe"
+    ENTRY: ClassVar[str] = "mae_core.evaluate.attentive_probe:run_attentive_probe"
+    TRAINS: ClassVar[bool] = True
+
+    features: FeatureKind = "cls"
+    """Not used: it reads the class token and all patch tokens."""
+    layer: int | None = None
+    """Block after which to look, counted from 1, through the final LN; None = the last one."""
+    num_heads: int = 8
+    """Heads of the cross-attention; divides the encoder's width."""
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    duration: Duration = field(default_factory=lambda: Duration.epochs(20))
+    global_batch: int = 1024
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(base_lr=2.5e-4, betas=(0.9, 0.999))
+    )
+    lr_schedule: LrScheduleConfig = field(
+        default_factory=lambda: LrScheduleConfig(warmup=Duration.epochs(2))
+    )
+
+    def __post_init__(self) -> None:
+        check_global_batch(self.global_batch)
+        require(self.features != "pixels", "an attentive probe needs an encoder's tokens")
+        require(self.num_heads >= 1, f"num_heads {self.num_heads}: must be ≥ 1")
+        require(self.layer is None or self.layer >= 1, f"layer {self.layer}: the first is 1")
+
+    def check_parents(self, parents: Mapping[str, Recipe]) -> None:
+        """Refuse a layer that the encoder does not have, and heads that do not divide its width."""
+        for parent in parents.values():
+            if ENCODER_FILE in parent.YIELDS and hasattr(parent, "encoder"):
+                self.check_encoder(parent.encoder)
+
+    def check_encoder(self, encoder: EncoderConfig) -> None:
+        """Refuse (`ConfigError`) an encoder without the layer, or of another width."""
+        check_depth("layer", self.layer or 1, encoder.depth)
+        require(
+            encoder.width % self.num_heads == 0,
+            f"num_heads {self.num_heads} does not divide the encoder's width {encoder.width}",
+        )
+
+    @property
+    def label(self) -> str:
+        """Name of the protocol."""
+        return "attentive probe" + (f", layer {self.layer}" if self.layer else "")
+
+    @property
+    def _features_text(self) -> str:
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
