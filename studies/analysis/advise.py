@@ -192,7 +192,9 @@ def _state(
     level: float,
 ) -> tuple[_State, tuple[Statement, ...], Prediction | None]:
     """The state after the data, from the fit where there is one, else from usual values."""
-    fit, statements, prediction = None, (), None
+    fit: Fit | None = None
+    statements: tuple[Statement, ...] = ()
+    prediction: Prediction | None = None
     if data is not None and len(data):
         done = conclude(law, data, method=method, parameters=False)
         fit, statements = done.fit, done.statements
