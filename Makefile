@@ -10,7 +10,8 @@ PACKAGES := mae_core studies cluster orchestrator
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test check format lint types clean bench-handover bench-cli bench-feature-probe reliability
+.PHONY: quickstart test check format lint types clean bench-handover bench-cli bench-feature-probe bench-laws \
+	bench-coverage bench-advice reliability
 
 quickstart: $(STAMP)
 	$(BIN)/mae-study run quickstart --store $(STORE)
@@ -39,6 +40,15 @@ bench-handover: $(STAMP)
 
 bench-feature-probe: $(STAMP)
 	$(BIN)/python tests/bench_feature_probe.py
+
+bench-laws: $(STAMP)
+	$(BIN)/python tests/bench_laws.py
+
+bench-coverage: $(STAMP)
+	$(BIN)/python tests/bench_coverage.py
+
+bench-advice: $(STAMP)
+	$(BIN)/python tests/bench_advice.py
 
 bench-cli: $(STAMP)
 	$(BIN)/python tests/bench_cli.py
