@@ -233,6 +233,10 @@ class Planner:
         """Training images of a stage's data."""
         return self._datasets.size(stage.recipe.data).num_train
 
+    def num_classes(self, stage: Stage) -> int:
+        """Classes of a stage's data; 0 = unknown."""
+        return self._datasets.size(stage.recipe.data).num_classes
+
     def _status(
         self,
         cell: Cell,

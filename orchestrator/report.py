@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from mae_core.config import GALLERY_FILE, PretrainRecipe
+from orchestrator.forecasts import chance_of, score_lines, scored
 from orchestrator.goodput import study_goodput
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records, now_iso
 from orchestrator.results import make_rows
+from orchestrator.show_plan import plan_findings
 from orchestrator.tasks import code_version
 from studies.analysis.figures import GalleryEntry
 from studies.analysis.report import ReportMeta
 from studies.analysis.report import write_report as write_page
+from studies.analysis.study_laws import study_laws
+from studies.axes import places, shown
 
-GALLERY_CELLS = 4
+GALLERY_CELLS = 5
 
 
 def write_report(plan: Plan, records: Records, directory: Path) -> Path:
@@ -36,6 +40,9 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
         sweep_winner=sweep.winner if sweep else None,
         objective=sweep.trials.sweep.objective if sweep else None,
         goodput=study_goodput(plan, records),
+        laws=study_laws(rows, top=chance_of(plan)) if _asks_for_laws(plan) else (),
+        predictions=score_lines(scored(plan, records)),
+        findings=tuple((f.level, f.code, f.message) for f in plan_findings(plan)),
         missing=tuple(
             (s.cell.address, s.stage.name, s.reason)
             for s in plan.stages
@@ -44,6 +51,11 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
     )
     files = write_page(rows, meta=meta, gallery=_gallery(plan, records), directory=directory)
     return files.html
+
+
+def _asks_for_laws(plan: Plan) -> bool:
+    """True if the study's question is about size and duration and nothing else."""
+    return set(plan.study.axes) <= {"size", "duration"}
 
 
 def _provenance(plan: Plan) -> dict[str, str]:
@@ -61,33 +73,42 @@ def _provenance(plan: Plan) -> dict[str, str]:
 
 
 def _gallery(plan: Plan, records: Records) -> list[GalleryEntry]:
-    """Reconstructions of the largest size at its first seed, by duration."""
+    """Reconstructions of the largest size at its first seed, over the study's axes or duration."""
     finished = [p for p in plan.stages if _has_gallery(p)]
     if not finished:
         return []
-    largest = max(finished, key=lambda p: p.cost.encoder_params or 0)
-    assert isinstance(largest.stage.recipe, PretrainRecipe)
-    encoder = largest.stage.recipe.encoder
-    chosen: dict[int, PlannedStage] = {}
-    for planned in finished:
-        recipe = planned.stage.recipe
-        assert isinstance(recipe, PretrainRecipe)
-        if recipe.encoder == encoder:
-            chosen.setdefault(planned.cost.steps or 0, planned)
+    encoders = [_recipe(p).encoder for p in finished]
+    largest = max(zip(finished, encoders, strict=True), key=lambda pair: _params(pair[0]))[1]
+    chosen: dict[str, PlannedStage] = {}
+    for planned, encoder in zip(finished, encoders, strict=True):
+        if encoder == largest:
+            chosen.setdefault(_gallery_label(plan, planned), planned)
+    if not plan.study.axes:
+        chosen = dict(sorted(chosen.items(), key=lambda item: item[1].cost.steps or 0))
     entries = []
-    for steps in sorted(chosen)[:GALLERY_CELLS]:
-        planned = chosen[steps]
+    for label, planned in list(chosen.items())[:GALLERY_CELLS]:
         record = planned.record
         assert record is not None
-        assert isinstance(planned.stage.recipe, PretrainRecipe)
-        entries.append(
-            GalleryEntry(
-                cell=planned.cell.address,
-                label=str(planned.stage.recipe.duration) if steps else "untrained",
-                path=records.outputs(record.science_hash, record.attempt) / GALLERY_FILE,
-            )
-        )
+        path = records.outputs(record.science_hash, record.attempt) / GALLERY_FILE
+        entries.append(GalleryEntry(cell=planned.cell.address, label=label, path=path))
     return entries
+
+
+def _recipe(planned: PlannedStage) -> PretrainRecipe:
+    assert isinstance(planned.stage.recipe, PretrainRecipe)
+    return planned.stage.recipe
+
+
+def _params(planned: PlannedStage) -> int:
+    return planned.cost.encoder_params or 0
+
+
+def _gallery_label(plan: Plan, planned: PlannedStage) -> str:
+    """Where it stands on the study's axes, else how long it was trained."""
+    at = places(plan.study.axes, planned.cell, planned.stage)
+    if at:
+        return ", ".join(shown(axis, place) for axis, place in at.items())
+    return str(_recipe(planned).duration) if planned.cost.steps else "untrained"
 
 
 def _has_gallery(planned: PlannedStage) -> bool:

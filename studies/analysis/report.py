@@ -37,6 +37,8 @@ from studies.analysis.drawing import Drawing
 from studies.analysis.figures import GalleryEntry
 from studies.analysis.goodput_advice import StudyGoodput
 from studies.analysis.goodput_page import goodput_bars, goodput_lines, goodput_text
+from studies.analysis.law_figures import law_drawings
+from studies.analysis.study_laws import ProtocolLaw, law_json, law_lines, law_texts
 from studies.results import COLUMNS, ResultRow
 
 __all__ = ["GalleryEntry", "ReportFiles", "ReportMeta", "summary_text", "write_report"]
@@ -73,6 +75,12 @@ class ReportMeta:
     """Sets of `studies.reference` to draw beside the measured."""
     goodput: StudyGoodput | None = None
     """Where the time of all attempts went; None or empty = nothing is said of it."""
+    laws: Sequence[ProtocolLaw] = ()
+    """A law of each protocol, or why there is none."""
+    predictions: Sequence[Sequence[str]] = ()
+    """Header and lines of registered predictions and what was measured since."""
+    findings: Sequence[tuple[str, str, str]] = ()
+    """(level, code, message) of the study's checks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +196,7 @@ def _sections(
         for title, name, draw in (() if meta.axes else kinds)
     ]
     sections += [_section(title, list(d)) for title, d in axis_page.axis_sections(over_axes)]
+    sections += _law_sections(meta)
     surface = sweep_surface(rows, meta.objective)
     chosen = figures.sweep_map(surface, meta.sweep_winner, "sweep") if surface else None
     if surface or not meta.axes:
@@ -202,6 +211,19 @@ def _sections(
         said = {"lines": lines, "text": goodput_text(meta.goodput)}
         sections.append(_section("Where the time went", [bars], wide=True, **said))
     return sections, problems
+
+
+def _law_sections(meta: ReportMeta) -> list[dict[str, Any]]:
+    """Laws with what may be said of them, and predictions against measurements, if any."""
+    found = []
+    if meta.laws:
+        table = law_lines(meta.laws)
+        said = {"text": law_texts(meta.laws)} | ({"lines": table} if len(table) > 1 else {})
+        found.append(_section("Scaling laws", law_drawings(meta.laws), quiet=True, **said))
+    if len(meta.predictions) > 1:
+        title = "Predictions against measurements"
+        found.append(_section(title, [], quiet=True, lines=meta.predictions))
+    return found
 
 
 def _section(title: str, drawings: Sequence[Drawing | None], **more: Any) -> dict[str, Any]:
@@ -431,6 +453,9 @@ def _summary(
         "sweep": {"objective": meta.objective, "winner": meta.sweep_winner},
         "rank_seconds": {"/".join(k): v for k, v in cost(rows, lambda r: (r.kind, r.role)).items()},
         "goodput": meta.goodput.to_dict() if meta.goodput else None,
+        "laws": law_json(meta.laws),
+        "predictions": [list(line) for line in meta.predictions],
+        "findings": [list(item) for item in meta.findings],
         "missing": [list(item) for item in meta.missing],
         "notes": list(meta.notes),
         "provenance": dict(meta.provenance),

@@ -1,0 +1,164 @@
+"""`mae-study laws`, `predict` and `advise`: what the results say, and what to pay for next."""
+
+from __future__ import annotations
+
+import click
+
+from orchestrator.cli_options import json_option, study_options
+
+
+@click.command()
+@study_options
+@json_option
+def laws(
+    study_ref: str, settings: tuple[str, ...], data_path: str | None, store: str, as_json: bool
+) -> None:
+    """Fit a law per protocol to what is finished, and say how sure it is."""
+    from orchestrator.cli import _console, _plan, _print_json
+    from orchestrator.forecasts import chance_of
+    from orchestrator.results import make_rows
+    from studies.analysis.study_laws import law_json, law_lines, law_texts, study_laws
+
+    _, plan, records = _plan(study_ref, settings, data_path, store)
+    found = study_laws(make_rows(plan, records), top=chance_of(plan))
+    if as_json:
+        _print_json({"study": plan.study.name, "laws": law_json(found)})
+        return
+    console = _console()
+    if not found:
+        console.print("No finished evaluation of a grid cell yet: nothing can be fitted.")
+        return
+    _print_table(law_lines(found))
+    for text in law_texts(found):
+        console.print(text, highlight=False, markup=False)
+
+
+@click.command()
+@study_options
+@click.argument("cell", metavar="CELL")
+@click.option("--dry-run", is_flag=True, help="Show it, do not register it.")
+@json_option
+def predict(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    cell: str,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Predict a cell before it runs, and register the prediction; the report scores it later."""
+    from orchestrator.cli import _console, _plan, _print_json
+    from orchestrator.forecasts import forecast_cell, register
+    from orchestrator.results import make_rows
+
+    _, plan, records = _plan(study_ref, settings, data_path, store)
+    found = forecast_cell(plan, make_rows(plan, records), cell)
+    numbers = [] if dry_run else register(plan, records, found)
+    if as_json:
+        _print_json(
+            {"cell": cell, "registered": numbers, "predictions": [f.to_json() for f in found]}
+        )
+        return
+    console = _console()
+    for one in found:
+        if one.top1 is None or one.low is None or one.high is None:
+            text = f"{one.protocol}: no prediction"
+        else:
+            text = (
+                f"{one.protocol}: top-1 {one.top1:.2f} % ({one.level:.0%} interval "
+                f"{one.low:.2f} to {one.high:.2f})"
+            )
+        console.print(text, highlight=False, markup=False)
+        for said in one.statements:
+            console.print(f"  {said}", highlight=False, markup=False)
+    console.print(
+        f"registered {len(numbers)} predictions; `report` scores them when {cell} has run"
+        if numbers
+        else "nothing was registered",
+        highlight=False,
+        markup=False,
+    )
+
+
+@click.command()
+@study_options
+@click.option("--target", required=True, metavar="CELL", help="The cell one wants to know.")
+@click.option("--budget", required=True, type=float, metavar="HOURS", help="GPU-hours to spend.")
+@click.option("--stage", default=None, help="Evaluation of the target; needed if it has several.")
+@json_option
+def advise(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    target: str,
+    budget: float,
+    stage: str | None,
+    as_json: bool,
+) -> None:
+    """Which cells or repeated seeds narrow the target's interval most per GPU-hour."""
+    from orchestrator.cli import _console, _plan, _print_json
+    from orchestrator.forecasts import advise_cells
+    from orchestrator.results import make_rows
+    from studies.analysis.advise import go_or_no_go
+
+    _, plan, records = _plan(study_ref, settings, data_path, store)
+    found, protocol, cost = advise_cells(plan, make_rows(plan, records), target, budget, stage)
+    decision = go_or_no_go(found.prediction, cost) if found.prediction else None
+    if as_json:
+        _print_json(
+            {
+                "target": target,
+                "protocol": protocol,
+                "width_now": found.width_now,
+                "decision": decision,
+                "gpu_hours": found.gpu_hours,
+                "steps": [
+                    {
+                        "cell": s.option.cell,
+                        "repeat": s.is_repeat,
+                        "gpu_hours": s.option.gpu_hours,
+                        "width_after": s.width_after,
+                    }
+                    for s in found.steps
+                ],
+                "statements": [s.text for s in found.statements],
+            }
+        )
+        return
+    console = _console()
+    console.print(
+        decision or f"{target}, {protocol}: no law yet; it costs {cost:.3g} GPU-hours",
+        highlight=False,
+        markup=False,
+    )
+    lines = [["run", "what", "GPU-hours", "interval after (points)"]]
+    lines += [
+        [
+            s.option.cell,
+            "another seed" if s.is_repeat else "new",
+            f"{s.option.gpu_hours:.3g}",
+            f"{s.width_after:.2f}",
+        ]
+        for s in found.steps
+    ]
+    if found.steps:
+        console.print(f"interval now: {found.width_now:.2f} points", highlight=False)
+        _print_table(lines)
+    for said in found.statements:
+        console.print(said.text, highlight=False, markup=False)
+
+
+def _print_table(lines: list[list[str]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from orchestrator.cli import _console
+
+    table = Table(box=None)
+    for heading in lines[0]:
+        table.add_column(heading, overflow="fold")
+    for line in lines[1:]:
+        table.add_row(*map(escape, line))
+    _console().print(table)
