@@ -104,7 +104,8 @@ def _panels(curve: AxisCurve) -> tuple[Figure, dict[str, Axes]]:
     names = ("published", "measured") if on_top == "published" else ("measured", "published")
     panels = dict(zip(names, (upper, lower), strict=True))
     for name, panel in panels.items():
-        panel.annotate(name, (0.99, 0.03), xycoords="axes fraction", ha="right", fontsize=8)
+        at: Any = {"xycoords": "axes fraction", "ha": "right", "va": "bottom", "fontsize": 8.5}
+        panel.annotate(name, (1.0, 1.01), style="italic", **at)
     return figure, panels
 
 
@@ -173,17 +174,20 @@ def _baselines(axes: Axes, curve: AxisCurve) -> None:
 def _x_axis(curve: AxisCurve, x: Mapping[Place, float], panels: Sequence[Axes]) -> None:
     values = list(x.values())
     is_log = curve.axis.scale == "log" and values != [float(i) for i in range(len(values))]
-    labels = [tick(curve.axis.name, place) for place in x]
-    labels = [textwrap.fill(label, 14) for label in labels]
+    labels = [tick(curve.axis.name, place).replace("_", " ") for place in x]
+    crowded = len(values) > 8 or sum(map(len, labels)) > 100
+    if not crowded:
+        labels = [textwrap.fill(label, 14) for label in labels]
     for panel in dict.fromkeys(panels):
         if is_log:
             panel.set_xscale("log")
         panel.set_xticks(values, labels)
         panel.set_xticks([], minor=True)
-        panel.margins(x=0.08 if curve.axis.scale != "category" else 0.18)
-    crowded = len(values) > 8 or sum(len(label.split("\n")[0]) for label in labels) > 52
+        panel.margins(x=0.08 if crowded or curve.axis.scale != "category" else 0.18)
     last = panels[-1]
-    last.tick_params(axis="x", rotation=35 if crowded else 0)
+    if crowded:
+        for label in last.get_xticklabels():
+            label.set(rotation=50, ha="right", rotation_mode="anchor")
     last.set_xlabel(curve.axis.label + (" (log scale)" if is_log else ""))
 
 

@@ -42,7 +42,7 @@ def axis_headline(curves: Sequence[AxisCurve]) -> str:
         return "Fewer than two points of an axis are measured yet: nothing can be said."
     seeds = [p.n for c in curves for s in c.series for _, p in s.points]
     few = "" if min(seeds) >= MIN_SEEDS else " Points of fewer than 3 seeds may differ by chance."
-    return " ".join(told) + few
+    return "\n".join(told) + few
 
 
 def axis_evidence(curves: Sequence[AxisCurve]) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def axis_coverage(curves: Sequence[AxisCurve], expected: int) -> list[dict[str, 
     """Per axis: seeds measured in every figure of it, by series and place."""
     by_axis: dict[str, list[AxisCurve]] = {}
     for curve in curves:
-        if curve.measure == "top1":
+        if curve.measure == "top1" and curve.axis.name != "corruption":
             by_axis.setdefault(curve.axis.name, []).append(curve)
     return [_coverage(group, expected) for group in by_axis.values()]
 
