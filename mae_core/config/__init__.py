@@ -26,6 +26,7 @@ from mae_core.config.base import (
     require,
 )
 from mae_core.config.contrastive import ContrastiveRecipe
+from mae_core.config.custom import CustomEvalRecipe
 from mae_core.config.evaluation import (
     EvalRecipe,
     FinetuneRecipe,
@@ -72,6 +73,7 @@ __all__ = [
     "CLASSIFIER_FILE",
     "ContrastiveRecipe",
     "CorruptionRecipe",
+    "CustomEvalRecipe",
     "DECODER_FILE",
     "DOTTED",
     "DataConfig",

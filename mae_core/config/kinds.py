@@ -6,6 +6,7 @@ from typing import Any
 
 from mae_core.config.adopted import AdoptedRecipe
 from mae_core.config.contrastive import ContrastiveRecipe
+from mae_core.config.custom import CustomEvalRecipe
 from mae_core.config.evaluation import (
     FinetuneRecipe,
     KnnRecipe,
@@ -36,6 +37,7 @@ AnyRecipe = (
     | FeaturesRecipe
     | FeatureProbeRecipe
     | AttentiveProbeRecipe
+    | CustomEvalRecipe
     | PartialFinetuneRecipe
     | BestOfRecipe
     | ReconstructionRecipe
@@ -57,6 +59,7 @@ RECIPES: dict[str, type[Any]] = {
         FeaturesRecipe,
         FeatureProbeRecipe,
         AttentiveProbeRecipe,
+        CustomEvalRecipe,
         PartialFinetuneRecipe,
         BestOfRecipe,
         ReconstructionRecipe,
