@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from studies.analysis import axis_page, figures
 from studies.analysis.axis_curves import AxisCurve, axis_curves
@@ -37,9 +37,10 @@ from studies.analysis.drawing import Drawing
 from studies.analysis.figures import GalleryEntry
 from studies.analysis.goodput_advice import StudyGoodput
 from studies.analysis.goodput_page import goodput_bars, goodput_lines, goodput_text
-from studies.analysis.law_figures import law_drawings
-from studies.analysis.study_laws import ProtocolLaw, law_json, law_lines, law_texts
 from studies.results import COLUMNS, ResultRow
+
+if TYPE_CHECKING:
+    from studies.analysis.study_laws import ProtocolLaw
 
 __all__ = ["GalleryEntry", "ReportFiles", "ReportMeta", "summary_text", "write_report"]
 
@@ -217,6 +218,9 @@ def _law_sections(meta: ReportMeta) -> list[dict[str, Any]]:
     """Laws with what may be said of them, and predictions against measurements, if any."""
     found = []
     if meta.laws:
+        from studies.analysis.law_figures import law_drawings
+        from studies.analysis.study_laws import law_lines, law_texts
+
         table = law_lines(meta.laws)
         said = {"text": law_texts(meta.laws)} | ({"lines": table} if len(table) > 1 else {})
         found.append(_section("Scaling laws", law_drawings(meta.laws), quiet=True, **said))
@@ -453,13 +457,21 @@ def _summary(
         "sweep": {"objective": meta.objective, "winner": meta.sweep_winner},
         "rank_seconds": {"/".join(k): v for k, v in cost(rows, lambda r: (r.kind, r.role)).items()},
         "goodput": meta.goodput.to_dict() if meta.goodput else None,
-        "laws": law_json(meta.laws),
+        "laws": _laws(meta),
         "predictions": [list(line) for line in meta.predictions],
         "findings": [list(item) for item in meta.findings],
         "missing": [list(item) for item in meta.missing],
         "notes": list(meta.notes),
         "provenance": dict(meta.provenance),
     }
+
+
+def _laws(meta: ReportMeta) -> list[dict[str, Any]]:
+    if not meta.laws:
+        return []
+    from studies.analysis.study_laws import law_json
+
+    return law_json(meta.laws)
 
 
 def _curve_summary(curve: Curve) -> dict[str, Any]:
