@@ -15,7 +15,7 @@ import click
 
 from orchestrator.cli_adopt import adopt, export
 from orchestrator.cli_drill import drill
-from orchestrator.cli_laws import advise, laws, predict
+from orchestrator.cli_laws import advise, compare, laws, predict
 from orchestrator.cli_options import Group, json_option, store_option, study_options
 
 if TYPE_CHECKING:
@@ -285,6 +285,7 @@ def debug(
 
 
 main.add_command(adopt)
+main.add_command(compare)
 main.add_command(laws)
 main.add_command(predict)
 main.add_command(advise)

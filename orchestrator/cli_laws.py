@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from orchestrator.cli_options import json_option, study_options
+from orchestrator.cli_options import json_option, store_option, study_options
 
 
 @click.command()
@@ -148,6 +148,52 @@ def advise(
         _print_table(lines)
     for said in found.statements:
         console.print(said.text, highlight=False, markup=False)
+
+
+@click.command()
+@click.argument("first", metavar="STUDY[:PREFIX]")
+@click.argument("second", metavar="STUDY[:PREFIX]")
+@click.option("--stage", default=None, help="Only this stage of every cell.")
+@click.option("--data", "data_path", metavar="PATH", help="Images that both sides read.")
+@store_option
+@json_option
+def compare(
+    first: str, second: str, stage: str | None, data_path: str | None, store: str, as_json: bool
+) -> None:
+    """Differences between two studies, or two families of cells, and whether they are chance.
+
+    Cells are paired by what follows PREFIX in their address, stages by name, seeds by seed, and
+    images by image.
+    """
+    from orchestrator.cli import _console, _plan, _print_json
+    from orchestrator.compare import compare as compare_plans
+    from orchestrator.compare import split_side
+
+    (one, left), (other, right) = split_side(first), split_side(second)
+    _, plan, records = _plan(one, (), data_path, store)
+    _, other_plan, _ = _plan(other, (), data_path, store)
+    found = compare_plans(plan, other_plan, records, (left, right), stage)
+    if as_json:
+        _print_json({"first": first, "second": second, "differences": [d.to_json() for d in found]})
+        return
+    lines = [["what", "first top-1 %", "second", "difference", "95 % interval", "seeds", "verdict"]]
+    for d in found:
+        shown = "" if d.low is None else f"{d.low:+.2f} to {d.high:+.2f} (over {d.by})"
+        lines.append(
+            [
+                d.what,
+                f"{d.first:.2f}",
+                f"{d.second:.2f}",
+                f"{d.difference:+.2f}",
+                shown,
+                str(d.seeds),
+                d.verdict,
+            ]  # fmt: skip
+        )
+    _print_table(lines)
+    for d in found:
+        if d.statement and not d.same:
+            _console().print(f"{d.what}: {d.statement}", highlight=False, markup=False)
 
 
 def _print_table(lines: list[list[str]]) -> None:
