@@ -19,7 +19,7 @@ from orchestrator.endings import ending
 from orchestrator.faults import Fault, FaultPlan
 from orchestrator.lease import Lease, is_alive
 from orchestrator.observer import Observer
-from orchestrator.plan import Plan, PlannedStage, Status
+from orchestrator.plan import Plan, PlannedStage, Status, SweepPlan
 from orchestrator.policies import (
     Block,
     Decision,
@@ -38,6 +38,7 @@ from orchestrator.records import DoneRecord, Records
 from orchestrator.remedies import PastAttempt, is_node_failure
 from orchestrator.sweep import SweepDriver
 from orchestrator.tasks import Task, code_version, completion, drop_checkpoints, make_payload
+from orchestrator.trials import Trials
 from studies.errors import StudyError
 
 POLL_S = 0.2
@@ -58,7 +59,7 @@ class Controller:
     """Runs the work of a plan on a pool of slots.
 
     Args:
-        replan: builds the plan anew once the sweep has its winner.
+        replan: builds the plan anew once a sweep has its winner.
         history: attempts of this command that an earlier controller saw end, by stage.
         faults: what a rehearsal lets go wrong.
     """
@@ -82,15 +83,13 @@ class Controller:
         self._faults = faults or _no_faults
         self.tasks: dict[str, Task] = {}
         self._sweep: SweepDriver | None = None
+        self._searched: SweepPlan | None = None
         self.sweep_problem: str | None = None
         """Why the sweep ended without a winner; the run has failed then."""
-        self._trial_cells: dict[int, str] = {}
+        self._trial_keys: dict[int, tuple[str, ...]] = {}
         self._short_since: dict[int, float] = {}
         self._node_failures: list[str] = []
-        if plan.sweep is not None and plan.sweep.winner is None:
-            self._sweep = SweepDriver(plan.sweep.trials, records)
-            for number in self._sweep.running:
-                self._add_trial(number)
+        self._open_sweep()
         self._add([s for s in plan.stages if s.cell.role != "sweep"])
 
     def run(self, is_interrupted: Callable[[], bool] = _never) -> bool:
@@ -176,17 +175,24 @@ class Controller:
             self._records.write_identity(key, planned.identity.science)
             self.tasks[key] = task
 
+    def _open_sweep(self) -> None:
+        """Search the first size that has no winner; the next one learns from it."""
+        self._sweep, self._trial_keys = None, {}
+        self._searched = next((s for s in self.plan.sweeps if s.winner is None), None)
+        if self._searched is not None:
+            self._sweep = SweepDriver(
+                self._searched.trials, self._records, self._searched.transferred
+            )
+            for number in self._sweep.running:
+                self._add_trial(number)
+
     def _advance_sweep(self) -> None:
         """Tell finished trials, ask for new ones, and let the winner flow into the grid."""
-        if self._sweep is None or self.plan.sweep is None:
+        if self._sweep is None or self._searched is None:
             return
-        trials = self.plan.sweep.trials
+        trials = self._searched.trials
         for number in self._sweep.running:
-            task = self.tasks[self._trial_cells[number]]
-            if task.state is TaskState.DONE:
-                self._sweep.tell(number, trials.score(self._records.done(task.key)))
-            elif task.state.is_finished:
-                self._sweep.tell(number, None)
+            self._tell(self._sweep, trials, number)
         per_trial = max(s.execution.world_size for s in trials.sweep.base.stages)
         for number in self._sweep.ask(max(1, self._pool.num_slots // per_trial)):
             self._add_trial(number)
@@ -194,20 +200,30 @@ class Controller:
             self.sweep_problem = self._sweep.problem
             self._sweep = None
             if self.sweep_problem is None:
-                trials.decide(trials.scores(self._records))
+                trials.decide(trials.values(self._records))
                 self.plan = self._replan()
                 self._add([s for s in self.plan.stages if s.cell.role != "sweep"])
+                self._open_sweep()
+
+    def _tell(self, sweep: SweepDriver, trials: Trials, number: int) -> None:
+        """Tell how a trial ended, once every protocol has, or one of them cannot."""
+        tasks = [self.tasks[key] for key in self._trial_keys[number]]
+        if all(task.state is TaskState.DONE for task in tasks):
+            cell = trials.cell(number, trials.settings(number) or {})
+            sweep.tell(number, trials.values_of(cell, self._records))
+        elif any(t.state.is_finished and t.state is not TaskState.DONE for t in tasks):
+            sweep.tell(number, None)
 
     def _add_trial(self, number: int) -> None:
-        assert self._sweep is not None and self.plan.sweep is not None
-        trials = self.plan.sweep.trials
+        assert self._sweep is not None and self._searched is not None
+        trials = self._searched.trials
         try:
             cell = trials.cell(number, trials.settings(number) or {})
             planned = self.plan.planner.plan_cell(cell)
         except (ConfigError, StudyError):  # settings that are impossible only together
             self._sweep.tell(number, None)
             return
-        self._trial_cells[number] = trials.objective_hash(cell)
+        self._trial_keys[number] = trials.objective_hashes(cell)
         self._add(planned)
 
     def _act(self) -> None:

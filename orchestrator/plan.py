@@ -7,17 +7,18 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from mae_core.config import AdoptedRecipe
+from mae_core.config import AdoptedRecipe, EncoderConfig
 from mae_core.errors import ConfigError
 from orchestrator.adopt import with_digests
 from orchestrator.datasets import Datasets, data_paths
 from orchestrator.estimate import Cost, Rates, Sample, cost_of
 from orchestrator.records import DoneRecord, Records
-from orchestrator.trials import Trials, apply_winner
+from orchestrator.trials import Trials, Values, apply_winner
 from studies.codec import to_plain
 from studies.fingerprint import differences
 from studies.identity import UNKNOWN_DATA, Identity, identify
 from studies.spec import Cell, Stage, Study
+from studies.sweeps import by_size, size_name
 
 
 class Status(enum.Enum):
@@ -63,8 +64,29 @@ class SweepPlan:
     """Where the sweep stands."""
 
     trials: Trials
-    scores: dict[int, float]
+    values: dict[int, Values]
+    """Of finished trials, by each of the sweep's protocols."""
     winner: dict[str, Any] | None
+    encoder: EncoderConfig | None = None
+    """The size that is searched; None = the winner is for all cells."""
+    transferred: dict[str, Any] | None = None
+    """Settings that won at the size before."""
+
+    @property
+    def label(self) -> str:
+        """The size that is searched, empty for the only sweep."""
+        return "" if self.encoder is None else size_name(self.encoder)
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Of finished trials, by the protocol that names the winner."""
+        at = self.trials.sweep.protocols.index(self.trials.sweep.objective)
+        return {number: values[at] for number, values in self.values.items()}
+
+    @property
+    def prefix(self) -> str:
+        """What the addresses of its trials begin with."""
+        return f"{self.trials.sweep.base.address}/"
 
     @property
     def missing(self) -> int:
@@ -78,7 +100,8 @@ class Plan:
 
     study: Study
     stages: tuple[PlannedStage, ...]
-    sweep: SweepPlan | None
+    sweeps: tuple[SweepPlan, ...]
+    """In the order in which they run: one per size, or the only one."""
     rates: Rates
     planner: Planner
     unknown_data: tuple[str, ...] = ()
@@ -95,14 +118,18 @@ class Plan:
     @property
     def work(self) -> list[PlannedStage]:
         """Stages that a run would start, each identity once."""
-        # A trial that failed is left alone once the sweep is decided.
-        decided = self.sweep is not None and self.sweep.winner is not None
         unique = {
             (s.identity.science_hash, self._unread_path(s)): s
             for s in self.stages
-            if s.status.is_work and not (decided and s.cell.role == "sweep")
+            if s.status.is_work and not self._is_settled(s)
         }
         return list(unique.values())
+
+    def _is_settled(self, planned: PlannedStage) -> bool:
+        """A trial that failed is left alone once its sweep is decided."""
+        return planned.cell.role == "sweep" and any(
+            s.winner is not None and planned.cell.address.startswith(s.prefix) for s in self.sweeps
+        )
 
     def _unread_path(self, planned: PlannedStage) -> str:
         """Sets that nobody has read share the fingerprint `unknown`: their paths differ."""
@@ -112,7 +139,12 @@ class Plan:
     @property
     def has_work(self) -> bool:
         """True if a run has something to do: stages, trials, or only the sweep's decision."""
-        return bool(self.work) or (self.sweep is not None and self.sweep.winner is None)
+        return bool(self.work) or any(s.winner is None for s in self.sweeps)
+
+    @property
+    def num_missing_trials(self) -> int:
+        """Trials still to finish, of all sizes."""
+        return sum(s.missing for s in self.sweeps)
 
     def seconds(self, stage: PlannedStage) -> float:
         """Estimated wall-clock of one stage."""
@@ -121,12 +153,17 @@ class Plan:
     @property
     def sweep_rank_seconds(self) -> float:
         """Estimated rank-seconds of the trials still to run."""
-        if self.sweep is None or not self.sweep.missing:
-            return 0.0
-        trial = [s for s in self.stages if s.cell.role == "sweep"]
+        return sum(self._trial_seconds(s) * s.missing for s in self.sweeps if s.missing)
+
+    def _trial_seconds(self, sweep: SweepPlan) -> float:
+        """Mean rank-seconds of a sweep's trials."""
+        trial = [
+            s
+            for s in self.stages
+            if s.cell.role == "sweep" and s.cell.address.startswith(sweep.prefix)
+        ]
         cells = {s.cell.address for s in trial}
-        per_trial = sum(self.seconds(s) * s.cost.world_size for s in trial) / max(len(cells), 1)
-        return per_trial * self.sweep.missing
+        return sum(self.seconds(s) * s.cost.world_size for s in trial) / max(len(cells), 1)
 
     @property
     def rank_seconds(self) -> float:
@@ -141,15 +178,16 @@ def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
     study = with_digests(study, records)
     paths = data_paths(study)
     fingerprints = {path: datasets.fingerprint(path) for path in paths}
-    sweep = _plan_sweep(study, records, fingerprints)
-    winner = sweep.winner if sweep else None
-    if winner is not None:
-        study = apply_winner(study, winner["settings"])
+    sweeps = _plan_sweeps(study, records, fingerprints)
+    for sweep in sweeps:
+        if sweep.winner is not None:
+            study = apply_winner(study, sweep.winner["settings"], sweep.encoder)
     accepted = load_accepted(records, study.name)
     known = records.known_stages()
     planner = Planner(records, datasets, fingerprints, accepted, known)
     grid = [p for cell in study.cells for p in planner.plan_cell(cell)]
-    stages = (*_plan_trials(sweep, planner), *grid)
+    trials = [planned for sweep in sweeps for planned in _plan_trials(sweep, planner)]
+    stages = (*trials, *grid)
     samples = [
         Sample(s.stage.kind, s.cost, s.record.seconds) for s in stages if s.record is not None
     ]
@@ -157,7 +195,7 @@ def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
     return Plan(
         study=study,
         stages=stages,
-        sweep=sweep,
+        sweeps=sweeps,
         rates=Rates(samples),
         planner=planner,
         unknown_data=unknown,
@@ -166,22 +204,41 @@ def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
     )
 
 
-def _plan_sweep(study: Study, records: Records, fingerprints: dict[str, str]) -> SweepPlan | None:
+def _plan_sweeps(
+    study: Study, records: Records, fingerprints: dict[str, str]
+) -> tuple[SweepPlan, ...]:
     if study.sweep is None:
-        return None
-    trials = Trials(records.store, study.sweep, fingerprints)
-    return SweepPlan(trials=trials, scores=trials.scores(records), winner=trials.winner())
+        return ()
+    found: list[SweepPlan] = []
+    before: dict[str, Any] | None = None
+    for encoder, sweep in zip(study.sweep.sizes or (None,), by_size(study.sweep), strict=True):
+        trials = Trials(records.store, sweep, fingerprints)
+        winner = trials.winner()
+        found.append(
+            SweepPlan(
+                trials=trials,
+                values=trials.values(records),
+                winner=winner,
+                encoder=encoder,
+                transferred=before if study.sweep.transfer else None,
+            )
+        )
+        before = winner and winner["settings"]
+    return tuple(found)
 
 
-def _plan_trials(sweep: SweepPlan | None, planner: Planner) -> list[PlannedStage]:
-    """Stages of the trials so far that are possible; the base stands for them if there is none."""
-    if sweep is None:
-        return []
+def _plan_trials(sweep: SweepPlan, planner: Planner) -> list[PlannedStage]:
+    """Stages of the trials so far that are possible; the base stands for them if there is none.
+
+    Once there is a winner, also those of its repetitions at further seeds.
+    """
     stages: list[PlannedStage] = []
     for cell in sweep.trials.cells().values():
         with contextlib.suppress(ConfigError):  # settings that are impossible only together
             stages += planner.plan_cell(cell)
-    return stages or planner.plan_cell(sweep.trials.cell(0, {}))
+    stages = stages or planner.plan_cell(sweep.trials.cell(0, {}))
+    again = sweep.trials.repeats(sweep.winner) if sweep.winner else ()
+    return stages + [planned for cell in again for planned in planner.plan_cell(cell)]
 
 
 class Planner:

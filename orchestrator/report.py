@@ -26,7 +26,7 @@ GALLERY_CELLS = 5
 def write_report(plan: Plan, records: Records, directory: Path) -> Path:
     """Write the report of what is finished; return the path of its page."""
     rows = make_rows(plan, records)
-    sweep = plan.sweep
+    sweep = plan.sweeps[0] if len(plan.sweeps) == 1 else None
     meta = ReportMeta(
         study=plan.study.name,
         question=plan.study.question,

@@ -311,9 +311,9 @@ class _Session:
             ]
             for s in self.plan.work
         ]
-        trials = self.plan.sweep.missing if self.plan.sweep else 0
-        if self.plan.sweep is not None and trials:
-            base = [s.execution.world_size for s in self.plan.sweep.trials.sweep.base.stages]
+        trials = max((s.missing for s in self.plan.sweeps), default=0)  # one size at a time
+        for sweep in self.plan.sweeps if trials else ():
+            base = [s.execution.world_size for s in sweep.trials.sweep.base.stages]
             sizes, smallest = sizes + base, smallest + base
         return max(smallest, default=1), sum(sizes) + trials
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.estimate import Cost
-from orchestrator.plan import Plan, PlannedStage, Status
+from orchestrator.plan import Plan, PlannedStage, Status, SweepPlan
 from orchestrator.progress import duration_text
+from orchestrator.sweep import JOURNAL
 from studies.checks import Finding, check_study
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def print_plan(plan: Plan, console: Console, *, show_all: bool) -> None:
         )
     console.print(_sizes_table(plan))
     console.print(_status_table(plan))
-    _print_sweep(plan, console)
+    _print_sweeps(plan, console)
     if show_all or plan.drift:
         console.print(_stages_table(plan.drift if plan.drift and not show_all else plan.stages))
     print_findings(plan_findings(plan), console)
@@ -116,26 +118,28 @@ def _status_table(plan: Plan) -> Table:
     return table
 
 
-def _print_sweep(plan: Plan, console: Console) -> None:
-    sweep = plan.sweep
-    if sweep is None:
-        return
-    total = sweep.trials.sweep.num_trials
-    objective = f"{sweep.trials.sweep.objective}.{sweep.trials.sweep.metric} on dev"
-    axes = ", ".join(axis.key for axis in sweep.trials.sweep.space)
-    console.print(
-        f"sweep over {axes}: {min(len(sweep.scores), total)} of {total} trials done, "
-        f"objective {objective}",
-        highlight=False,
-        markup=False,
+def _print_sweeps(plan: Plan, console: Console) -> None:
+    for sweep in plan.sweeps:
+        for line in _sweep_lines(sweep):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _sweep_lines(sweep: SweepPlan) -> Iterator[str]:
+    wanted = sweep.trials.sweep
+    total = wanted.num_trials
+    objective = ", ".join(f"{name}.{wanted.metric}" for name in wanted.protocols)
+    axes = ", ".join(axis.key for axis in wanted.space)
+    at = f" at {sweep.label}" if sweep.label else ""
+    yield (
+        f"sweep{at} over {axes}: {min(len(sweep.scores), total)} of {total} trials done, "
+        f"objective {objective} on dev"
     )
     if sweep.winner:
         settings = ", ".join(f"{k}={v}" for k, v in sweep.winner["settings"].items())
-        console.print(
-            f"  winner: trial {sweep.winner['trial']}, {sweep.winner['score']:.1f} % ({settings})",
-            highlight=False,
-            markup=False,
-        )
+        yield f"  winner: trial {sweep.winner['trial']}, {sweep.winner['score']:.1f} % ({settings})"
+        for point in sweep.winner.get("front", ()):
+            values = ", ".join(f"{k} {v:.1f} %" for k, v in point["values"].items())
+            yield f"  Pareto front: trial {point['trial']}, {values}"
 
 
 def _stages_table(stages: Any) -> Table:
@@ -155,7 +159,7 @@ def _stages_table(stages: Any) -> Table:
 
 def _print_bill(plan: Plan, console: Console) -> None:
     work = len([s for s in plan.work if s.cell.role != "sweep"])
-    trials = plan.sweep.missing if plan.sweep else 0
+    trials = plan.num_missing_trials
     if not work and not trials:
         console.print("nothing to do: every stage is done")
         return
@@ -177,7 +181,7 @@ def _is_known(plan: Plan) -> bool:
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """Everything that `plan` knows, as plain values."""
-    sweep = plan.sweep
+    sweeps = [_sweep_json(sweep) for sweep in plan.sweeps]
     return {
         "study": plan.study.name,
         "question": plan.study.question,
@@ -185,14 +189,20 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "findings": [finding.to_json() for finding in plan_findings(plan)],
         "fingerprints": plan.fingerprints,
         "rank_seconds": plan.rank_seconds if _is_known(plan) else None,
-        "sweep": sweep
-        and {
-            "sweep_hash": sweep.trials.sweep_hash,
-            "trials_done": len(sweep.scores),
-            "trials_wanted": sweep.trials.sweep.num_trials,
-            "winner": sweep.winner,
-        },
+        "sweep": sweeps[0] if len(sweeps) == 1 else None,
+        "sweeps": sweeps,
         "stages": [_stage_json(plan, s) for s in plan.stages],
+    }
+
+
+def _sweep_json(sweep: SweepPlan) -> dict[str, Any]:
+    return {
+        "size": sweep.label or None,
+        "sweep_hash": sweep.trials.sweep_hash,
+        "trials_done": len(sweep.scores),
+        "trials_wanted": sweep.trials.sweep.num_trials,
+        "winner": sweep.winner,
+        "journal": str(sweep.trials.path(JOURNAL)),
     }
 
 

@@ -38,10 +38,10 @@ def print_status(plan: Plan, records: Records, console: Console) -> None:
     for size in sizes:
         table.add_row(escape(size), *(_ratio(counts.get((size, d))) for d in durations))
     console.print(table)
-    if plan.sweep is not None:
-        sweep = plan.sweep
+    for sweep in plan.sweeps:
+        at, wanted = f" at {sweep.label}" if sweep.label else "", sweep.trials.sweep.num_trials
         console.print(
-            f"sweep: {len(sweep.scores)} of {sweep.trials.sweep.num_trials} trials done"
+            f"sweep{at}: {len(sweep.scores)} of {wanted} trials done"
             + (f", winner {sweep.winner['settings']}" if sweep.winner else ""),
             highlight=False,
             markup=False,

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StudyBusy
 from orchestrator.records import Records
-from orchestrator.trials import Trials
+from orchestrator.trials import Trials, Values
 from studies.spec import Axis, Choices, Sweep
+from studies.sweeps import combinations
 
 JOURNAL = "optuna-journal.log"
+TRANSFERRED = "transferred"
+"""Source of a trial whose settings won at the size before."""
+MIN_FOR_IMPORTANCE = 8
+"""Finished trials from which on a share of the variance is more than an accident."""
 
 
 class SweepDriver:
@@ -25,21 +31,25 @@ class SweepDriver:
 
     A driver gives up after as many failed trials as the sweep wants finished ones; the next
     command has a driver of its own and may fail as often again.
+
+    Args:
+        transferred: settings to try first, if no trial has had them.
     """
 
-    def __init__(self, trials: Trials, records: Records) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(logging.WARNING)
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        self._optuna, self._trials = optuna, trials
+    def __init__(
+        self, trials: Trials, records: Records, transferred: Mapping[str, Any] | None = None
+    ) -> None:
+        self._optuna = optuna = _quiet_optuna()
+        self._trials, self._transferred = trials, transferred
         self._states = optuna.trial.TrialState
         self.sweep: Sweep = trials.sweep
-        self._space = {axis.key: self._distribution(axis) for axis in self.sweep.space}
+        self._space = {axis.key: _distribution(axis) for axis in self.sweep.space}
         self._running: set[int] = set()
         self._num_failed = 0
         known = {n: s for n in trials.numbers() if (s := trials.settings(n)) is not None}
-        scores = trials.scores(records)
+        self._asked = dict(known)
+        self._grid = combinations(self.sweep) if self.sweep.sampler == "grid" else ()
+        scores = trials.values(records)
         path = trials.path(JOURNAL)
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_stale_lock(path)
@@ -87,23 +97,30 @@ class SweepDriver:
             and self.num_finished + len(self._running) < self.sweep.num_trials
             and not self._has_given_up
         ):
+            due, source = self._due()
+            if due is None and self._grid:  # the last of them are running
+                break
+            if due is not None:
+                self._study.enqueue_trial(due)
             trial = self._study.ask(fixed_distributions=self._space)
-            if not self._trials.record(trial.number, dict(trial.params)):
+            if not self._trials.record(trial.number, dict(trial.params), source):
                 raise StudyBusy(
                     f"trial {trial.number} of the sweep was recorded by another driver: a study "
                     "with the same sweep is running; wait for it, then run the same command"
                 )
+            self._asked[trial.number] = dict(trial.params)
             self._running.add(trial.number)
             asked.append(trial.number)
         return asked
 
-    def tell(self, number: int, score: float | None) -> None:
-        """Report a score; None for a trial that failed."""
+    def tell(self, number: int, score: float | Values | None) -> None:
+        """Report a score, or one per protocol; None for a trial that failed."""
         if score is None:
             self._fail(number)
             self._num_failed += 1
         else:
-            self._study.tell(number, score, skip_if_finished=True)
+            values = list(score) if isinstance(score, tuple) else [score]
+            self._study.tell(number, values, skip_if_finished=True)
             self._running.discard(number)
 
     @property
@@ -118,33 +135,46 @@ class SweepDriver:
         self._study.tell(number, state=self._states.FAIL, skip_if_finished=True)
         self._running.discard(number)
 
-    def _distribution(self, axis: Axis) -> Any:
-        kinds = self._optuna.distributions
-        if isinstance(axis, Choices):
-            return kinds.CategoricalDistribution(list(axis.values))
-        return kinds.FloatDistribution(axis.low, axis.high, step=axis.step, log=axis.log)
+    def _due(self) -> tuple[dict[str, Any] | None, str]:
+        """Settings that come next whatever the sampler says, and their source."""
+        if self._transferred is not None and self._transferred not in self._asked.values():
+            return dict(self._transferred), TRANSFERRED
+        return (self._next_of_grid() if self._grid else None), ""
+
+    def _next_of_grid(self) -> dict[str, Any] | None:
+        """The combination that was tried least often, if it has no score and does not run."""
+        failed = {t.number for t in self._all() if t.state is self._states.FAIL}
+        open_ = [s for n, s in self._asked.items() if n not in failed]
+        tried = [self._asked[n] for n in failed if n in self._asked]
+        free = [settings for settings in self._grid if settings not in open_]
+        return min(free, key=tried.count, default=None)
+
+    def _sampler(self) -> Any:
+        # Another seed for another driver: the same one would draw the same trials again.
+        seed = self.sweep.seed + len(self._trials.numbers())
+        first = max(4, self.sweep.num_trials // 3)
+        kinds = self._optuna.samplers
+        if self.sweep.sampler == "tpe":
+            # Trials that run in parallel are taken for bad, so that workers spread out.
+            return kinds.TPESampler(seed=seed, constant_liar=True, n_startup_trials=first)
+        if self.sweep.sampler == "gp":
+            return kinds.GPSampler(seed=seed, n_startup_trials=first)
+        return kinds.RandomSampler(seed=seed)
 
     def _open(self, path: Path) -> Any:
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        sampler = self._optuna.samplers.TPESampler(
-            # Another seed for another driver: the same one would draw the same trials again.
-            seed=self.sweep.seed + len(self._trials.numbers()),
-            # Trials that run in parallel are taken for bad, so that workers spread out.
-            constant_liar=True,
-            n_startup_trials=max(4, self.sweep.num_trials // 3),
-        )
         return self._optuna.create_study(
             study_name=self._trials.sweep_hash,
             storage=JournalStorage(JournalFileBackend(str(path))),
-            direction="maximize",
-            sampler=sampler,
+            directions=["maximize"] * len(self.sweep.protocols),
+            sampler=self._sampler(),
             load_if_exists=True,
         )
 
     def _open_existing(
-        self, path: Path, known: dict[int, dict[str, Any]], scores: dict[int, float]
+        self, path: Path, known: dict[int, dict[str, Any]], scores: dict[int, Values]
     ) -> bool:
         """Open the journal; False if there is none, it is damaged or it contradicts the store."""
         # Optuna appends to half a line without noticing, which spoils the next one as well.
@@ -158,19 +188,21 @@ class SweepDriver:
             return False
 
     def _agrees(
-        self, trial: Any, settings: dict[str, Any] | None, scores: dict[int, float]
+        self, trial: Any, settings: dict[str, Any] | None, scores: dict[int, Values]
     ) -> bool:
         """Whether Optuna's trial is the store's, or one that was never recorded."""
         score = scores.get(trial.number)
+        if trial.state is self._states.WAITING:  # killed before it was asked for
+            return False
         if settings is None:
             return trial.state is not self._states.COMPLETE
         if trial.params != settings:
             return False
         if trial.state is self._states.COMPLETE:
-            return bool(trial.value == score)
+            return bool(trial.values == list(score or ()))
         return score is None or not trial.state.is_finished()
 
-    def _catch_up(self, known: dict[int, dict[str, Any]], scores: dict[int, float]) -> None:
+    def _catch_up(self, known: dict[int, dict[str, Any]], scores: dict[int, Values]) -> None:
         """Bring Optuna to what the store knows, number by number."""
         for trial in self._all():
             if trial.state.is_finished():
@@ -186,12 +218,17 @@ class SweepDriver:
             if number in known and number not in scores:
                 self._running.add(number)
 
-    def _frozen(self, settings: dict[str, Any] | None, score: float | None) -> Any:
+    def _frozen(self, settings: dict[str, Any] | None, score: Values | None) -> Any:
         create = self._optuna.trial.create_trial
         if settings is None:  # a hole keeps the numbering
             return create(state=self._states.FAIL)
         state = self._states.RUNNING if score is None else self._states.COMPLETE
-        return create(state=state, value=score, params=settings, distributions=self._space)
+        return create(
+            state=state,
+            values=None if score is None else list(score),
+            params=settings,
+            distributions=self._space,
+        )
 
     def _drop_superfluous(self) -> None:
         """Fail the latest trials beyond those wanted.
@@ -201,6 +238,45 @@ class SweepDriver:
         needed = max(0, self.sweep.num_trials - self.num_finished)
         for number in self.running[needed:]:
             self._fail(number)
+
+
+def importance(trials: Trials, values: Mapping[int, Values]) -> dict[str, float]:
+    """Share of the variance of the sweep's objective that each setting explains, largest first.
+
+    Functional ANOVA on a random forest (Hutter et al. 2014), over finished trials. Empty where
+    they are too few, or one setting was varied, or all scores are equal.
+    """
+    axes = trials.sweep.space
+    known = {n: s for n in values if (s := trials.settings(n)) is not None}
+    at = trials.sweep.protocols.index(trials.sweep.objective)
+    is_flat = len({values[n][at] for n in known}) < 2
+    if len(known) < MIN_FOR_IMPORTANCE or len(axes) < 2 or is_flat:
+        return {}
+    optuna = _quiet_optuna()
+    space = {axis.key: _distribution(axis) for axis in axes}
+    study = optuna.create_study(direction="maximize")
+    create = optuna.trial.create_trial
+    for number, settings in known.items():
+        study.add_trial(create(value=values[number][at], params=settings, distributions=space))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=trials.sweep.seed)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {str(key): float(value) for key, value in found.items()}
+
+
+def _quiet_optuna() -> Any:
+    import optuna
+
+    optuna.logging.set_verbosity(logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna
+
+
+def _distribution(axis: Axis) -> Any:
+    from optuna import distributions
+
+    if isinstance(axis, Choices):
+        return distributions.CategoricalDistribution(list(axis.values))
+    return distributions.FloatDistribution(axis.low, axis.high, step=axis.step, log=axis.log)
 
 
 def _drop_stale_lock(path: Path) -> None:

@@ -83,11 +83,14 @@ def check_axes(sweep: Sweep) -> None:
         _check_section(axis.key, list(sweep.base.stages), what="sweep axis")
         cells = [_try_value(sweep.base, axis, value) for value in axis.examples]
         for cell in cells:
-            check_objective(cell, sweep.objective)
-        hashes = {identify(cell, {})[sweep.objective].science_hash for cell in cells}
+            for name in sweep.protocols:
+                check_objective(cell, name)
+        found = [identify(cell, {}) for cell in cells]
+        hashes = {tuple(one[name].science_hash for name in sweep.protocols) for one in found}
         if len(cells) > 1 and len(hashes) == 1:
+            names = " or ".join(repr(name) for name in sweep.protocols)
             raise StudyError(
-                f"sweep axis {axis.key!r} does not change what {sweep.objective!r} computes: "
+                f"sweep axis {axis.key!r} does not change what {names} computes: "
                 "name a setting of that stage or of one it builds on"
             )
 

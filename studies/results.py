@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-Role = Literal["grid", "untrained", "baseline", "sweep"]
+Role = Literal["grid", "untrained", "baseline", "sweep", "repeat"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class ResultRow:
     protocol: str
     """What a reader must know to compare two numbers: `k-NN k=20 mean tokens`."""
     role: Role
-    """grid: a curve point; untrained: duration 0; baseline: no encoder; sweep: a trial."""
+    """grid: a curve point; untrained: duration 0; baseline: no encoder; sweep: a trial;
+    repeat: the winner of a sweep at another seed, on dev."""
     science_hash: str
     size: str | None = None
     encoder_params: int | None = None

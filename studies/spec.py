@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
-from mae_core.config import RECIPES, AnyRecipe, EvalRecipe, Execution
+from mae_core.config import RECIPES, AnyRecipe, EncoderConfig, EvalRecipe, Execution
 from mae_core.errors import ConfigError
 from studies.errors import StudyError, unknown
 from studies.results import Role
@@ -151,6 +151,8 @@ class Range:
 
 
 Axis = Choices | Range
+Sampler = Literal["tpe", "gp", "random", "grid"]
+Rule = Literal["objective", "mean_rank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,12 +167,30 @@ class Sweep:
     metric: str = "top1"
     """`top1` or `top5`."""
     num_trials: int
-    """Finished trials to reach, whatever happened in between."""
+    """Finished trials to reach, whatever happened in between; with `sizes`, at each of them."""
     seed: int = 0
-    """Of the sampler (TPE)."""
+    """Of the sampler."""
+    objectives: tuple[str, ...] = ()
+    """Stages of `base` that are maximised together, `objective` among them: the decision keeps
+    their Pareto front. None: `objective` alone."""
+    rule: Rule = "objective"
+    """Which trial wins: `objective`: the best by that protocol; `mean_rank`: the one with the best
+    mean rank over `objectives`, ties by `objective`."""
+    sampler: Sampler = "tpe"
+    """`tpe`: Tree-structured Parzen Estimator (Bergstra et al. 2011), running trials taken for bad;
+    `gp`: Gaussian process; `random`; `grid`: all combinations, in an order drawn by `seed`."""
+    sizes: tuple[EncoderConfig, ...] = ()
+    """Encoders that are searched one after another in this order, smallest first, each with
+    `num_trials` of its own; a cell takes the winner of its encoder. None: one winner for all."""
+    transfer: bool = True
+    """The winner of a size is the first trial of the next: is it best there too?"""
+    repeat_seeds: tuple[int, ...] = ()
+    """Seeds at which the winner is run again on dev: its own score is the best of many and too
+    high, and their spread is the seed noise that settings are compared with."""
 
     def __post_init__(self) -> None:
         from studies.overrides import check_axes  # which builds on this module
+        from studies.sweeps import check_sweep  # as does this
 
         check_objective(self.base, self.objective)
         if self.metric not in METRICS:
@@ -183,6 +203,12 @@ class Sweep:
         if len(set(keys)) < len(keys):
             raise StudyError(f"a sweep has one axis per key, not {', '.join(keys)}")
         check_axes(self)
+        check_sweep(self)
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Stages that score a trial, in the order of its values."""
+        return self.objectives or (self.objective,)
 
 
 def check_objective(cell: Cell, name: str) -> None:
@@ -221,6 +247,7 @@ class Study:
     def __post_init__(self) -> None:
         from studies.axes import check_figures  # which builds on this module
         from studies.overrides import check_winner_fits  # as does this
+        from studies.sweeps import check_sizes  # as does this
 
         check_address("study name", self.name)
         check_figures(self)
@@ -232,6 +259,7 @@ class Study:
             if cell.uses_winner and self.sweep is None:
                 raise StudyError(f"cell {cell.address} uses a sweep's winner, and there is none")
         if self.sweep is not None:
+            check_sizes(self.sweep, self.cells)
             check_winner_fits(self.sweep, self.cells)
 
     def cell(self, address: str) -> Cell:
