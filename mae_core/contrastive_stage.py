@@ -24,12 +24,12 @@ from mae_core.config import ENCODER_FILE, ContrastiveRecipe, Execution, split_ba
 from mae_core.config.contrastive import NUM_VIEWS
 from mae_core.context import RunContext
 from mae_core.contrastive import MoCo, contrast, momentum_at
-from mae_core.data.loader import Batch, TrainLoader
+from mae_core.data.loader import Batch
 from mae_core.data.sources import ImageData
 from mae_core.evaluate.encoder_file import save_encoder
-from mae_core.lr_schedule import LrSchedule
+from mae_core.job import make_job
 from mae_core.optim import pretrain_groups
-from mae_core.training import Inputs, TrainJob, train
+from mae_core.training import Inputs, train
 
 
 def run_contrastive(
@@ -47,34 +47,18 @@ def run_contrastive(
     model = MoCo(recipe)
     split = data.split("train")
     batch = split_batch(recipe.global_batch, execution)
-    lr_schedule = LrSchedule.from_config(
-        recipe.optimizer,
-        recipe.lr_schedule,
-        recipe.duration,
-        global_batch=recipe.global_batch,
-        num_images=len(split),
-    )
-    steps = TwoPass(recipe, model, lr_schedule.total_steps)
-    job = TrainJob(
-        module=model,
+    num_steps = recipe.duration.num_steps(num_images=len(split), global_batch=recipe.global_batch)
+    steps = TwoPass(recipe, model, num_steps)
+    job = make_job(
+        recipe,
+        execution,
+        model,
+        split,
+        batch,
         param_groups=pretrain_groups(model, recipe.optimizer.weight_decay),
-        optimizer=recipe.optimizer,
-        lr_schedule=lr_schedule,
-        precision=recipe.precision,
-        batch=batch,
-        num_steps=lr_schedule.total_steps,
-        loader=TrainLoader(
-            split,
-            recipe.data,
-            recipe.augmentation,
-            seed=recipe.seed,
-            batch=batch,
-            rank=dist.rank(),
-            threads=execution.loader_threads,
-            num_views=NUM_VIEWS,
-        ),
         prepare=steps.one,
         prepare_step=steps.step,
+        num_views=NUM_VIEWS,
     )
     result = train(job, execution, ctx)
     if dist.rank() == 0:

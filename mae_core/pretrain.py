@@ -21,18 +21,18 @@ from mae_core.config import (
 from mae_core.context import RunContext
 from mae_core.custom_targets import Target, make_target
 from mae_core.data.augmented import network_input
-from mae_core.data.loader import Batch, TrainLoader
+from mae_core.data.loader import Batch
 from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError
 from mae_core.evaluate.encoder_file import save_encoder, write_tensors
 from mae_core.extension import resolve
 from mae_core.gallery import make_gallery
-from mae_core.lr_schedule import LrSchedule
+from mae_core.job import make_job
 from mae_core.mae import MAE
 from mae_core.mask_samplers import mask_sampler
 from mae_core.monitor import Monitor
 from mae_core.optim import pretrain_groups
-from mae_core.training import TrainJob, TrainResult, train
+from mae_core.training import TrainResult, train
 from mae_core.vit import Encoder
 
 
@@ -51,36 +51,19 @@ def run_pretrain(
     sampler = mask_sampler(recipe)
     split = data.split("train")
     batch = split_batch(recipe.global_batch, execution)
-    num_steps = recipe.duration.num_steps(num_images=len(split), global_batch=recipe.global_batch)
 
     def prepare(micro_batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
         images = network_input(micro_batch, recipe.data, recipe.augmentation, recipe.seed, device)
         noise = sampler(micro_batch.epoch, micro_batch.index).to(device)
         return (images, noise) if target is None else (images, noise, target(images))
 
-    job = TrainJob(
-        module=module,
+    job = make_job(
+        recipe,
+        execution,
+        module,
+        split,
+        batch,
         param_groups=pretrain_groups(module, recipe.optimizer.weight_decay),
-        optimizer=recipe.optimizer,
-        lr_schedule=LrSchedule.from_config(
-            recipe.optimizer,
-            recipe.lr_schedule,
-            recipe.duration,
-            global_batch=recipe.global_batch,
-            num_images=len(split),
-        ),
-        precision=recipe.precision,
-        batch=batch,
-        num_steps=num_steps,
-        loader=TrainLoader(
-            split,
-            recipe.data,
-            recipe.augmentation,
-            seed=recipe.seed,
-            batch=batch,
-            rank=dist.rank(),
-            threads=execution.loader_threads,
-        ),
         prepare=prepare,
         monitor=Monitor(recipe, data, target) if execution.monitor_every_steps else None,
     )
@@ -89,8 +72,8 @@ def run_pretrain(
         _save(recipe, result, ctx, data, target)
     dist.barrier()
     return result.facts() | {
-        "steps": num_steps,
-        "images_seen": num_steps * recipe.global_batch,
+        "steps": job.num_steps,
+        "images_seen": job.num_steps * recipe.global_batch,
         "num_train_images": len(split),
         "num_patches": recipe.num_patches,
         "num_visible": num_keep(recipe.num_patches, recipe.mask_ratio),

@@ -12,11 +12,11 @@ from mae_core.context import RunContext
 from mae_core.data.augmented import network_input
 from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
 from mae_core.data.sources import ImageData
+from mae_core.job import make_job, make_loader
 from mae_core.keyed import Stream, uniform
-from mae_core.lr_schedule import LrSchedule
 from mae_core.optim import pretrain_groups
 from mae_core.tokenizer import Tokenizer, TokenizerConfig, save_tokenizer, start_codes
-from mae_core.training import TrainJob, train
+from mae_core.training import train
 
 START_IMAGES = 64
 """Images whose patches the code book starts at."""
@@ -38,37 +38,19 @@ def run_tokenizer(
     module = Tokenizer(config, torch.Generator().manual_seed(recipe.seed))
     split = data.split("train")
     batch = split_batch(recipe.global_batch, execution)
-    loader = TrainLoader(
-        split,
-        recipe.data,
-        recipe.augmentation,
-        seed=recipe.seed,
-        batch=batch,
-        rank=dist.rank(),
-        threads=execution.loader_threads,
-    )
-    _start(recipe, module, loader)
-    lr_schedule = LrSchedule.from_config(
-        recipe.optimizer,
-        recipe.lr_schedule,
-        recipe.duration,
-        global_batch=recipe.global_batch,
-        num_images=len(split),
-    )
+    _start(recipe, module, make_loader(recipe, execution, split, batch))
 
     def prepare(micro_batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
         images = network_input(micro_batch, recipe.data, recipe.augmentation, recipe.seed, device)
         return (images,)
 
-    job = TrainJob(
-        module=module,
+    job = make_job(
+        recipe,
+        execution,
+        module,
+        split,
+        batch,
         param_groups=pretrain_groups(module, recipe.optimizer.weight_decay),
-        optimizer=recipe.optimizer,
-        lr_schedule=lr_schedule,
-        precision=recipe.precision,
-        batch=batch,
-        num_steps=lr_schedule.total_steps,
-        loader=loader,
         prepare=prepare,
     )
     result = train(job, execution, ctx)

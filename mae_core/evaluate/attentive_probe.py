@@ -24,12 +24,12 @@ from mae_core.config import (
     split_batch,
 )
 from mae_core.context import RunContext
-from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
+from mae_core.data.loader import Batch, eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.evaluate.encoder_file import check_fits, load_encoder, write_tensors
 from mae_core.evaluate.features import BATCH_SIZE, effective_batch, labelled_split, layer_tokens
 from mae_core.evaluate.predictions import Predictions, concatenate, finish, predict
-from mae_core.lr_schedule import LrSchedule
+from mae_core.job import make_job
 from mae_core.optim import pretrain_groups
 from mae_core.training import TrainJob, train
 from mae_core.vit import NORM_EPS, Encoder, Linear, init_weights
@@ -140,30 +140,13 @@ def _job(
     batch: BatchSplit,
 ) -> TrainJob:
     head = build_head(recipe, tokens.encoder, len(split.class_names))
-    lr_schedule = LrSchedule.from_config(
-        recipe.optimizer,
-        recipe.lr_schedule,
-        recipe.duration,
-        global_batch=batch.global_batch,
-        num_images=len(split),
-    )
-    return TrainJob(
-        module=head,
+    return make_job(
+        recipe,
+        execution,
+        head,
+        split,
+        batch,
         param_groups=pretrain_groups(head, recipe.optimizer.weight_decay),
-        optimizer=recipe.optimizer,
-        lr_schedule=lr_schedule,
-        precision="fp32",
-        batch=batch,
-        num_steps=lr_schedule.total_steps,
-        loader=TrainLoader(
-            split,
-            recipe.data,
-            recipe.augmentation,
-            seed=recipe.seed,
-            batch=batch,
-            rank=dist.rank(),
-            threads=execution.loader_threads,
-        ),
         prepare=tokens,
     )
 

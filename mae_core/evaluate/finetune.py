@@ -35,7 +35,7 @@ from mae_core.config import (
     split_batch,
 )
 from mae_core.context import RunContext
-from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
+from mae_core.data.loader import Batch, eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluate.encoder_file import (
@@ -53,7 +53,7 @@ from mae_core.evaluate.features import BATCH_SIZE, effective_batch, labelled_spl
 from mae_core.evaluate.finetune_inputs import FinetuneInputs
 from mae_core.evaluate.partial import freeze_all_but_last
 from mae_core.evaluate.predictions import Predictions, concatenate, finish, predict
-from mae_core.lr_schedule import LrSchedule
+from mae_core.job import make_job
 from mae_core.optim import layer_decay_groups
 from mae_core.positions import resize_positions, sincos_positions
 from mae_core.training import Inputs, TrainJob, train
@@ -253,33 +253,14 @@ def _job(
             model.average.follow(dict(model.named_parameters()))
         return inputs.step(step, batches, device)
 
-    lr_schedule = LrSchedule.from_config(
-        recipe.optimizer,
-        recipe.lr_schedule,
-        recipe.duration,
-        global_batch=batch.global_batch,
-        num_images=len(split),
-    )
-    loader = TrainLoader(
+    groups = layer_decay_groups(model, recipe.optimizer.weight_decay, recipe.layer_decay, depth)
+    return make_job(
+        recipe,
+        execution,
+        model,
         split,
-        recipe.data,
-        recipe.augmentation,
-        seed=recipe.seed,
-        batch=batch,
-        rank=dist.rank(),
-        threads=execution.loader_threads,
-    )
-    return TrainJob(
-        module=model,
-        param_groups=layer_decay_groups(
-            model, recipe.optimizer.weight_decay, recipe.layer_decay, depth
-        ),
-        optimizer=recipe.optimizer,
-        lr_schedule=lr_schedule,
-        precision=recipe.precision,
-        batch=batch,
-        num_steps=lr_schedule.total_steps,
-        loader=loader,
+        batch,
+        param_groups=groups,
         prepare=inputs.one,
         prepare_step=prepare_step,
     )

@@ -23,7 +23,7 @@ from mae_core import dist
 from mae_core.config import Execution, LinearProbeRecipe, require, split_batch
 from mae_core.context import RunContext
 from mae_core.data.augmented import augmented
-from mae_core.data.loader import Batch, TrainLoader
+from mae_core.data.loader import Batch
 from mae_core.data.order import SampleOrder
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import NumericsError
@@ -37,6 +37,7 @@ from mae_core.evaluate.features import (
     labelled_split,
 )
 from mae_core.evaluate.predictions import Predictions, finish, predict
+from mae_core.job import make_loader
 from mae_core.lr_schedule import LrSchedule
 from mae_core.optim import build_optimizer, pretrain_groups, set_lr
 from mae_core.training import Stopped
@@ -147,15 +148,7 @@ def encoded_batches(
     execution: Execution,
 ) -> Generator[StepBatch, None, None]:
     """Encode each global batch anew, every rank its share, and put it together on every rank."""
-    loader = TrainLoader(
-        split,
-        recipe.data,
-        recipe.augmentation,
-        seed=recipe.seed,
-        batch=split_batch(batch_size, execution),
-        rank=dist.rank(),
-        threads=execution.loader_threads,
-    )
+    loader = make_loader(recipe, execution, split, split_batch(batch_size, execution))
     with contextlib.closing(loader.steps(0, steps)) as shares:
         for micro_batches in shares:
             yield assemble(extractor, [_augmented(recipe, batch) for batch in micro_batches])

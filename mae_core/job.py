@@ -1,0 +1,74 @@
+"""From a recipe to the job of one training: what every stage that trains has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from mae_core import dist
+from mae_core.config import BatchSplit, Execution
+from mae_core.data.loader import Batch, TrainLoader
+from mae_core.data.sources import Split
+from mae_core.lr_schedule import LrSchedule
+from mae_core.training import Inputs, TrainJob
+
+
+def make_job(
+    recipe: Any,
+    execution: Execution,
+    module: nn.Module,
+    split: Split,
+    batch: BatchSplit,
+    *,
+    param_groups: list[dict[str, Any]],
+    prepare: Callable[[Batch, torch.device], Inputs],
+    prepare_step: Callable[[int, list[Batch], torch.device], Iterable[Inputs]] | None = None,
+    monitor: Callable[[nn.Module, torch.device], dict[str, float]] | None = None,
+    num_views: int = 1,
+) -> TrainJob:
+    """Read `split` in global batches of `batch` for as long as the recipe says.
+
+    The recipe has data, seed, augmentation, optimizer, lr_schedule and duration.
+
+    Raises:
+        ConfigError: the duration rounds to no step; the batch is larger than the split.
+    """
+    lr_schedule = LrSchedule.from_config(
+        recipe.optimizer,
+        recipe.lr_schedule,
+        recipe.duration,
+        global_batch=batch.global_batch,
+        num_images=len(split),
+    )
+    return TrainJob(
+        module=module,
+        param_groups=param_groups,
+        optimizer=recipe.optimizer,
+        lr_schedule=lr_schedule,
+        precision=getattr(recipe, "precision", "fp32"),
+        batch=batch,
+        num_steps=lr_schedule.total_steps,
+        loader=make_loader(recipe, execution, split, batch, num_views=num_views),
+        prepare=prepare,
+        prepare_step=prepare_step,
+        monitor=monitor,
+    )
+
+
+def make_loader(
+    recipe: Any, execution: Execution, split: Split, batch: BatchSplit, *, num_views: int = 1
+) -> TrainLoader:
+    """This rank's loader of a recipe's training images."""
+    return TrainLoader(
+        split,
+        recipe.data,
+        recipe.augmentation,
+        seed=recipe.seed,
+        batch=batch,
+        rank=dist.rank(),
+        threads=execution.loader_threads,
+        num_views=num_views,
+    )
