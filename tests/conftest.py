@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -111,3 +112,21 @@ def clean_machine() -> Iterator[None]:
     while leftovers() and time.monotonic() < deadline:
         time.sleep(0.5)
     assert leftovers() == []
+
+
+@pytest.fixture(scope="module")
+def gang() -> Iterator[None]:
+    """A gang of this process alone: DeepSpeed wants a process group."""
+    from mae_core.engine import join_gang, leave_gang
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
+        for name, value in variables.items():
+            patch.setenv(name, str(value))
+        patch.setenv("MASTER_ADDR", "127.0.0.1")
+        join_gang()
+        yield
+        leave_gang()

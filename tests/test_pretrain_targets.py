@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,6 @@ from mae_core.config import (
 from mae_core.context import RunContext
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import ImageData, open_data
-from mae_core.engine import join_gang, leave_gang
 from mae_core.errors import ConfigError
 from mae_core.flops import pretrain_flops_per_image, pretrain_params
 from mae_core.mae import MAE
@@ -78,22 +75,6 @@ EXECUTION = Execution(zero_stage=0, loader_threads=0)
 @pytest.fixture(scope="module")
 def data() -> ImageData:
     return open_data(DIGITS)
-
-
-@pytest.fixture(scope="module")
-def gang() -> Iterator[None]:
-    """A gang of one rank: DeepSpeed wants a process group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
-        for name, value in variables.items():
-            patch.setenv(name, str(value))
-        patch.setenv("MASTER_ADDR", "127.0.0.1")
-        join_gang()
-        yield
-        leave_gang()
 
 
 def losses(recipe: PretrainRecipe, ctx: RunContext, data: ImageData) -> list[float]:
