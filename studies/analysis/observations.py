@@ -179,6 +179,7 @@ def cell_table(data: Observations, scale: str) -> CellTable:
     names = tuple(dict.fromkeys(data.cells))
     place = {name: i for i, name in enumerate(names)}
     index = np.asarray([place[c] for c in data.cells], dtype=np.int64)
+    trunk = dict(zip(data.cells, data.clusters, strict=True))
     counts = np.bincount(index, minlength=len(names)).astype(np.float64)
     means = np.bincount(index, weights=z, minlength=len(names)) / counts
     return CellTable(
@@ -189,7 +190,7 @@ def cell_table(data: Observations, scale: str) -> CellTable:
         z=means,
         counts=counts,
         cells=names,
-        clusters=tuple(data.clusters[data.cells.index(name)] for name in names),
+        clusters=tuple(trunk[name] for name in names),
         pure_ss=float(np.sum((z - means[index]) ** 2)),
         pure_dof=len(z) - len(names),
     )

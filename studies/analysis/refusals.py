@@ -26,6 +26,7 @@ EXTRAPOLATION_FAR = 8.0
 """A target this many times beyond the fitted range is marked, and marked as far."""
 _SAME = 1e-3
 """Axis values closer than this (relative) are the same."""
+_ABSURD = 1e100
 _GROUP = 60
 """Cells of a line that are compared pair by pair."""
 
@@ -67,7 +68,7 @@ def clean(law: Law, data: Observations, scale: str) -> tuple[Observations, tuple
     """Leave out the runs that no law can use, and say which and why."""
     found: list[Statement] = []
     reasons: list[tuple[npt.NDArray[np.bool_], str]] = [
-        (~np.isfinite(data.y), "have no result (missing or not a number)")
+        (~(np.abs(data.y) < _ABSURD), "have no result (missing, infinite or not a number)")
     ]
     for axis in law.axes:
         if axis in data.axes:
