@@ -85,15 +85,21 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
     import ray
 
     try:
-        _init(
-            ray,
-            address="local",
-            _node_ip_address="127.0.0.1",
-            include_dashboard=False,
-            num_cpus=num_cpus or len(os.sched_getaffinity(0)),
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=temp_dir,
-        )
+        try:
+            _init(
+                ray,
+                address="local",
+                _node_ip_address="127.0.0.1",
+                include_dashboard=False,
+                num_cpus=num_cpus or len(os.sched_getaffinity(0)),
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=temp_dir,
+            )
+        except Exception as error:  # Ray raises plain Exception when its parts are too slow
+            raise ClusterUnreachable(
+                f"Ray did not start on this machine ({_first_line(error)}): it may be overloaded or "
+                "out of memory; run the same command again"
+            ) from error
         _record_processes(Path(temp_dir))
         yield ray
     finally:
@@ -116,9 +122,8 @@ def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Any]
             runtime_env=runtime_env,
         )
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, RpcError
-        first_line = (str(error).strip().splitlines() or [repr(error)])[0].split(". ")[0]
         raise ClusterUnreachable(
-            f"no Ray cluster at {address!r} ({first_line}); check the address, that the cluster "
+            f"no Ray cluster at {address!r} ({_first_line(error)}); check the address, that the cluster "
             "runs, and that RAY_AUTH_TOKEN holds its token"
         ) from error
     try:
@@ -134,6 +139,10 @@ def _silence(ray: Any) -> None:
     """
     if hasattr(ray._private.worker, "print_to_stdstream"):
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0].split(". ")[0]
 
 
 def _init(ray: Any, **options: Any) -> None:
