@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records, now_iso
 from orchestrator.results import make_rows
 from orchestrator.show_plan import plan_findings
+from orchestrator.sweep_report import searches
 from orchestrator.tasks import code_version
 from studies.analysis.figures import GalleryEntry
 from studies.analysis.report import ReportMeta
@@ -37,8 +39,9 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
         measures=plan.study.measures,
         published=plan.study.published,
         provenance=_provenance(plan),
-        sweep_winner=sweep.winner if sweep else None,
+        sweep_winner=_chosen(sweep.winner) if sweep else None,
         objective=sweep.trials.sweep.objective if sweep else None,
+        searches=searches(plan, records),
         goodput=study_goodput(plan, records),
         laws=study_laws(rows, top=chance_of(plan)) if _asks_for_laws(plan) else (),
         predictions=score_lines(scored(plan, records)),
@@ -51,6 +54,11 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
     )
     files = write_page(rows, meta=meta, gallery=_gallery(plan, records), directory=directory)
     return files.html
+
+
+def _chosen(winner: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A decision without its Pareto front, which has a figure of its own."""
+    return None if winner is None else {k: v for k, v in winner.items() if k != "front"}
 
 
 def _asks_for_laws(plan: Plan) -> bool:

@@ -41,6 +41,7 @@ ROLE_COLOURS = {
     "untrained": "#999999",
     "baseline": "#E69F00",
     "sweep": "#009E73",
+    "repeat": "#56B4E9",
 }
 _GREY, _VERMILION, _INK = "#6b6b6b", "#D55E00", "#222222"
 _MARKERS = "osD^vPX*"

@@ -30,17 +30,23 @@ from studies.analysis.curves import (
     ordered_durations,
     plus_minus,
     size_trends,
-    sweep_surface,
     unmeasured,
 )
-from studies.analysis.drawing import Drawing
 from studies.analysis.figures import GalleryEntry
 from studies.analysis.goodput_advice import StudyGoodput
 from studies.analysis.goodput_page import goodput_bars, goodput_lines, goodput_text
+from studies.analysis.report_sections import (
+    law_sections,
+    laws_json,
+    searches_json,
+    section,
+    sweep_sections,
+)
 from studies.results import COLUMNS, ResultRow
 
 if TYPE_CHECKING:
     from studies.analysis.study_laws import ProtocolLaw
+    from studies.analysis.sweeps import Search
 
 __all__ = ["GalleryEntry", "ReportFiles", "ReportMeta", "summary_text", "write_report"]
 
@@ -64,6 +70,8 @@ class ReportMeta:
     sweep_winner: Mapping[str, Any] | None = None
     objective: str | None = None
     """What the sweep ranked: a stage, kind or protocol."""
+    searches: Sequence[Search] = ()
+    """The sweep's trials and decisions, one search per size."""
     missing: Sequence[tuple[str, str, str]] = ()
     """(cell, stage, why) of what the study expects and the rows lack."""
     expected_seeds: int | None = None
@@ -193,45 +201,21 @@ def _sections(
         ("Accuracy against pretraining compute", "flops", figures.accuracy_by_flops),
     )
     sections = [
-        _section(title, [draw(c, f"{name}-{i + 1}-{c.kind}") for i, c in enumerate(found)])
+        section(title, [draw(c, f"{name}-{i + 1}-{c.kind}") for i, c in enumerate(found)])
         for title, name, draw in (() if meta.axes else kinds)
     ]
-    sections += [_section(title, list(d)) for title, d in axis_page.axis_sections(over_axes)]
-    sections += _law_sections(meta)
-    surface = sweep_surface(rows, meta.objective)
-    chosen = figures.sweep_map(surface, meta.sweep_winner, "sweep") if surface else None
-    if surface or not meta.axes:
-        more = {"winner": meta.sweep_winner}
-        sections.append(_section("Sweep: mask ratio and decoder", [chosen], **more))
+    sections += [section(title, list(d)) for title, d in axis_page.axis_sections(over_axes)]
+    sections += law_sections(meta)
+    sections += sweep_sections(rows, meta)
     pictures, problems = figures.gallery(entries, "gallery")
-    sections.append(_section("Reconstructions", [pictures], wide=True, problems=problems))
+    sections.append(section("Reconstructions", [pictures], wide=True, problems=problems))
     spent = cost(rows, lambda row: (row.kind, row.role))
-    sections.append(_section("Cost", [figures.cost_bars(spent, "cost")]))
+    sections.append(section("Cost", [figures.cost_bars(spent, "cost")]))
     if meta.goodput is not None and not meta.goodput.is_empty:
         bars, lines = goodput_bars(meta.goodput, "goodput"), goodput_lines(meta.goodput)
         said = {"lines": lines, "text": goodput_text(meta.goodput)}
-        sections.append(_section("Where the time went", [bars], wide=True, **said))
+        sections.append(section("Where the time went", [bars], wide=True, **said))
     return sections, problems
-
-
-def _law_sections(meta: ReportMeta) -> list[dict[str, Any]]:
-    """Laws with what may be said of them, and predictions against measurements, if any."""
-    found = []
-    if meta.laws:
-        from studies.analysis.law_figures import law_drawings
-        from studies.analysis.study_laws import law_lines, law_texts
-
-        table = law_lines(meta.laws)
-        said = {"text": law_texts(meta.laws)} | ({"lines": table} if len(table) > 1 else {})
-        found.append(_section("Scaling laws", law_drawings(meta.laws), quiet=True, **said))
-    if len(meta.predictions) > 1:
-        title = "Predictions against measurements"
-        found.append(_section(title, [], quiet=True, lines=meta.predictions))
-    return found
-
-
-def _section(title: str, drawings: Sequence[Drawing | None], **more: Any) -> dict[str, Any]:
-    return {"title": title, "drawings": [d for d in drawings if d is not None], **more}
 
 
 def sentence(curve: Curve, trend: PairedDifference) -> str:
@@ -455,23 +439,16 @@ def _summary(
         "over_axes": [axis_page.axis_summary(curve) for curve in over_axes],
         "evidence": _evidence(found, over_axes),
         "sweep": {"objective": meta.objective, "winner": meta.sweep_winner},
+        "searches": searches_json(meta),
         "rank_seconds": {"/".join(k): v for k, v in cost(rows, lambda r: (r.kind, r.role)).items()},
         "goodput": meta.goodput.to_dict() if meta.goodput else None,
-        "laws": _laws(meta),
+        "laws": laws_json(meta),
         "predictions": [list(line) for line in meta.predictions],
         "findings": [list(item) for item in meta.findings],
         "missing": [list(item) for item in meta.missing],
         "notes": list(meta.notes),
         "provenance": dict(meta.provenance),
     }
-
-
-def _laws(meta: ReportMeta) -> list[dict[str, Any]]:
-    if not meta.laws:
-        return []
-    from studies.analysis.study_laws import law_json
-
-    return law_json(meta.laws)
 
 
 def _curve_summary(curve: Curve) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""Sections that only some studies have: laws, predictions, and what a sweep's trials say.
+
+What draws and fits them is imported here when there is something to show: a report without them
+stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from studies.analysis import figures
+from studies.analysis.curves import sweep_surface
+from studies.analysis.drawing import Drawing
+from studies.results import ResultRow
+
+if TYPE_CHECKING:
+    from studies.analysis.report import ReportMeta
+
+
+def section(title: str, drawings: Sequence[Drawing | None], **more: Any) -> dict[str, Any]:
+    """A titled group of drawings, as the page's template takes it."""
+    return {"title": title, "drawings": [d for d in drawings if d is not None], **more}
+
+
+def law_sections(meta: ReportMeta) -> list[dict[str, Any]]:
+    """Laws with what may be said of them, and predictions against measurements, if any."""
+    found = []
+    if meta.laws:
+        from studies.analysis.law_figures import law_drawings
+        from studies.analysis.study_laws import law_lines, law_texts
+
+        table = law_lines(meta.laws)
+        said = {"text": law_texts(meta.laws)} | ({"lines": table} if len(table) > 1 else {})
+        found.append(section("Scaling laws", law_drawings(meta.laws), quiet=True, **said))
+    if len(meta.predictions) > 1:
+        title = "Predictions against measurements"
+        found.append(section(title, [], quiet=True, lines=meta.predictions))
+    return found
+
+
+def sweep_sections(rows: Sequence[ResultRow], meta: ReportMeta) -> list[dict[str, Any]]:
+    """The map over mask ratio and decoder of a single search, then what the trials say."""
+    found = []
+    # Sizes have a winner each: one map would show the trials of one and the choice of none.
+    surface = sweep_surface(rows, meta.objective) if len(meta.searches) < 2 else None
+    chosen = figures.sweep_map(surface, meta.sweep_winner, "sweep") if surface else None
+    if surface or (not meta.axes and len(meta.searches) < 2):
+        more = {"winner": meta.sweep_winner}
+        found.append(section("Sweep: mask ratio and decoder", [chosen], **more))
+    if any(search.trials for search in meta.searches):
+        from studies.analysis import sweep_page
+
+        said = {
+            "text": sweep_page.sweep_texts(meta.searches),
+            "lines": sweep_page.sweep_lines(meta.searches),
+        }
+        drawings = sweep_page.sweep_drawings(meta.searches)
+        found.append(section("Sweep: trials, noise and what matters", drawings, **said))
+    return found
+
+
+def searches_json(meta: ReportMeta) -> list[dict[str, Any]]:
+    """What the sweep's trials say, as plain values."""
+    if not meta.searches:
+        return []
+    from studies.analysis.sweep_page import sweep_json
+
+    return sweep_json(meta.searches)
+
+
+def laws_json(meta: ReportMeta) -> list[dict[str, Any]]:
+    """The laws, as plain values."""
+    if not meta.laws:
+        return []
+    from studies.analysis.study_laws import law_json
+
+    return law_json(meta.laws)
