@@ -97,8 +97,8 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
             )
         except Exception as error:  # Ray raises plain Exception when its parts are too slow
             raise ClusterUnreachable(
-                f"Ray did not start on this machine ({_first_line(error)}): it may be overloaded or "
-                "out of memory; run the same command again"
+                f"Ray did not start on this machine ({_first_line(error)}): it may be overloaded "
+                "or out of memory; run the same command again"
             ) from error
         _record_processes(Path(temp_dir))
         yield ray
@@ -123,8 +123,8 @@ def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Any]
         )
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, RpcError
         raise ClusterUnreachable(
-            f"no Ray cluster at {address!r} ({_first_line(error)}); check the address, that the cluster "
-            "runs, and that RAY_AUTH_TOKEN holds its token"
+            f"no Ray cluster at {address!r} ({_first_line(error)}); check the address, that the "
+            "cluster runs, and that RAY_AUTH_TOKEN holds its token"
         ) from error
     try:
         yield ray
