@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as td
 from conftest import encoder_parent
-from torch.multiprocessing.spawn import spawn
 
 from mae_core.config import (
     ENCODER_FILE,
@@ -189,41 +184,3 @@ def chain(
         Stage(name="knn", recipe=knn, parents=parents),
     )
     return Cell(address="c", stages=stages)
-
-
-def gang_member(rank: int, encoder_path: Path, output: Path) -> None:
-    """Run on each of two ranks."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    td.init_process_group(
-        "gloo",
-        init_method=f"file://{output / 'rendezvous'}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    parents = encoder_parent(encoder_path)
-    ctx = RunContext(output_dir=output, rank=rank, world=2, parents=parents)
-    metrics = run_features(LAYERS, Execution(world_size=2), ctx, open_data(DIGITS))
-    assert metrics["num_bytes"] == (output / FEATURES_FILE).stat().st_size
-    td.barrier()
-    os._exit(0)  # a late thread of gloo can abort an interpreter that is being finalised
-
-
-def test_two_ranks_leave_the_bytes_of_one(
-    encoder_path: Path, tmp_path: Path, data: ImageData
-) -> None:
-    output = tmp_path / "two"
-    output.mkdir()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        (parent,) = kept(LAYERS, encoder_path, data)
-    finally:
-        torch.set_num_threads(threads)
-    spawn(gang_member, (encoder_path, output), nprocs=2)  # type: ignore[no-untyped-call]
-    digests = [
-        hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (parent.path(FEATURES_FILE), output / FEATURES_FILE)
-    ]
-    assert digests[0] == digests[1]
