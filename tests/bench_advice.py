@@ -34,6 +34,7 @@ GFLOPS = (34.0, 39.0, 58.7, 124.5, 291.4)
 METHOD = Method(starts=4)
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 1.0)
 ALLOWED = 0.25
+FALLBACKS = (PRODUCT, laws.power("N"), laws.power("T"))
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Grid:
     targets: Sequence[tuple[dict[str, float], float]]
     """Held-out cells and their measured error."""
     law: Law
-    fallback: Law
-    """What predicts while the law cannot be fitted yet."""
+    fallbacks: tuple[Law, ...]
+    """What predicts while the law cannot be fitted yet, the first that can."""
     noise: float
 
 
@@ -57,7 +58,7 @@ Track = list[tuple[float, float]]
 
 def error_at_targets(grid: Grid, seen: Observations) -> float:
     """Root mean square error of the predictions; infinite while no law can be fitted."""
-    for law in (grid.law, grid.fallback):
+    for law in (grid.law, *grid.fallbacks):
         done = conclude(law, seen, method=METHOD, parameters=False)
         if done.fit is not None:
             misses = [float(done.fit.predict(t)[0]) - y for t, y in grid.targets]
@@ -169,9 +170,8 @@ def simulated(law: Law, studies: int) -> list[Grid]:
         truth, noise = draw_truth(law, rng), float(rng.uniform(0.05, 0.3))
         measured = float(truth.error({a: np.asarray([v]) for a, v in target.items()})[0])
         measured += noise * float(rng.standard_normal())
-        fallback = laws.product() if law is not PRODUCT else laws.power("N")
         grids.append(Grid(generate(truth, kept, noise, (7, i, 1)), costs, [(target, measured)], law,
-                          fallback, noise))  # fmt: skip
+                          FALLBACKS, noise))  # fmt: skip
     return grids
 
 
@@ -187,7 +187,7 @@ def mmpretrain(metric: str, held: int) -> list[Grid]:
     costs = {f"{p.model}/{p.epochs}": flops[p.model] * p.images_seen for p, _ in rows}
     last = MMPRETRAIN_GRID[held]
     target = {"N": last.encoder_params, "T": last.images_seen}
-    return [Grid(data, costs, [(target, 100 - getattr(last, metric))], PRODUCT, laws.power("N"),
+    return [Grid(data, costs, [(target, 100 - getattr(last, metric))], PRODUCT, FALLBACKS,
                  0.1)]  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def porian(folder: Path) -> list[Grid]:
                        [float(r["loss"]) for r in kept], cells=names)  # fmt: skip
         costs = {c: float(r["flops"]) for c, r in zip(names, kept, strict=True)}
         targets = [({"N": float(r["n"]), "T": float(r["t"])}, float(r["loss"])) for r in best]
-        grids.append(Grid(data, costs, targets, ADDITIVE, PRODUCT, 0.01))
+        grids.append(Grid(data, costs, targets, ADDITIVE, FALLBACKS, 0.01))
     return grids
 
 
@@ -218,10 +218,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--studies", type=int, default=40)
     arguments = parser.parse_args()
-    found = [report(f"Simulated studies, {law.name} law", simulated(law, arguments.studies))
-             for law in (ADDITIVE, BOUNDED, PRODUCT)]  # fmt: skip
-    found.append(report("mmpretrain, linear probe, L/1600 held", mmpretrain("linear", 6)))
-    found.append(report("mmpretrain, fine-tune, H/1600 held", mmpretrain("finetune", 7)))
+    found = [
+        report("mmpretrain, linear probe, L/1600 held", mmpretrain("linear", 6)),
+        report("mmpretrain, fine-tune, H/1600 held", mmpretrain("finetune", 7)),
+    ]
+    for law in (ADDITIVE, BOUNDED, PRODUCT):
+        found.append(
+            report(f"Simulated studies, {law.name} law", simulated(law, arguments.studies))
+        )
     if arguments.data.is_dir():
         for name, grid in zip(("RefinedWeb", "OpenWebText2"), porian(arguments.data), strict=True):
             found.append(report(f"Porian et al., tuned, {name}, highest budget held", [grid]))

@@ -305,11 +305,11 @@ def _usual(law: Law, typical: float) -> list[Point]:
 
 
 def _greedy(
-    state: _State, options: Sequence[Option], budget: float, known: set[str], thrift: float
-) -> list[Step]:
+    state: _State, options: Sequence[Option], times: list[int], budget: float, known: set[str],
+    thrift: float,
+) -> list[Step]:  # fmt: skip
     """Steps by narrowing per GPU-hour^thrift until nothing affordable narrows the interval."""
-    state = state.copy()
-    times = [o.times for o in options]
+    state, times = state.copy(), list(times)
     steps: list[Step] = []
     width = state.width()
     taken = set(known)
@@ -336,8 +336,13 @@ def _best_plan(
     Plain greed by narrowing per hour spends a budget on many cheap cells where one dear cell would
     have told more; no greed by cost at all does the opposite.
     """
-    plans = [_greedy(state, options, budget, known, thrift) for thrift in _THRIFTS]
-    return min(plans, key=lambda steps: steps[-1].width_after if steps else math.inf)
+    times = [o.times for o in options]
+    plans = [_greedy(state, options, times, budget, known, thrift) for thrift in _THRIFTS]
+    best = min(plans, key=lambda steps: steps[-1].width_after if steps else math.inf)
+    # The set is chosen for the budget; within it, what narrows most per hour goes first, so that
+    # cheap results come early and may change the rest.
+    chosen = [sum(s.option is o for s in best) for o in options]
+    return _greedy(state, options, chosen, budget, known, 1.0)
 
 
 def _same(a: Mapping[str, float], b: Mapping[str, float], axes: Sequence[str]) -> bool:
