@@ -86,6 +86,8 @@ def check_study(study: Study, duplicates: Mapping[str, Mapping[str, int]] = {}) 
         _decoder,
         _few_sizes,
         _one_seed,
+        _sweep_seed,
+        _sweep_budget,
     )
     found = [finding for check in checks for finding in check(study, grid)]
     found += _duplicates(duplicates)
@@ -321,6 +323,47 @@ def _one_seed(study: Study, cells: list[Cell]) -> Iterator[Finding]:
             message="every pretraining has the same seed: a difference between two cells cannot be "
             "told from chance; repeat at least one cell at other seeds",
         )
+
+
+def _sweep_seed(study: Study, cells: list[Cell]) -> Iterator[Finding]:
+    """A winner that is judged where it was chosen."""
+    if study.sweep is None:
+        return
+    used = {stage.recipe.seed for stage in study.sweep.base.stages}
+    shared = [c.address for c in cells if c.pretrain and c.pretrain.recipe.seed in used]
+    if shared:
+        yield Finding(
+            code="sweep-seed",
+            level="warning",
+            message=f"the sweep and {len(shared)} cells of the grid ({shared[0]}, …) share the "
+            f"seed {', '.join(map(str, sorted(used)))}: its winner was chosen for its luck there; "
+            "give the sweep a seed of its own",
+            cells=tuple(shared),
+        )
+
+
+def _sweep_budget(study: Study, cells: list[Cell]) -> Iterator[Finding]:
+    """Sizes that were not searched as hard as others."""
+    sweep = study.sweep
+    if sweep is None:
+        return
+    trunks = sweep.sizes or tuple(
+        s.recipe.encoder for s in sweep.base.stages if isinstance(s.recipe, PretrainRecipe)
+    )
+    searched = {encoder.name or f"{encoder.width}x{encoder.depth}" for encoder in trunks}
+    others = [size for size in _by_size(cells) if size not in searched]
+    if not others or not searched:
+        return
+    if sweep.sizes:
+        message = "have settings of their own: sizes are tuned with different budgets; search them"
+    else:
+        message = "take that winner or settings of their own: that it is best there too is assumed"
+    yield Finding(
+        code="sweep-budget",
+        level="warning" if sweep.sizes else "note",
+        message=f"the sweep searched {', '.join(sorted(searched))} with {sweep.num_trials} trials "
+        f"each; {', '.join(others)} {message} (`sizes` searches each size alike)",
+    )
 
 
 def _duplicates(duplicates: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:

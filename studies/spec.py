@@ -190,9 +190,9 @@ class Sweep:
 
     def __post_init__(self) -> None:
         from studies.overrides import check_axes  # which builds on this module
-        from studies.sweeps import check_sweep  # as does this
+        from studies.sweeps import check_protocols, check_sweep  # as does this
 
-        check_objective(self.base, self.objective)
+        check_protocols(self)
         if self.metric not in METRICS:
             raise unknown("metric", self.metric, METRICS, where="the sweep")
         if self.num_trials < 1:

@@ -23,8 +23,7 @@ MAX_COMBINATIONS = 10_000
 
 
 def check_sweep(sweep: Sweep) -> None:
-    """Refuse protocols, rules, grids, sizes and seeds that do not go together."""
-    _check_protocols(sweep)
+    """Refuse grids, sizes and seeds that do not go together."""
     if sweep.sampler == "grid":
         _check_grid(sweep)
     names = [size_name(encoder) for encoder in sweep.sizes]
@@ -39,7 +38,9 @@ def check_sweep(sweep: Sweep) -> None:
     by_size(sweep)  # each is checked as it is made
 
 
-def _check_protocols(sweep: Sweep) -> None:
+def check_protocols(sweep: Sweep) -> None:
+    """Refuse protocols that may not choose, and rules that have nothing to choose between."""
+    check_objective(sweep.base, sweep.objective)
     if not sweep.objectives:
         if sweep.rule != "objective":
             raise StudyError(f"sweep rule {sweep.rule!r} compares protocols: name `objectives`")
