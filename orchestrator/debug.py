@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import threading
@@ -22,6 +23,9 @@ from orchestrator.show_status import find_stage
 from orchestrator.store import output_dir
 from orchestrator.tasks import extensions_of, parents_of
 from studies.codec import to_plain
+
+METRICS_FILE = "metrics.json"
+"""What a stage said, for the stages that build on it."""
 
 
 def run_one(
@@ -57,7 +61,10 @@ def run_one(
     }
     never = threading.Event()
     values = run_stage(payload, RankControl(rank, world, never.is_set))
-    return None if rank else values | {"directory": str(directory)}
+    if rank:
+        return None
+    (directory / METRICS_FILE).write_text(json.dumps(values["metrics"]))
+    return values | {"directory": str(directory)}
 
 
 @contextlib.contextmanager
@@ -115,8 +122,14 @@ def _left_by_debug(
             f"with --encoder (neither a finished attempt nor {left} is there)"
         )
     files = {file: str(left / file) for file in stage.recipe.YIELDS}
-    recipe = to_plain(stage.recipe)
-    return {"name": parent, "kind": stage.kind, "files": files, "recipe": recipe}
+    metrics = left.with_name(METRICS_FILE)
+    return {
+        "name": parent,
+        "kind": stage.kind,
+        "files": files,
+        "metrics": json.loads(metrics.read_text()) if metrics.is_file() else {},
+        "recipe": to_plain(stage.recipe),
+    }
 
 
 def _join_environment() -> int:

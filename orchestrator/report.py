@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mae_core.config import GALLERY_FILE, PretrainRecipe
+from mae_core.config import GALLERY_FILE, PretrainRecipe, ReconstructionRecipe
+from mae_core.config.reconstruction import gallery_file
 from orchestrator.forecasts import chance_of, score_lines, scored
 from orchestrator.goodput import study_goodput
 from orchestrator.plan import Plan, PlannedStage
@@ -84,7 +85,7 @@ def _gallery(plan: Plan, records: Records) -> list[GalleryEntry]:
     """Reconstructions of the largest size at its first seed, over the study's axes or duration."""
     finished = [p for p in plan.stages if _has_gallery(p)]
     if not finished:
-        return []
+        return _ratio_gallery(plan, records)
     encoders = [_recipe(p).encoder for p in finished]
     largest = max(zip(finished, encoders, strict=True), key=lambda pair: _params(pair[0]))[1]
     chosen: dict[str, PlannedStage] = {}
@@ -99,7 +100,34 @@ def _gallery(plan: Plan, records: Records) -> list[GalleryEntry]:
         assert record is not None
         path = records.outputs(record.science_hash, record.attempt) / GALLERY_FILE
         entries.append(GalleryEntry(cell=planned.cell.address, label=label, path=path))
-    return entries
+    return entries + _ratio_gallery(plan, records)
+
+
+def _ratio_gallery(plan: Plan, records: Records) -> list[GalleryEntry]:
+    """Reconstructions at several mask ratios, of the largest network trained longest."""
+    finished = [
+        p for p in plan.stages if p.record and isinstance(p.stage.recipe, ReconstructionRecipe)
+    ]
+    if not finished:
+        return []
+    planned = max(finished, key=lambda p: (p.cost.flops, _trained_images(plan, p)))
+    record, recipe = planned.record, planned.stage.recipe
+    assert record is not None and isinstance(recipe, ReconstructionRecipe)
+    directory = records.outputs(record.science_hash, record.attempt)
+    return [
+        GalleryEntry(
+            cell=planned.cell.address,
+            label=f"mask {ratio:g}, {planned.cell.address}",
+            path=directory / gallery_file(ratio),
+        )
+        for ratio in recipe.gallery_ratios
+        if gallery_file(ratio) in record.outputs
+    ]
+
+
+def _trained_images(plan: Plan, planned: PlannedStage) -> int:
+    start = planned.cell.pretrain
+    return plan.planner.cost(planned.cell, start).images if start else 0
 
 
 def _recipe(planned: PlannedStage) -> PretrainRecipe:

@@ -23,12 +23,13 @@ from mae_core.config import (
     PretrainRecipe,
     ReconstructionRecipe,
 )
+from mae_core.config.reconstruction import gallery_file
 from mae_core.context import RunContext
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluate.encoder_file import save_encoder, write_tensors
-from mae_core.evaluate.reconstruction import gallery_file, run_reconstruction
+from mae_core.evaluate.reconstruction import run_reconstruction
 from mae_core.mae import MAE
 from mae_core.masking import mask_noise
 from mae_core.parents import Parent

@@ -71,6 +71,11 @@ class ReconstructionRecipe(Recipe):
         return f"reconstruction of normalised pixels, mask {self.mask_ratio:g}{split}"
 
 
+def gallery_file(ratio: float) -> str:
+    """Name of the gallery at a mask ratio, of the form that the report draws."""
+    return f"gallery_{ratio:g}.npz"
+
+
 def check_pixels(target: Any, objective: Any) -> None:
     """Refuse (`ConfigError`) a network whose predictions are no pixels of patches."""
     require(

@@ -29,7 +29,7 @@ from mae_core.config import (
     ReconstructionRecipe,
     require,
 )
-from mae_core.config.reconstruction import check_pixels
+from mae_core.config.reconstruction import check_pixels, gallery_file
 from mae_core.context import RunContext
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
@@ -86,11 +86,6 @@ def run_reconstruction(
             "trained_on": "normalised pixels" if source.norm_pix_loss else "raw pixels",
         },
     }
-
-
-def gallery_file(ratio: float) -> str:
-    """Name of the gallery at a mask ratio, of the form that the report draws."""
-    return f"gallery_{ratio:g}.npz"
 
 
 def load_pretraining(
