@@ -44,6 +44,7 @@ CATALOG: dict[str, str] = {
     "paper/size_by_duration": "studies.catalog.paper_size_by_duration",
     "scaling/vit_ladder": "studies.catalog.scaling_vit_ladder",
     "small/images": "studies.catalog.small_images",
+    "small/mae_or_scratch": "studies.catalog.small.mae_or_scratch",
     **{f"paper/{name}": f"studies.catalog.paper.{name}" for name in PAPER},
     **{f"small/{name}": f"studies.catalog.small.{name}" for name in SMALL},
 }

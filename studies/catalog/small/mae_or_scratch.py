@@ -1,10 +1,15 @@
-"""Question: does a fine-tune after MAE beat the same network trained from scratch, on one's own images?
+r"""Question: Does a fine-tune after MAE beat the same network trained from scratch?
 
 Command:   mae-study run small/mae_or_scratch --data FOLDER    (a few thousand small images)
-Cost:      COST
-Expected:  RESULT
-Fair:      the same images and epochs of labels, and two learning rates each, chosen on dev for
-           every seed; only the start differs. MAE sees the training images 150 times more, without
+           mae-study compare small/mae_or_scratch:scratch small/mae_or_scratch:mae --stage best \
+               --data FOLDER
+Cost:      48 minutes on two cores that other work shared, for 4,000 images
+Found:     4,000 CIFAR-10 images (3,600 to train on, 400 dev, 1,000 test), a ViT of 4 blocks of
+           width 96, patch 8: scratch 49.7, after MAE 53.4 % top-1, means of five seeds; paired
+           difference +3.7 points, 95 % interval +2.5 to +4.9. The larger of the two rates won on
+           dev in all ten searches.
+Fair:      the same images, labels and epochs, and two learning rates each, chosen on dev for every
+           seed; only the start differs. MAE sees the training images 150 times more, without
            labels: that is what is asked.
 """
 
@@ -31,7 +36,7 @@ from studies.spec import Cell, Stage, Study
 
 SEEDS = (0, 1, 2, 3, 4)
 BASE_LRS = (1e-3, 3e-3)
-ENCODER = EncoderConfig(width=96, depth=4, num_heads=3, patch_size=4, name="w96")
+ENCODER = EncoderConfig(width=96, depth=4, num_heads=3, patch_size=8, name="w96")
 PRETRAIN_EPOCHS = 150
 FINETUNE_EPOCHS = 30
 EXECUTION = Execution(loader_threads=1)
