@@ -1,6 +1,6 @@
 """Print what the probe on kept features saves over the paper's linear probe, and what it misses.
 
-Run: make bench-feature-probe (about 8 minutes on 2 cores)
+Run: make bench-feature-probe (about 15 minutes on 2 cores)
 Both see scikit-learn's digits for 90 epochs. The paper's protocol encodes a new random crop of
 each image in every epoch; the other keeps one vector per image and trains a grid of 28 heads.
 Bar: the grid, the encoding of its features included, is 20 times cheaper.
