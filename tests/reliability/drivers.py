@@ -70,17 +70,17 @@ def main() -> int:
     return section.finish(options.json)
 
 
-def command(folder: Path, store: Path) -> list[str]:
+def command(folder: Path, store: Path, study: str = "twelve", *more: str) -> list[str]:
     """The command that is repeated."""
-    run = [sys.executable, "-m", "orchestrator.cli", "run", str(folder / "twelve.py")]
-    return [*run, "--store", str(store), "--no-report", "--quiet"]
+    run = [sys.executable, "-m", "orchestrator.cli", "run", str(folder / f"{study}.py")]
+    return [*run, "--store", str(store), "--no-report", "--quiet", *more]
 
 
 class Watched:
     """A driver, and every process that it or its children ever started."""
 
-    def __init__(self, folder: Path, store: Path) -> None:
-        self.driver = psutil.Popen(command(folder, store))
+    def __init__(self, folder: Path, store: Path, study: str = "twelve", *more: str) -> None:
+        self.driver = psutil.Popen(command(folder, store, study, *more))
         self.family: set[psutil.Process] = set()
 
     def wait(self, timeout_s: float) -> int | None:

@@ -30,6 +30,7 @@ SECTIONS: dict[str, str] = {
     "elastic": "elastic.py",
     "preemption": "preemption.py",
     "drivers": "drivers.py",
+    "sweeps": "sweeps.py",
     "hangs": "hangs.py",
     "numerics": "numerics.py",
     "tracking": "tracking.py",
