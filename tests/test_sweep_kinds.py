@@ -28,6 +28,7 @@ from studies.errors import StudyError
 from studies.spec import Choices, Range, Study, Sweep
 from studies.sweeps import combinations, mean_ranks, pareto_front
 
+ROOT = Path(__file__).resolve().parent.parent
 RATIO = "pretrain.mask_ratio"
 SMALL = (
     Choices(key=RATIO, values=(0.5, 0.625, 0.75)),
@@ -278,6 +279,34 @@ def test_a_cell_of_a_size_that_is_not_searched_has_no_winner() -> None:
 def test_a_study_with_every_field_survives_the_store() -> None:
     study = replace(sized_study(), sweep=sized(sampler="gp", repeat_seeds=(7,), transfer=False))
     assert study_from_plain(to_plain(study)) == study
+
+
+def test_the_example_of_the_document_is_a_study_without_objections() -> None:
+    blocks = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8").split("```")
+    names: dict[str, Any] = {}
+    exec(next(b for b in blocks if b.startswith("python")).removeprefix("python"), names)
+    study = names["study"]()
+    assert len(study.sweep.sizes) == 3 and study.sweep.protocols == ("knn", "linear_probe")
+    assert not {"sweep-seed", "sweep-budget"} & {f.code for f in check_study(study)}
+
+
+def test_a_journal_with_a_trial_that_was_never_asked_for_is_rebuilt(tmp_path: Path) -> None:
+    """Killed between queueing a transferred setting and asking for it."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    bench = Bench(tmp_path)
+    drive(bench, bench.driver(), until=2)
+    before = bench.settings()
+    storage = JournalStorage(JournalFileBackend(str(bench.journal)))
+    study = optuna.load_study(study_name=bench.trials.sweep_hash, storage=storage)
+    study.enqueue_trial({RATIO: 0.55})
+    driver = bench.driver()
+    drive(bench, driver)
+    assert driver.num_finished == len(bench.scores()) == len(bench.settings()) == 6
+    assert before.items() <= bench.settings().items()
+    assert 0.55 not in [s[RATIO] for s in bench.settings().values()]
 
 
 def test_checks_know_what_a_sweep_may_hide() -> None:
