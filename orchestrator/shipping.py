@@ -25,7 +25,7 @@ from typing import Any
 
 from orchestrator.errors import StoreError
 from orchestrator.journal import Entry, StageReader
-from orchestrator.tracking import Point, RunInfo, Target, Tracker
+from orchestrator.tracking import Point, RunInfo, Table, Target, Tracker
 from orchestrator.tracking_uri import without_credentials
 
 SHIP_EVERY_S = 1.0
@@ -56,7 +56,10 @@ class Item:
     """Results."""
     attempt: int = 0
     """The attempt that the results are of."""
+    ended_ms: int = 0
+    """When the run ended, Unix milliseconds; 0: now."""
     report: Path | None = None
+    tables: dict[str, Table] = field(default_factory=dict)
 
     def after(self, older: Item | None) -> Item:
         """This item, with what only an older one of the same run says: nothing said is lost."""
@@ -283,7 +286,7 @@ class _ShipLoop:
         curves = self._follow(tracker, item)
         self._ship(tracker, curves)
         tracker.tags(curves.run_id, item.tags)
-        tracker.finish(curves.run_id, "FAILED")
+        tracker.finish(curves.run_id, "FAILED", item.ended_ms)
 
     def _do_done(self, tracker: Tracker, item: Item) -> None:
         run_id = tracker.run(item.info)
@@ -294,7 +297,7 @@ class _ShipLoop:
             drawn = curves.reader.keys
             tracker.metrics(run_id, deque(p for p in points if p.key not in drawn))
             tracker.tags(run_id, item.tags)
-            tracker.finish(run_id)
+            tracker.finish(run_id, ended_ms=item.ended_ms)
             self._marks.add(run_id, item.attempt, item.info.identity)
         else:
             tracker.tags(run_id, item.tags)  # a decision may have come after the results
@@ -304,15 +307,19 @@ class _ShipLoop:
         run_id = tracker.run(item.info)
         tracker.metrics(run_id, deque(_points(item.entry)))
         tracker.tags(run_id, item.tags)
-        tracker.finish(run_id)
+        tracker.finish(run_id, ended_ms=item.ended_ms)
 
     def _do_note(self, tracker: Tracker, item: Item) -> None:
         tracker.tags(tracker.run(item.info), item.tags)
 
     def _do_study(self, tracker: Tracker, item: Item) -> None:
+        run_id = tracker.run(item.info)
+        tracker.metrics(run_id, deque(_points(item.entry)))
+        tracker.tables(run_id, item.tables)
+        tracker.tags(run_id, item.tags)
         if item.report is not None:
-            tracker.artifacts(tracker.study_run, item.report, "report")
-        tracker.finish(tracker.study_run)
+            tracker.artifacts(run_id, item.report, "report")
+        tracker.finish(run_id, ended_ms=item.ended_ms)
 
     def _follow(self, tracker: Tracker, item: Item) -> _Curves:
         identity, run_id = item.info.identity, tracker.run(item.info)

@@ -14,20 +14,31 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from cluster.verdict import Verdict
+from orchestrator.datasets import Datasets
+from orchestrator.generations import Generation, generations, milliseconds
 from orchestrator.journal import Entry
 from orchestrator.observer import Observer
 from orchestrator.plan import Plan, PlannedStage
-from orchestrator.records import DoneRecord, Records, stage_key
+from orchestrator.records import DoneRecord, Records
 from orchestrator.results import axes_of, make_rows
+from orchestrator.run_data import data_use
+from orchestrator.run_values import (
+    axes,
+    cell_metrics,
+    final_results,
+    numeric,
+    protocols,
+    settings,
+)
 from orchestrator.shipping import PATIENCE_S, End, Item, ship
 from orchestrator.store import Store
-from orchestrator.tasks import Task, code_version
+from orchestrator.study_values import study_values
+from orchestrator.tasks import Task
 from orchestrator.tracking import (
     STUDY,
     RunInfo,
@@ -39,21 +50,6 @@ from orchestrator.tracking import (
 from orchestrator.tracking_uri import check_uri, without_credentials
 from studies.results import ResultRow
 
-AXES = (
-    "size",
-    "encoder_params",
-    "total_params",
-    "duration",
-    "epochs",
-    "steps",
-    "images_seen",
-    "mask_ratio",
-    "decoder_depth",
-    "decoder_width",
-    "seed",
-    "pretrain_flops",
-)
-"""Copied onto every run: MLflow's filters and charts see only a run's own values."""
 STALL_S = 60.0
 """A shipper that is told to end and makes no progress for this long is killed."""
 INTERRUPTED_PATIENCE_S = 5.0
@@ -74,9 +70,18 @@ class Tracking(Observer):
     """
 
     def __init__(
-        self, store: Store, plan: Plan, uri: str | None, warn: Callable[[str], None] | None = None
+        self,
+        store: Store,
+        plan: Plan,
+        uri: str | None,
+        warn: Callable[[str], None] | None = None,
+        datasets: Datasets | None = None,
     ) -> None:
-        self._records, self._plan = Records(store), plan
+        self._records, self._plan, self._datasets = (
+            Records(store),
+            plan,
+            datasets or Datasets(store),
+        )
         self.uri = uri or default_uri(store)
         root = artifact_root(store) if uri is None else None
         if root is not None:
@@ -89,11 +94,13 @@ class Tracking(Observer):
                 question=study.question,
                 artifacts=root,
                 store=store,
+                started_ms=first_run_ms(store, study.name),
             )
         )
         if self._shipper.absent:
             (warn or _warn)(absence_text(self.uri, self._shipper.absent))
         self.problem: str | None = None
+        self._known: dict[str, list[Generation]] | None = None
 
     @staticmethod
     def default(store: Store) -> str:
@@ -113,7 +120,7 @@ class Tracking(Observer):
 
     def stage_done(self, task: Task, record: DoneRecord) -> None:
         """Log its results; the cell's run follows with `sync`."""
-        self._ship_done(task.planned, record)
+        self._ship(task.planned, self._generations(task.key)[-1])
 
     def attempt_failed(self, task: Task, verdict: Verdict) -> None:
         """Note the cause."""
@@ -122,135 +129,183 @@ class Tracking(Observer):
 
     def decided(self, task: Task, decision: Mapping[str, Any]) -> None:
         """Note it, as the store has it."""
-        self._send("note", task, self._decision_tags(task.key))
+        self._send("note", task, {})
 
     def tick(self, tasks: dict[str, Task]) -> None:
         """See to the shipper; it has its own clock."""
         self._shipper.tend()
 
     def sync(self, plan: Plan, records: Records, report: Path | None) -> None:
-        """Make runs of everything that is done, whoever did it when, and attach the report."""
-        rows = {(r.cell, r.stage): r for r in make_rows(plan, records)}
-        for planned in plan.stages:
-            if planned.record is not None:
-                self._ship_done(planned, planned.record)
+        """Make runs of everything that is done or was tried, and attach the report."""
+        rows = self.sync_cells(plan)
+        values = study_values(plan, records, rows, report)
+        self._shipper.send(
+            Item(
+                action="study",
+                info=RunInfo(name=plan.study.name, level="study", identity=STUDY),
+                entry=Entry(0, values.at_ms, 0, values.metrics),
+                tags=values.tags,
+                tables=values.tables,
+                report=report,
+                ended_ms=max((milliseconds(r.finished_at or "") for r in rows), default=0),
+            )
+        )
+
+    def sync_cells(self, plan: Plan) -> list[ResultRow]:
+        """Make runs of the cells and stages of a plan; return what they measured."""
+        self._plan, self._known = plan, {}
+        made = make_rows(plan, self._records)
+        rows: dict[tuple[str, str], ResultRow] = {}
+        for row in made:  # a stage's own row comes before those of its conditions
+            rows.setdefault((row.cell, row.stage), row)
         by_cell: dict[str, list[PlannedStage]] = {}
         for planned in plan.stages:
+            for generation in self._generations(planned.identity.science_hash):
+                self._ship(planned, generation)
             by_cell.setdefault(planned.cell.address, []).append(planned)
         for stages in by_cell.values():
             self._ship_cell(stages, rows)
-        info = RunInfo(name=plan.study.name, level="study", identity=STUDY)
-        self._shipper.send(Item(action="study", info=info, report=report))
+        self._known = None
+        return made
+
+    def _generations(self, science_hash: str) -> list[Generation]:
+        """Of a stage; while all are shipped, each is read from the store once."""
+        if self._known is None:
+            return generations(self._records, science_hash)
+        if science_hash not in self._known:
+            self._known[science_hash] = generations(self._records, science_hash)
+        return self._known[science_hash]
 
     def _send(self, action: str, task: Task, tags: dict[str, Any]) -> None:
-        attempts = self._attempt_dirs(task.key, task.attempt)
-        info = self._stage_info(task.planned)
-        self._shipper.send(Item(action=action, info=info, attempts=attempts, tags=tags))
-
-    def _decision_tags(self, science_hash: str) -> dict[str, str]:
-        """The last decision about a stage, and how many there have been, under any driver."""
-        last = self._records.store.last_numbered(f"{stage_key(science_hash)}/decisions")
-        return (
-            {} if last is None else {"decision": decision_text(last[1]), "decisions": str(last[0])}
-        )
-
-    def _set_aside(self, science_hash: str) -> int:
-        """Number of the stage's last attempt whose result was set aside; 0 if none was."""
-        aside = self._records.store.last_numbered(f"{stage_key(science_hash)}/superseded")
-        return int(aside[1]["attempt"]) if aside else 0
-
-    def _identity(self, science_hash: str) -> str:
-        """What a stage's run is found by; what was done after a result was set aside is another.
-
-        Their curves have the same keys and steps, which one run would hold twice.
-        """
-        aside = self._set_aside(science_hash)
-        return f"stage:{science_hash}" + (f":after-{aside}" if aside else "")
-
-    def _attempt_dirs(self, science_hash: str, last: int) -> tuple[Path, ...]:
-        """Directories of the attempts that led to attempt `last`, oldest first.
-
-        Attempts of a result that was set aside belong to another curve.
-        """
-        numbers = range(min(1 + self._set_aside(science_hash), last), last + 1)
-        return tuple(self._records.attempt_dir(science_hash, n) for n in numbers)
-
-    def _ship_done(self, planned: PlannedStage, record: DoneRecord) -> None:
-        costs = {"seconds": record.seconds, "stage_flops": planned.cost.flops}
-        results = final_results(record.metrics) | numeric(costs)
+        generation = self._generations(task.key)[-1]
+        last = max(task.attempt, generation.last)
         self._shipper.send(
             Item(
-                action="done",
-                info=self._stage_info(planned),
-                attempts=self._attempt_dirs(record.science_hash, record.attempt),
-                entry=Entry(0, _ms(record.finished_at), 0, results),
-                attempt=record.attempt,
-                tags={"state": "done", "attempts": record.attempt}
-                | exactness(record)
-                | self._decision_tags(record.science_hash),
+                action=action,
+                info=self._stage_info(task.planned, generation),
+                attempts=self._attempt_dirs(generation, last),
+                tags=decision_tags(generation) | tags,
+                ended_ms=milliseconds(generation.ended_at),
+            )
+        )
+
+    def _attempt_dirs(self, generation: Generation, last: int) -> tuple[Path, ...]:
+        """Directories of the attempts that led to attempt `last`, oldest first."""
+        numbers = range(min(generation.after + 1, last), last + 1)
+        return tuple(self._records.attempt_dir(generation.science_hash, n) for n in numbers)
+
+    def _ship(self, planned: PlannedStage, generation: Generation) -> None:
+        """Make the run of a generation as it stands; none if nothing ever happened to it."""
+        record = generation.record
+        if record is None and not generation.attempts and not generation.decisions:
+            return
+        actions = {"done": "done", "running": "follow"}
+        action = actions.get(generation.state, "failed") if generation.attempts else "note"
+        entry, tags = None, decision_tags(generation)
+        if generation.attempts or record is not None:
+            tags |= {"state": generation.state, "attempts": str(generation.last)}
+        if generation.last_message:
+            tags["last_message"] = generation.last_message[:MAX_TAG]
+        if record is not None:
+            action = "done"
+            costs = {"seconds": record.seconds, "stage_flops": planned.cost.flops}
+            results = final_results(record.metrics) | numeric(costs)
+            entry = Entry(0, milliseconds(record.finished_at), 0, results)
+            tags |= exactness(record)
+        self._shipper.send(
+            Item(
+                action=action,
+                info=self._stage_info(planned, generation),
+                attempts=self._attempt_dirs(generation, generation.last),
+                entry=entry,
+                attempt=generation.last,
+                tags=tags,
+                ended_ms=milliseconds(generation.ended_at),
             )
         )
 
     def _ship_cell(
         self, stages: list[PlannedStage], rows: dict[tuple[str, str], ResultRow]
     ) -> None:
-        metrics: dict[str, float] = {}
-        finished = 0
-        for planned in stages:
-            row = rows.get((planned.cell.address, planned.stage.name))
-            if row is None:
-                continue
-            finished = max(finished, _ms(row.finished_at or ""))
-            values = {"top1": row.top1, "top5": row.top5, "loss": row.loss, "seconds": row.seconds}
-            metrics |= numeric({f"{row.stage}.{k}": v for k, v in values.items()})
-        if metrics:
-            complete = len(stages) == sum((s.cell.address, s.stage.name) in rows for s in stages)
-            self._shipper.send(
-                Item(
-                    action="result",
-                    info=self._cell_info(stages),
-                    entry=Entry(0, finished, 0, metrics),
-                    tags={"state": "done" if complete else "partial"},
-                )
+        metrics = cell_metrics(stages, rows)
+        if not metrics:
+            return
+        done = [r for s in stages if (r := rows.get((s.cell.address, s.stage.name)))]
+        finished = max(milliseconds(row.finished_at or "") for row in done)
+        self._shipper.send(
+            Item(
+                action="result",
+                info=self._cell_info(stages),
+                entry=Entry(0, finished, 0, metrics),
+                tags={"state": "done" if len(done) == len(stages) else "partial"},
+                ended_ms=finished,
             )
+        )
 
     def _cell_info(self, stages: list[PlannedStage]) -> RunInfo:
         cell = stages[0].cell
         hashes = "".join(s.identity.science_hash for s in stages)
         key = hashlib.sha256(hashes.encode()).hexdigest()[:16]
+        begun = [
+            self._generations(s.identity.science_hash)[-1] for s in stages if s.record is not None
+        ]
+        tags = self._tags(stages[0]) | {"role": cell.role} | protocols(stages)
+        commits = [g.commit for g in begun if g.commit]
         return RunInfo(
             name=cell.address,
             level="cell",
             identity=f"cell:{cell.address}:{key}",
-            tags=self._tags(stages[0]) | {"role": cell.role},
-            params=self._axes(stages[0]),
+            tags=tags | ({"commit": commits[-1]} if commits else {}),
+            params=axes(self._plan, stages[0]),
+            data=data_use(stages[-1], self._datasets),
+            started_ms=min((milliseconds(g.started_at) for g in begun if g.started_at), default=0),
         )
 
-    def _stage_info(self, planned: PlannedStage) -> RunInfo:
+    def _stage_info(self, planned: PlannedStage, generation: Generation) -> RunInfo:
         tags = self._tags(planned) | {
             "stage": planned.stage.name,
             "kind": planned.stage.kind,
+            "protocol": planned.stage.recipe.protocol,
             "role": planned.cell.role,
             "science_hash": planned.identity.science_hash,
         }
+        if generation.commit:
+            tags["commit"] = generation.commit
         parents = planned.identity.science["parents"]
         return RunInfo(
             name=planned.address,
             level="stage",
-            identity=self._identity(planned.identity.science_hash),
+            identity=generation.identity,
             tags=tags,
-            params=self._axes(planned) | {"kind": planned.stage.kind},
-            upstream=self._identity(parents[0]) if parents else None,
+            params=axes(self._plan, planned),
+            settings=settings(planned),
+            data=data_use(planned, self._datasets),
+            upstream=self._upstream(parents[0], generation.started_at) if parents else None,
+            started_ms=milliseconds(generation.started_at),
         )
 
-    def _tags(self, planned: PlannedStage) -> dict[str, str]:
-        code = code_version()
-        tags = {"study": self._plan.study.name, "cell": planned.cell.address}
-        return tags | ({"commit": code["commit"]} if code else {})
+    def _upstream(self, parent: str, started_at: str) -> str:
+        """Identity of the parent's result that a stage begun at that time read."""
+        found = self._generations(parent)
+        before = [g for g in found if g.record is not None and g.ended_at <= started_at]
+        return (before or found)[-1].identity
 
-    def _axes(self, planned: PlannedStage) -> dict[str, Any]:
-        axes = axes_of(planned.cell, self._plan.planner)
-        return {name: axes[name] for name in AXES if name in axes}
+    def _tags(self, planned: PlannedStage) -> dict[str, str]:
+        tags = {"study": self._plan.study.name, "cell": planned.cell.address}
+        size = axes_of(planned.cell, self._plan.planner).get("size")
+        return tags | ({"size": str(size)} if size else {})
+
+
+def first_run_ms(store: Store, study: str) -> int:
+    """When a study was first run; 0 if it never was."""
+    first = store.read_json(f"studies/{study}/lease/000001.json") or {}
+    return milliseconds(str(first.get("since", "")))
+
+
+def decision_tags(generation: Generation) -> dict[str, str]:
+    """The last decision about a stage, and how many there have been, under any driver."""
+    found = generation.decisions
+    return {"decision": decision_text(found[-1]), "decisions": str(len(found))} if found else {}
 
 
 def absence_text(uri: str, reason: str) -> str:
@@ -281,25 +336,6 @@ def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def final_results(metrics: dict[str, Any]) -> dict[str, float]:
-    """A stage's results under names that no curve has, and those that people sort by as they are.
-
-    A curve's own key would get its last value once more, at step 0.
-    """
-    values = numeric(metrics)
-    plain = {k: values[k] for k in ("top1", "top5") if k in values}
-    return {f"final.{k}": v for k, v in values.items()} | plain
-
-
-def numeric(values: dict[str, Any]) -> dict[str, float]:
-    """The entries that are numbers."""
-    return {
-        k: float(v)
-        for k, v in values.items()
-        if isinstance(v, int | float) and not isinstance(v, bool)
-    }
-
-
 def sync_key(uri: str, plan: Plan) -> str:
     """Store key that says that this state of the study is in that MLflow.
 
@@ -309,10 +345,6 @@ def sync_key(uri: str, plan: Plan) -> str:
     state = json.dumps([uri, database_stamp(uri, plan.study.name), done])
     digest = hashlib.sha256(state.encode()).hexdigest()[:16]
     return f"tracking/synced/{plan.study.name}/{digest}.json"
-
-
-def _ms(iso: str) -> int:
-    return int(datetime.fromisoformat(iso).timestamp() * 1000) if iso else 0
 
 
 class Shipper:

@@ -1,9 +1,10 @@
 """The one file that knows MLflow: what the store holds, shipped so that people can compare it.
 
 One experiment per study, one study run, and beneath it one run per cell (results of all its
-evaluations) and one per stage (training curves, attempts), told apart by the tag `level`. Ranks
-write journals and never talk to MLflow; the driver's shipper process replays them with their own
-timestamps, which makes shipping twice the same as shipping once.
+evaluations, one point of a curve) and one per stage (training curves, attempts, settings), told
+apart by the tag `level`; data sets are inputs of runs, and encoders that a user names are models.
+Ranks write journals and never talk to MLflow; the driver's shipper process replays them with their
+own timestamps, which makes shipping twice the same as shipping once.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import getpass
+import json
 import os
 import shutil
 import sqlite3
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -33,6 +35,22 @@ PAGE = 200
 REQUEST_TIMEOUT_S = 10
 STUDY = "study"
 """Identity of the study run."""
+PARAMS = 100
+"""Params in one request; the server's limit."""
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": (
+        "One run per cell (`tags.level = 'cell'`): a point of a curve, with its axes as params and "
+        "metrics and its final accuracies as `knn_top1`, `linear_probe_top1`, `finetune_top1` ...; "
+        "what they mean is in the tags `protocol.*`. One run per stage (`tags.level = 'stage'`): "
+        "curves of its training, all settings as params, its data set. The study run "
+        "(`tags.level = 'study'`): report, results table, checks, laws, predictions. To compare: "
+        "filter `tags.level = 'cell' and tags.role = 'grid'`, select all, Compare."
+    ),
+}
+"""What the page of an experiment says; the kind opens the runs, not traces of language models."""
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""Where MLflow notes which artifacts are tables."""
 
 
 def default_uri(store: Store) -> str:
@@ -50,6 +68,10 @@ def artifact_root(store: Store) -> Path:
     return store.path("tracking/artifacts")
 
 
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+"""Names of columns, and rows of JSON values."""
+
+
 class Point(NamedTuple):
     """One value of a curve."""
 
@@ -57,6 +79,22 @@ class Point(NamedTuple):
     value: float
     timestamp_ms: int
     step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataUse:
+    """A data set as the input of a run."""
+
+    name: str
+    digest: str
+    source: str
+    """Path or address, as the study names it."""
+    context: str
+    """`training` or `evaluation`."""
+    profile: dict[str, Any]
+    """Counts of the whole set, before a study cuts it; the whole fingerprint."""
+    cut: dict[str, Any]
+    """What this run saw of it: images by split, and the seeds of the cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +108,13 @@ class RunInfo:
     """Unique within the experiment: the run is found again by it."""
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Further params, which are no axes."""
+    data: DataUse | None = None
     upstream: str | None = None
     """Identity of the run whose output this one reads."""
+    started_ms: int = 0
+    """When it began, Unix milliseconds; 0: now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +128,8 @@ class Target:
     """Artifact root for a database that has no server of its own."""
     store: Store
     """Where the shipper remembers what has arrived."""
+    started_ms: int = 0
+    """When the study was first run; 0: now."""
 
 
 class Tracker:
@@ -108,8 +153,9 @@ class Tracker:
         self.remove_doubles()
         tags = {"study": target.study, "mlflow.note.content": target.question}
         self.study_run = self.run(
-            RunInfo(name=target.study, level="study", identity=STUDY, tags=tags)
-        )
+            RunInfo(name=target.study, level="study", identity=STUDY, tags=tags,
+                    started_ms=target.started_ms)
+        )  # fmt: skip
 
     def _get_experiment(self, artifacts: Path | None) -> str:
         name = experiment_name(self._study)
@@ -117,7 +163,9 @@ class Tracker:
         if found is not None:
             return str(found.experiment_id)
         location = None if artifacts is None else artifacts.as_uri()
-        return str(self._client.create_experiment(name, artifact_location=location))
+        return str(
+            self._client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
+        )
 
     def remove_doubles(self) -> None:
         """Look all runs up; of those made twice, keep the one that is in use.
@@ -167,7 +215,8 @@ class Tracker:
                 tags["mlflow.parentRunId"] = self.study_run
             if info.upstream in self._runs:
                 tags["upstream_run_id"] = self._runs[info.upstream].info.run_id
-            run = self._client.create_run(self._experiment, tags=tags)
+            started = info.started_ms or None
+            run = self._client.create_run(self._experiment, start_time=started, tags=tags)
             self._runs[info.identity] = run
             self._progress()
         if info.identity not in self._described:
@@ -176,15 +225,21 @@ class Tracker:
         return str(run.info.run_id)
 
     def _describe(self, run: Any, info: RunInfo) -> None:
-        """Add the params and x-axes that a run lacks: who made it may have been cut short."""
+        """Add params, x-axes and data that a run lacks: who made it may have been cut short."""
         from mlflow.entities import Metric, Param
 
         params = {k: v for k, v in info.params.items() if v is not None}
         axes = {k: float(v) for k, v in params.items() if isinstance(v, int | float)}
         metrics = [Metric(k, v, 0, 0) for k, v in axes.items() if k not in run.data.metrics]
-        new = [Param(k, str(v)) for k, v in params.items() if k not in run.data.params]
-        if metrics or new:
-            self._client.log_batch(run.info.run_id, metrics=metrics, params=new[:100])
+        known = run.data.params
+        new = [Param(k, str(v)) for k, v in (info.settings | params).items() if k not in known]
+        for first in range(0, max(len(new), len(metrics)), PARAMS):
+            part = slice(first, first + PARAMS)
+            self._client.log_batch(run.info.run_id, metrics=metrics[part], params=new[part])
+            self._progress()
+        inputs = getattr(run, "inputs", None)
+        if info.data is not None and not (inputs and inputs.dataset_inputs):
+            self._client.log_inputs(run.info.run_id, datasets=[_data_input(info.data)])
             self._progress()
 
     def arrived(self, run_id: str) -> set[tuple[str, int]]:
@@ -223,15 +278,42 @@ class Tracker:
         self._client.update_run(run_id, "RUNNING")
         self._progress()
 
-    def finish(self, run_id: str, status: str = "FINISHED") -> None:
+    def finish(self, run_id: str, status: str = "FINISHED", ended_ms: int = 0) -> None:
         """Set a run's status explicitly; left alone it would stay RUNNING for ever."""
-        self._client.set_terminated(run_id, status)
+        self._client.set_terminated(run_id, status, end_time=ended_ms or None)
         self._progress()
 
     def artifacts(self, run_id: str, directory: Path, name: str) -> None:
         """Attach a directory to a run."""
         self._client.log_artifacts(run_id, str(directory), name)
         self._progress()
+
+    def tables(self, run_id: str, tables: dict[str, Table]) -> None:
+        """Attach tables as `mlflow.log_table` does, each in place of an earlier one.
+
+        `log_table` itself would add the rows to those that are there.
+        """
+        for name, (columns, rows) in tables.items():
+            content = {"columns": list(columns), "data": [list(row) for row in rows]}
+            self._client.log_dict(run_id, content, f"{name}.json")
+            self._progress()
+        if tables:
+            listed = [{"path": f"{name}.json", "type": "table"} for name in sorted(tables)]
+            self.tags(run_id, {TABLES_TAG: json.dumps(listed)})
+
+
+def _data_input(use: DataUse) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=use.name,
+        digest=use.digest,
+        source_type="local" if "://" not in use.source else use.source.partition("://")[0],
+        source=json.dumps({"uri": use.source}),
+        profile=json.dumps(use.profile),
+    )
+    tags = {"mlflow.data.context": use.context} | use.cut
+    return DatasetInput(dataset, [InputTag(k, str(v)) for k, v in tags.items()])
 
 
 def _quiet_client(uri: str) -> Any:

@@ -144,7 +144,9 @@ class Trials:
         values = {n: v if isinstance(v, tuple) else (v,) for n, v in scored.items()}
         at = self.sweep.protocols.index(self.sweep.objective)
         ranks = mean_ranks(values) if self.sweep.rule == "mean_rank" else dict.fromkeys(values, 0.0)
-        best = min(values, key=lambda n: (ranks[n], -values[n][at], n))
+        # Of equals by the objective, one that no other beats by another protocol.
+        front = pareto_front(values)
+        best = min(front, key=lambda n: (ranks[n], -values[n][at], n))
         winner: dict[str, Any] = {
             "trial": best,
             "settings": self.settings(best),
@@ -159,7 +161,7 @@ class Trials:
                 "values": self._named(values[best]),
                 "front": [
                     {"trial": n, "settings": self.settings(n), "values": self._named(values[n])}
-                    for n in pareto_front(values)
+                    for n in front
                 ],
             }
         self._store.create_json(self._winner_key, winner)

@@ -174,8 +174,8 @@ class Sweep:
     """Stages of `base` that are maximised together, `objective` among them: the decision keeps
     their Pareto front. None: `objective` alone."""
     rule: Rule = "objective"
-    """Which trial wins: `objective`: the best by that protocol; `mean_rank`: the one with the best
-    mean rank over `objectives`, ties by `objective`."""
+    """Which trial of the front wins: `objective`: the best by that protocol; `mean_rank`: the one
+    with the best mean rank over `objectives`, ties by `objective`."""
     sampler: Sampler = "tpe"
     """`tpe`: Tree-structured Parzen Estimator (Bergstra et al. 2011), running trials taken for bad;
     `gp`: Gaussian process; `random`; `grid`: all combinations, in an order drawn by `seed`."""

@@ -82,6 +82,16 @@ def test_several_protocols_are_one_search_with_a_front(tmp_path: Path) -> None:
     assert bench.trials.winner() == winner
 
 
+def test_the_winner_is_on_the_front_where_its_own_protocol_ties(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, **{f: getattr(two_protocols(), f) for f in ("base", "objectives")})
+    driver = bench.driver()
+    values = ((50.0, 80.0), (60.0, 80.0), (60.0, 80.0), (70.0, 70.0), (1.0, 1.0), (2.0, 2.0))
+    for number, pair in zip(driver.ask(6), values, strict=True):
+        driver.tell(number, bench.finish_all(number, pair))
+    winner = bench.trials.decide(bench.trials.values(bench.records))
+    assert winner["trial"] == 1 and [p["trial"] for p in winner["front"]] == [1, 2, 3]
+
+
 def test_a_trial_counts_when_every_protocol_has_scored_it(tmp_path: Path) -> None:
     bench = Bench(tmp_path, **{f: getattr(two_protocols(), f) for f in ("base", "objectives")})
     (number,) = bench.driver().ask(1)
@@ -182,7 +192,7 @@ def test_a_winner_per_size_flows_into_its_cells_and_is_tried_first_at_the_next(
     seeds = {s.stage.recipe.seed for s in plan.work if s.cell.address.endswith("/s11")}
     assert seeds == {11}
     text = " ".join(sweep_texts(searches(plan, records)))
-    assert "N2: the setting that won at the size before comes" in text
+    assert "N2: the setting that won at the size before is number" in text
     shown = plan_json(plan)
     assert shown["sweep"] is None and [s["size"] for s in shown["sweeps"]] == ["N1", "N2"]
 

@@ -19,10 +19,11 @@ from orchestrator.errors import TrackingError
 from orchestrator.journal import JOURNAL_FILE, Entry, JournalWriter, StageReader
 from orchestrator.plan import Plan, make_plan
 from orchestrator.records import DoneRecord, Records
+from orchestrator.run_values import final_results
 from orchestrator.shipping import Item
 from orchestrator.store import LocalStore
 from orchestrator.tasks import Task
-from orchestrator.tracked import Shipper, Tracking, decision_text, final_results, sync_key
+from orchestrator.tracked import Shipper, Tracking, decision_text, sync_key
 from orchestrator.tracking import STUDY, RunInfo, Target, database_exists, default_uri
 from orchestrator.tracking_uri import check_uri, without_credentials
 from studies.catalog import quickstart
@@ -152,9 +153,9 @@ def test_only_what_is_still_missing_is_reported(target: Target, tmp_path: Path) 
     done(for_a_while.parent, {})(shipper)
     done(for_good.parent, {}, identity="stage:2")(shipper)
     cell = replace(STAGE, identity="cell:1")
-    shipper.send(Item(action="result", info=cell, entry=Entry(0, 1000, 0, {"knn.top1": 1.0})))
+    shipper.send(Item(action="result", info=cell, entry=Entry(0, 1000, 0, {"knn_top1": 1.0})))
     deadline = time.monotonic() + 20
-    while not arrived(target, "cell:1", "knn.top1") and time.monotonic() < deadline:
+    while not arrived(target, "cell:1", "knn_top1") and time.monotonic() < deadline:
         time.sleep(0.2)
     for_a_while.rmdir()
     journal(for_a_while.parent, {1: 0.5})
@@ -280,7 +281,7 @@ def check_synced(uri: str, plan: Plan) -> None:
         assert expected.items() <= run.data.metrics.items()
         assert run.info.status == "FINISHED" and run.data.tags["attempts"] == "2"
     cell = next(r for r in found.values() if r.data.tags["level"] == "cell")
-    assert cell.data.metrics["knn.top1"] == 50.0 and cell.data.tags["state"] == "done"
+    assert cell.data.metrics["knn_top1"] == 50.0 and cell.data.tags["state"] == "done"
 
 
 def test_a_retried_stage_has_the_curve_of_its_attempts(database: str, tmp_path: Path) -> None:

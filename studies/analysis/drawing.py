@@ -64,10 +64,14 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """One legend below the axes, at most four entries a line."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
+def legend(figure: Figure, *panels: Axes) -> None:
+    """One legend of all panels below them, each label once, at most four entries a line."""
+    named: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    if named:
+        labels, handles = list(named), list(named.values())
         columns = math.ceil(len(handles) / math.ceil(len(handles) / 4))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 

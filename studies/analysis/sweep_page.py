@@ -95,7 +95,7 @@ def _trials(searches: Sequence[Search]) -> Drawing:
         axes.set_xlabel("trial")
         axes.set_ylabel(f"{search.objective} on dev (%)")
         axes.grid(True)
-    legend(figure, panels[0])
+    legend(figure, *panels)
     return finish(
         figure,
         "sweep-trials",
@@ -238,12 +238,16 @@ def sweep_texts(searches: Sequence[Search]) -> list[str]:
         texts += _texts_of(search)
     texts += [f"{short(t.key).capitalize()}: {t.verdict}{_slope(t)}." for t in _trends(searches)]
     for moved in transfers(searches):
-        verdict = {True: "it is within noise of the best, so the transfer holds",
-                   False: "it is beaten by more than noise, so the transfer does not hold",
-                   None: "no noise is known to judge it by"}[moved.holds]  # fmt: skip
+        verdict = {
+            True: "it cannot be told from the best, which does not contradict the transfer",
+            False: "it is beaten by more than noise: the transfer does not hold",
+            None: "no noise is known to judge it by",
+        }[moved.holds]
+        margin = "" if moved.margin is None else f" (noise margin {moved.margin:.1f})"
         texts.append(
-            f"{moved.label}: the setting that won at the size before comes "
-            f"{moved.rank}. of all trials, {moved.behind:.1f} points below the best: {verdict}."
+            f"{moved.label}: the setting that won at the size before is number {moved.rank} of "
+            f"{moved.num_trials} trials, {moved.behind:.1f} points below the best{margin}: "
+            f"{verdict}."
         )
     journals = [s.journal for s in searches if s.journal and s.trials]
     if journals:
@@ -276,8 +280,11 @@ def _texts_of(search: Search) -> list[str]:
             "seed adds to it; name repeat_seeds to measure it."
         )
     if len(search.protocols) > 1:
-        rule = "the best mean rank" if search.rule == "mean_rank" else f"by {search.objective}"
-        texts.append(f"{name}{len(search.front)} trials on the Pareto front; the winner is {rule}.")
+        by_rank = search.rule == "mean_rank"
+        rule = "of the best mean rank" if by_rank else f"that is best by {search.objective}"
+        count = len(search.front)
+        trials = f"{count} trial{'s' if count != 1 else ''}"
+        texts.append(f"{name}{trials} on the Pareto front; the winner is the one {rule}.")
     found = [optimum(search, key) for key in search.keys]
     return texts + [f"{name}{_optimum_text(o)}." for o in found if o.status != "few"]
 

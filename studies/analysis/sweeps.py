@@ -337,10 +337,13 @@ class Transfer:
     label: str
     rank: int
     """Of the transferred setting among the trials, 1 = best."""
+    num_trials: int
     behind: float
     """Points below the best trial, 0 if it won."""
     holds: bool | None
     """True if it is within noise of the best; None where no noise is known."""
+    margin: float | None
+    """What a score must be below the winner's centre to be lower with 95 % confidence."""
 
 
 def transfers(searches: Sequence[Search]) -> list[Transfer]:
@@ -360,6 +363,8 @@ def transfers(searches: Sequence[Search]) -> list[Transfer]:
             Transfer(
                 label=search.label,
                 rank=1 + sum(search.score(t) > score for t in search.trials),
+                num_trials=len(search.trials),
+                margin=None if spread is None else spread.margin,
                 behind=max(0.0, max(search.score(t) for t in search.trials) - score),
                 holds=holds,
             )
