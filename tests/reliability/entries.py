@@ -60,7 +60,7 @@ def train_until_told(payload: dict[str, Any], control: RankControl) -> dict[str,
     from studies.catalog import quickstart
 
     recipe = dataclasses.replace(
-        quickstart.pretrain("N1", 1, 0).recipe, duration=Duration.steps(50_000), global_batch=96
+        quickstart.pretrain("N1", 1, 0).recipe, duration=Duration.steps(10_000_000), global_batch=96
     )
     execution = Execution(
         world_size=control.world, zero_stage=2, loader_threads=0, checkpoint_every_steps=15
@@ -83,6 +83,7 @@ def train_until_told(payload: dict[str, Any], control: RankControl) -> dict[str,
         world=control.world,
         should_stop=control.stop_requested,
         grace_left_s=control.grace_left_s,
+        beat=control.beat,
         fault_point=pause,
     )
     engine.join_gang()
