@@ -1,8 +1,9 @@
-"""Goodput against its prediction, in simulated time: three failure rates, two intervals each.
+"""Goodput against its prediction: three failure rates in simulated time, and one of real SIGKILLs.
 
-A training with steps, checkpoints, stalls, restarts and failures at exponential moments runs on a
+First a real training of two ranks, of which one is killed at a random step again and again. Then a
+training with steps, checkpoints, stalls, restarts and failures at exponential moments runs on a
 clock of its own. It leaves the records and journal lines of real attempts; these go through the
-accounting that `mae-study status` uses. Every figure is reproduced by its seed:
+accounting that `mae-study status` uses. Every figure of it is reproduced by its seed:
 
     make reliability SECTIONS=goodput
 """
@@ -11,12 +12,21 @@ from __future__ import annotations
 
 import datetime
 import random
+import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from orchestrator.goodput import attempt_log
+from rich.console import Console
+
+from mae_core.config import Duration, Execution
+from orchestrator.faults import Fault
+from orchestrator.goodput import attempt_log, from_store
 from orchestrator.journal import Entry
+from orchestrator.records import Records
+from orchestrator.run import RunOptions, run_study
+from orchestrator.store import LocalStore
 from studies.analysis.goodput import Goodput, account
 from studies.analysis.goodput_advice import Advice, advise, short_time
 from studies.analysis.goodput_law import Costs, best_interval, expected_share
@@ -29,6 +39,9 @@ MTBFS_OF_WORK = 240
 MIN_FAILURES = 30
 MAX_POINTS, MAX_SUM_ERROR = 5.0, 0.1
 LOG_EVERY = 50
+REAL_FAILURES = 40
+"""Expected number of real kills; the number seen varies by its root."""
+STEPS_BETWEEN, STEPS_OF_INTERVAL = 160, 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,14 +231,59 @@ def scenarios(seed: int = 0) -> list[Outcome]:
     ]
 
 
+def killed_for_real(seed: int, failures: int, folder: Path) -> tuple[Goodput, Advice]:
+    """A training of two ranks in which each step is a rank's last with the same probability."""
+    from studies.catalog import quickstart
+    from studies.spec import Cell, Study
+
+    def faults(attempt: int) -> tuple[Fault, ...]:
+        draw = random.Random(f"{seed}/{attempt}")
+        steps = max(1, round(draw.expovariate(1 / STEPS_BETWEEN)))
+        return (Fault(draw.randrange(2), "step", steps, "kill"),)
+
+    stage = quickstart.pretrain("N1", 10, 0)
+    work = Duration.steps(STEPS_BETWEEN * failures)
+    stage = replace(
+        stage,
+        recipe=replace(stage.recipe, duration=work, global_batch=96),
+        execution=Execution(
+            world_size=2,
+            zero_stage=2,
+            loader_threads=0,
+            checkpoint_every_steps=STEPS_OF_INTERVAL,
+            snapshot="blocking",
+        ),
+    )
+    study = Study(name="killed", question="?", cells=(Cell(address="killed", stages=(stage,)),))
+    run = RunOptions(store=folder, slots=2, spares=1, num_cpus=3, write_report=False, faults=faults)
+    [planned] = run_study(study, run, Console(emoji=False), quiet=True).plan.stages
+    goodput = from_store(Records(LocalStore(folder)), planned.identity.science_hash)
+    advice = advise([goodput])
+    assert advice is not None, "no checkpoint was committed"
+    return goodput, advice
+
+
 def main() -> int:
     """Print the figures; exit status 1 if a bar is missed."""
     from figures import Section, arguments  # on the path of a script, not of the tests
 
-    options = arguments(__doc__)
-    section = Section("goodput", "Goodput against its prediction (simulated time)", options.seed)
+    options = arguments(__doc__, failures=REAL_FAILURES)
+    section = Section("goodput", "Goodput against its prediction", options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        goodput, advice = killed_for_real(options.seed, options.failures, Path(folder))
+    total = sum(goodput.shares.values())
+    section.figure(
+        f"real SIGKILLs, one per {short_time(advice.rate.mtbf_s)}, saved every "
+        f"{short_time(advice.interval_s)}: useful time",
+        f"{advice.measured_share:.2f} % measured; {advice.predicted_share:.2f} % predicted from "
+        f"the rate seen; {goodput.failures} failures; sum {total:.4f} %",
+        f"within {MAX_POINTS:g} points, >= {MIN_FAILURES} failures, sum 100 +- {MAX_SUM_ERROR}",
+        goodput.failures >= MIN_FAILURES
+        and abs(advice.measured_share - advice.predicted_share) <= MAX_POINTS
+        and abs(total - 100) <= MAX_SUM_ERROR,
+    )
     for o in scenarios(options.seed):
-        name = f"one failure per {short_time(o.mtbf_s)}, saved every {short_time(o.interval_s)}"
+        name = f"simulated, one per {short_time(o.mtbf_s)}, saved every {short_time(o.interval_s)}"
         section.figure(
             f"{name}: useful time",
             f"{o.advice.measured_share:.2f} % measured; {o.predicted_share:.2f} % predicted from "
