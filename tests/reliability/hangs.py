@@ -1,49 +1,25 @@
-"""Four kinds of hang, found and named by the tests' gangs; then a clean hour without an alarm.
-
-Half of the hour is one training of two ranks, the other half are studies with all their sections
-(start, restore, save, evaluate), one after another in fresh stores.
-"""
+"""Four kinds of hang, found and named by the tests' gangs."""
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from drivers import STUDY, Watched
 from figures import Section, arguments
-
-from cluster.connect import connect
-from cluster.gang import SlotPool, slot_shape
 
 TESTS = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    """Run the hang tests, read what they found, then train in peace for `--minutes`."""
-    options = arguments(__doc__, minutes=60.0)
+    """Run the hang tests and read what they found."""
+    options = arguments(__doc__)
     section = Section("hangs", "Hangs", options.seed)
-    half_s = options.minutes * 60 / 2
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        hangs(section, folder / "junit.xml")
-        alarms, steps, trained_s = training(folder, half_s)
-        ends, studied_s = studies(folder, half_s)
-    minutes = (trained_s + studied_s) / 60
-    alarms += ends["hang"]
-    section.figure("clean training", f"{trained_s / 60:.1f} min on two ranks, {steps} steps")
-    causes = ", ".join(f"{n} {cause}" for cause, n in sorted(ends.items()))
-    section.figure(
-        "clean studies", f"{studied_s / 60:.1f} min, {sum(ends.values())} attempts ({causes})"
-    )
-    section.figure("false alarms", f"{alarms} in {minutes:.1f} min", "0 in an hour",
-                   alarms == 0 if minutes >= 60 or alarms else None)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        hangs(section, Path(folder) / "junit.xml")
     return section.finish(options.json)
 
 
@@ -60,40 +36,6 @@ def hangs(section: Section, junit: Path) -> None:
         section.figure(name, f"found and named after {values.get('found_after_s')} s")
     section.figure("hangs found within their limit + 10 s and named",
                    f"{len(passed)} of {len(cases)}", "4 of 4", len(passed) == 4)  # fmt: skip
-
-
-def training(folder: Path, seconds: float) -> tuple[int, int, float]:
-    """Train with the limits of a real run; return alarms, steps done, seconds."""
-    with (
-        connect(num_cpus=2) as capacity,
-        SlotPool("clean", 2, capacity, shape=slot_shape(capacity)) as pool,
-    ):
-        gang = pool.launch("entries:train_until_told", {"folder": str(folder), "save_s": 0.0}, 2)
-        assert gang is not None
-        began = time.monotonic()
-        while time.monotonic() - began < seconds and not gang.is_finished:
-            pool.wait([gang], 0.2)
-        trained = time.monotonic() - began
-        gang.request_stop()
-        deadline = time.monotonic() + 60
-        while not gang.is_finished and time.monotonic() < deadline:
-            pool.wait([gang], 0.2)
-        steps = min(pulse.step for pulse in gang.pulses.values())
-        assert steps > 0, "ranks that tell no section are never found hanging: nothing was tried"
-        return int(gang.hang is not None), steps, trained
-
-
-def studies(folder: Path, seconds: float) -> tuple[Counter[str], float]:
-    """Run a study of twelve stages again and again; return how its attempts ended, seconds."""
-    (folder / "twelve.py").write_text(STUDY)
-    began, ends, count = time.monotonic(), Counter[str](), 0
-    while time.monotonic() - began < seconds:
-        store, count = folder / f"s{count}", count + 1
-        if (code := Watched(folder, store).wait(600)) != 0:
-            raise RuntimeError(f"a study that nobody disturbed ended with {code}")
-        for end in store.glob("stages/*/*/ends/*.json"):
-            ends[json.loads(end.read_text())["cause"]] += 1
-    return ends, time.monotonic() - began
 
 
 if __name__ == "__main__":

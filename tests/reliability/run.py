@@ -32,6 +32,7 @@ SECTIONS: dict[str, str] = {
     "drivers": "drivers.py",
     "sweeps": "sweeps.py",
     "hangs": "hangs.py",
+    "calm": "calm.py",
     "numerics": "numerics.py",
     "tracking": "tracking.py",
     "stall": "stall.py",
