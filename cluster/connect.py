@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import json
 import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ TEMP_PREFIX = "mae-study-ray-"
 TOKEN_FILE = "token"
 PROCESSES_FILE = "processes.json"
 EXIT_GRACE_S = 3.0
+KNOCK_S = 10.0
 OBJECT_STORE_BYTES = 80 << 20  # results are JSON; tensors never go through Ray
 
 
@@ -112,6 +115,8 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
 def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Any]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    assert address is not None
+    _knock(address)
     import ray
 
     runtime_env = {"py_modules": list(py_modules)} if py_modules else None
@@ -130,6 +135,27 @@ def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Any]
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Say at once that nothing listens: Ray's own client tries for many minutes, silently.
+
+    Ray also takes a loopback address for the machine's outer one, where a head that was started
+    on loopback does not listen, unless it believes that clusters are disabled.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto`, or what Ray itself will object to
+    host = host.strip("[]")
+    try:
+        with socket.create_connection((host, int(port)), timeout=KNOCK_S) as connection:
+            if ipaddress.ip_address(connection.getpeername()[0]).is_loopback:
+                os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    except (OSError, OverflowError) as error:
+        raise ClusterUnreachable(
+            f"nothing answers at {address!r} ({_first_line(error)}); check the address, that the "
+            "cluster runs, and that this machine may reach it"
+        ) from error
 
 
 def _silence(ray: Any) -> None:
