@@ -20,11 +20,12 @@ from mlflow_servers import free_port
 
 STATE = """
 import json, sys
-import ray
-from ray.util import placement_group_table
-ray.init(address=sys.argv[1], logging_level="error", log_to_driver=False)
-groups = [g["state"] for g in placement_group_table().values()]
-free = ray.available_resources().get("CPU", 0)
+from cluster.connect import connect
+with connect(sys.argv[1]):
+    import ray
+    from ray.util import placement_group_table
+    groups = [g["state"] for g in placement_group_table().values()]
+    free = ray.available_resources().get("CPU", 0)
 print(json.dumps({"groups": [g for g in groups if g != "REMOVED"], "free_cpus": free}))
 """
 
