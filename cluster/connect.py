@@ -32,6 +32,7 @@ TOKEN_FILE = "token"
 PROCESSES_FILE = "processes.json"
 EXIT_GRACE_S = 3.0
 KNOCK_S = 10.0
+REMOVALS = 5
 OBJECT_STORE_BYTES = 80 << 20  # results are JSON; tensors never go through Ray
 
 
@@ -107,8 +108,7 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
-        _end_processes(Path(temp_dir))
-        shutil.rmtree(temp_dir, ignore_errors=True)
+        _leave_nothing(Path(temp_dir))
 
 
 @contextlib.contextmanager
@@ -200,18 +200,27 @@ def _record_processes(temp_dir: Path) -> None:
     (temp_dir / PROCESSES_FILE).write_text(json.dumps(seen))
 
 
-def _end_processes(temp_dir: Path) -> None:
-    """End what is left of an embedded Ray, by itself where it does so quickly.
+def _leave_nothing(temp_dir: Path) -> None:
+    """End what is left of an embedded Ray, by itself where it does so quickly; remove its files.
 
     Ours is what was written down at the start, what descends from it, and what carries the token
-    or writes below the temporary directory, both of which were made for this Ray alone.
+    or writes below the temporary directory, both of which were made for this Ray alone. More than
+    once where need be: a worker that was being started when the others were listed goes on to
+    write its logs.
     """
     token, recorded = "", set()
     with contextlib.suppress(OSError):
         token = (temp_dir / TOKEN_FILE).read_text()
     with contextlib.suppress(OSError, ValueError):
         recorded = {(int(pid), float(made)) for pid, made in _read_json(temp_dir / PROCESSES_FILE)}
-    left = [p for p in psutil.process_iter() if _belongs(p, token, recorded, str(temp_dir))]
+    for _ in range(REMOVALS):
+        _end([p for p in psutil.process_iter() if _belongs(p, token, recorded, str(temp_dir))])
+        shutil.rmtree(temp_dir, ignore_errors=True)
+        if not temp_dir.exists():
+            return
+
+
+def _end(left: list[psutil.Process]) -> None:
     for process in list(left):
         with contextlib.suppress(psutil.Error):
             left += [child for child in process.children(recursive=True) if child not in left]
@@ -259,5 +268,4 @@ def sweep_temp_dirs() -> None:
     for path in Path(tempfile.gettempdir()).glob(f"{TEMP_PREFIX}*"):
         owner = path.name.removeprefix(TEMP_PREFIX).split("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            _end_processes(path)
-            shutil.rmtree(path, ignore_errors=True)
+            _leave_nothing(path)

@@ -84,7 +84,11 @@ def leftovers() -> list[str]:
     folders = list(Path(tempfile.gettempdir()).glob("mae-study-ray-*"))
     owners = {folder: int(folder.name.split("-")[3]) for folder in folders}
     others = {pid for pid in owners.values() if _is_anothers_driver(pid)}
-    names = [str(folder) for folder in folders if owners[folder] not in others]
+    names = [
+        f"{folder} with {[str(p.relative_to(folder)) for p in folder.rglob('*')][:20]}"
+        for folder in folders
+        if owners[folder] not in others
+    ]
     for process in psutil.process_iter(["cmdline", "name", "status"]):
         if process.info["status"] == psutil.STATUS_ZOMBIE:
             continue  # it has ended; process 1 has not collected it yet
