@@ -16,18 +16,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae_core import dist
 from mae_core.augment.jitter import augment_view
-from mae_core.config import ENCODER_FILE, ContrastiveRecipe, Execution, split_batch
+from mae_core.config import ENCODER_FILE, BatchSplit, ContrastiveRecipe, Execution, split_batch
 from mae_core.config.contrastive import NUM_VIEWS
 from mae_core.context import RunContext
 from mae_core.contrastive import MoCo, contrast, momentum_at
-from mae_core.data.loader import Batch
+from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import ImageData
 from mae_core.evaluate.encoder_file import save_encoder
 from mae_core.job import make_job
+from mae_core.monitor import BATCH_SIZE, Monitor, dev_images
 from mae_core.optim import pretrain_groups
 from mae_core.training import Inputs, train
 
@@ -49,6 +50,9 @@ def run_contrastive(
     batch = split_batch(recipe.global_batch, execution)
     num_steps = recipe.duration.num_steps(num_images=len(split), global_batch=recipe.global_batch)
     steps = TwoPass(recipe, model, num_steps)
+    monitor = None
+    if execution.monitor_every_steps:
+        monitor = Monitor(recipe, data, HeldOutContrast(recipe, data, steps))
     job = make_job(
         recipe,
         execution,
@@ -59,6 +63,7 @@ def run_contrastive(
         prepare=steps.one,
         prepare_step=steps.step,
         num_views=NUM_VIEWS,
+        monitor=monitor,
     )
     result = train(job, execution, ctx)
     if dist.rank() == 0:
@@ -114,6 +119,29 @@ class TwoPass:
         inputs = features if keeps_graph else views
         for part, gradient in zip(inputs, torch.split(share, sizes, dim=1), strict=True):
             yield part, found.loss, gradient, *found.head_gradients
+
+
+class HeldOutContrast:
+    """InfoNCE of some dev images among themselves, their views always the same."""
+
+    def __init__(self, recipe: ContrastiveRecipe, data: ImageData, steps: TwoPass) -> None:
+        dev = dev_images(recipe, data)
+        whole = BatchSplit(min(len(dev), BATCH_SIZE), 1, 1)
+        loader = TrainLoader(
+            dev,
+            recipe.data,
+            recipe.augmentation,
+            seed=recipe.seed,
+            batch=whole,
+            rank=0,
+            threads=0,
+            num_views=NUM_VIEWS,
+        )
+        self.steps, self.batch = steps, loader.probe(whole.micro)
+
+    def __call__(self, module: nn.Module, device: torch.device) -> float:
+        """Loss of a batch of that size, which has fewer negatives than a step has."""
+        return float(module(*self.steps.one(self.batch, device)))
 
 
 def _gathered(rows: Tensor, index_R: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from mae_core.gallery import make_gallery
 from mae_core.job import make_job
 from mae_core.mae import MAE
 from mae_core.mask_samplers import mask_sampler
-from mae_core.monitor import Monitor
+from mae_core.monitor import MaskedLoss, Monitor
 from mae_core.optim import pretrain_groups
 from mae_core.training import TrainResult, train
 from mae_core.vit import Encoder
@@ -57,6 +57,9 @@ def run_pretrain(
         noise = sampler(micro_batch.epoch, micro_batch.index).to(device)
         return (images, noise) if target is None else (images, noise, target(images))
 
+    monitor = None
+    if execution.monitor_every_steps:
+        monitor = Monitor(recipe, data, MaskedLoss(recipe, data, target))
     job = make_job(
         recipe,
         execution,
@@ -65,7 +68,7 @@ def run_pretrain(
         batch,
         param_groups=pretrain_groups(module, recipe.optimizer.weight_decay),
         prepare=prepare,
-        monitor=Monitor(recipe, data, target) if execution.monitor_every_steps else None,
+        monitor=monitor,
     )
     result = train(job, execution, ctx)
     if dist.rank() == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,14 +35,22 @@ def train_contrastive(payload: dict[str, Any], control: RankControl) -> dict[str
     folder = Path(payload["folder"])
     (folder / "outputs").mkdir(parents=True, exist_ok=True)
     losses: list[tuple[int, float]] = []
+    watched: list[tuple[int, dict[str, float]]] = []
     done: list[int] = []
+
+    def log(step: int, metrics: Mapping[str, float]) -> None:
+        if "loss" in metrics:
+            losses.append((step, metrics["loss"]))
+        else:
+            watched.append((step, dict(metrics)))
+
     context = RunContext(
         output_dir=folder / "outputs",
         checkpoint_dir=folder / "checkpoints",
         science_hash="test",
         rank=control.rank,
         world=control.world,
-        log_metrics=lambda step, metrics: losses.append((step, metrics["loss"])),
+        log_metrics=log,
         fault_point=lambda name: done.append(1) if name == "step" else None,
         should_stop=lambda: len(done) >= payload.get("stop_at", 10**9),
     )
@@ -57,7 +65,7 @@ def train_contrastive(payload: dict[str, Any], control: RankControl) -> dict[str
         return {"losses": losses, "stopped": True}
     finally:
         engine.leave_gang()
-    found = {"losses": losses, "metrics": metrics}
+    found = {"losses": losses, "watched": watched, "metrics": metrics}
     if control.rank == 0:
         weights = (folder / "outputs" / "encoder.safetensors").read_bytes()
         found["digest"] = hashlib.sha256(weights).hexdigest()

@@ -30,6 +30,7 @@ from mae_core.engine import join_gang, leave_gang
 from mae_core.errors import ConfigError, NumericsError
 from mae_core.evaluate.encoder_file import load_encoder
 from mae_core.evaluate.knn import run_knn
+from mae_core.monitor import PREFIX
 
 
 def train(
@@ -39,9 +40,14 @@ def train(
     *,
     zero: int = 1,
     micro: int = 8,
+    monitor_every_steps: int | None = None,
     **payload: Any,
 ) -> dict[str, Any]:
-    execution = {"zero_stage": zero, "micro_batch": micro}
+    execution = {
+        "zero_stage": zero,
+        "micro_batch": micro,
+        "monitor_every_steps": monitor_every_steps,
+    }
     payload |= {"folder": str(folder), "execution": execution}
     gang = launched(pool, "contrastive_entries:train_contrastive", payload, world)
     verdict = finish(pool, gang, 120)
@@ -173,3 +179,17 @@ def test_zero_3_is_refused(tmp_path: Path) -> None:
             RunContext(output_dir=tmp_path),
             open_data(DIGITS),
         )
+
+
+def test_a_monitored_run_computes_what_an_unmonitored_one_does(
+    pool: SlotPool,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    plain = train(pool, tmp_path / "plain", 2)
+    watched = train(pool, tmp_path / "watched", 2, monitor_every_steps=3)
+    assert (watched["digest"], watched["losses"]) == (plain["digest"], plain["losses"])
+    seen = dict(watched["watched"])
+    assert sorted(seen) == [3, 6]
+    assert seen[3][PREFIX + "loss_dev"] != seen[6][PREFIX + "loss_dev"]
+    assert 1 < seen[6][PREFIX + "effective_rank_dev"] <= 16
+    assert 10 < seen[6][PREFIX + "knn_top1_dev"] <= 100
