@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from orchestrator.cli_options import Group, json_option, store_option, study_opt
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mae_core.data.facts import DataFacts
     from orchestrator.plan import Plan
     from orchestrator.records import Records
     from studies.spec import Study
@@ -305,6 +307,24 @@ def data() -> None:
 def data_import(source: str, destination: str, as_json: bool) -> None:
     """Write Parquet from an ImageFolder tree or a CIFAR-10/100 python archive."""
     from mae_core.data.importers import import_any
+
+    _written(source, destination, as_json, functools.partial(import_any, source, destination))
+
+
+@data.command("subset")
+@click.argument("source")
+@click.argument("names", type=click.Path(exists=True, dir_okay=False))
+@click.argument("destination")
+@json_option
+def data_subset(source: str, names: str, destination: str, as_json: bool) -> None:
+    """Write Parquet of the training images that the text file NAMES lists, and all of dev, test."""
+    from mae_core.data.subset import write_subset
+
+    write = functools.partial(write_subset, source, names, destination)
+    _written(source, destination, as_json, write)
+
+
+def _written(source: str, destination: str, as_json: bool, write: Callable[..., DataFacts]) -> None:
     from orchestrator.run import progress_bar
     from orchestrator.show_status import import_json, print_import
 
@@ -312,7 +332,7 @@ def data_import(source: str, destination: str, as_json: bool) -> None:
         _stop_on_sigterm(),
         progress_bar(_console(), _markup_free(f"importing {source}"), quiet=as_json) as advance,
     ):
-        facts = import_any(source, destination, on_progress=advance)
+        facts = write(on_progress=advance)
     if as_json:
         _print_json(import_json(facts, destination))
     else:

@@ -243,12 +243,17 @@ def _tuned_blocks(cell: Cell, stage: Stage) -> float | None:
 
 
 def _dataset(cell: Cell, stage: Stage) -> str | None:
-    """The stage's name, if it sees other images than its encoder did: it is named after them."""
+    """The stage's name, if it sees other images than its encoder did: it is named after them.
+
+    The candidates of a choice go by the name of the choice.
+    """
     start = origin(cell, stage)
     if start is None:
         return None
+    choices = [s.name for s in cell.stages if s.kind == "best_of" and stage.name in s.parents]
     is_other = stage.recipe.data.path != start.recipe.data.path
-    return stage.name if is_other or stage.kind in ("corruptions", "shift") else None
+    is_named = is_other or stage.kind in ("corruptions", "shift")
+    return (choices or [stage.name])[0] if is_named else None
 
 
 def _dotted(name: str, cell: Cell, stage: Stage) -> Place | None:

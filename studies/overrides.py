@@ -1,7 +1,7 @@
 """Change settings of a study by dotted key: `--set`, and the sweep's winner.
 
 `pretrain.global_batch=512` reaches every stage of that name or kind; `data.…`, `execution.…`
-reach every stage.
+reach every stage. `best.data.path=…` reaches the choice `best` and its candidates `best_…`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mae_core.config import Execution
+from mae_core.config import RECIPES, Execution
 from mae_core.errors import ConfigError
 from studies.codec import field_types, from_plain
 from studies.errors import StudyError, unknown
@@ -57,7 +57,7 @@ def override_stage(stage: Stage, settings: Mapping[str, Any]) -> Stage:
             execution[rest] = value
         elif section == "data":
             recipe[key] = value
-        elif section in (stage.name, stage.kind):
+        elif section in (stage.name, stage.kind) or _is_candidate(stage, section):
             target, rest = (
                 (execution, rest.removeprefix("execution."))
                 if rest.startswith("execution.")
@@ -71,6 +71,11 @@ def override_stage(stage: Stage, settings: Mapping[str, Any]) -> Stage:
         recipe=_replace(stage.recipe, recipe, f"{stage.name}"),
         execution=_replace(stage.execution, execution, "execution"),
     )
+
+
+def _is_candidate(stage: Stage, section: str) -> bool:
+    """True for `iNat2018_lr0.001` of the choice `iNat2018`; kinds have no candidates."""
+    return section not in RECIPES and stage.name.startswith(f"{section}_")
 
 
 def check_axes(sweep: Sweep) -> None:

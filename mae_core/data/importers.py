@@ -59,7 +59,7 @@ def import_any(
         DataError: unusable source, or a destination that is not empty.
     """
     path = Path(source)
-    with _reading(path):
+    with reading(path):
         is_cifar = _is_cifar(path)
     if is_cifar:
         return import_cifar(path, destination, on_progress=on_progress)
@@ -97,7 +97,7 @@ def import_image_folder(
             or a destination that is not empty.
     """
     root = Path(source)
-    with _reading(root):
+    with reading(root):
         if not root.is_dir():
             what = "a file, not a folder" if root.exists() else "no such folder"
             raise DataError(f"{root}: {what}; give the folder that holds the class folders")
@@ -106,7 +106,7 @@ def import_image_folder(
         splits = {name: _items(root, folder, class_names) for name, folder in folders.items()}
     if set(splits) == {"train"}:
         splits = _cut_test(splits["train"], test_fraction)
-    return _store(Path(destination), splits, class_names, on_progress)
+    return store_items(Path(destination), splits, class_names, on_progress)
 
 
 def import_cifar(
@@ -119,7 +119,7 @@ def import_cifar(
     Raises:
         DataError: not such an archive, a damaged or a hostile one.
     """
-    with _reading(Path(source)):
+    with reading(Path(source)):
         members = _read_members(Path(source))
     fine = "meta" in members
     names_key, labels_key = (
@@ -148,15 +148,16 @@ def import_cifar(
         ]
         for split, files in batches.items()
     }
-    return _store(Path(destination), splits, class_names, on_progress)
+    return store_items(Path(destination), splits, class_names, on_progress)
 
 
-def _store(
+def store_items(
     destination: Path,
     splits: Mapping[str, Sequence[Item]],
     class_names: tuple[str, ...],
     on_progress: Progress | None,
 ) -> DataFacts:
+    """Write splits as Parquet with their facts beside them; the whole folder or nothing."""
     total, done = sum(len(items) for items in splits.values()), 0
     surveys = {name: SplitSurvey() for name in splits}
     skipped: list[str] = []
@@ -165,7 +166,7 @@ def _store(
             file_name = "validation" if split == "dev" else split
             writer = SplitWriter(folder, file_name, class_names)
             for item in _permuted(items):
-                with _reading(Path(item.name)):
+                with reading(Path(item.name)):
                     encoded = item.read()
                 sample = examine(encoded)
                 if sample.problem:
@@ -214,7 +215,7 @@ def _staged(destination: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _reading(source: Path) -> Iterator[None]:
+def reading(source: Path) -> Iterator[None]:
     """Turn an `OSError` of the source into a `DataError` that names the place."""
     try:
         yield

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -104,6 +105,20 @@ class Rows:
         """File and row within it, for messages."""
         number = bisect_right(self._file_starts, row) - 1
         return f"{self.files[number]} row {row - self._file_starts[number]}"
+
+    def image_names(self) -> list[str | None]:
+        """Each image's own path, None where the set does not keep it."""
+        found: list[str | None] = []
+        for file in self.files:
+            try:
+                with self._open(file) as opened:
+                    column = opened.read(columns=["image.path"])["image"]
+            except (KeyError, OSError, pa.ArrowException) as error:
+                if isinstance(error, KeyError):  # a set without paths
+                    return [None] * len(self)
+                raise _unreadable(file, error) from error
+            found += pc.struct_field(column, "path").to_pylist()
+        return found
 
     def iterate(self) -> Iterator[tuple[Chunk, pa.Array[Any]]]:
         """Read every chunk once, in order, past the cache."""

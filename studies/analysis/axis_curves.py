@@ -34,12 +34,13 @@ FAMILIES = {
     "partial_finetune": "Partial fine-tune",
     "feature_probe": "Probe of cached features",
     "attentive_probe": "Attentive probe",
-    "best_of": "Fine-tune, best of a search",
+    "best_of": "Fine-tune",
     "shift": "Another set, no tuning",
     "corruptions": "Corrupted images, no tuning",
     "reconstruction": "Reconstruction",
 }
-"""Kinds that a figure may show together: a supervised run is compared with fine-tunes."""
+"""Kinds that a figure may show together: a supervised run, and the best of a search on dev, are
+compared with fine-tunes."""
 TUNED = ("linear_probe", "partial_finetune", "best_of", "finetune")
 """Kinds of the paper's Figure 9, from nothing fine-tuned to everything."""
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
 from mae_core.augment.config import ErasingConfig, MixConfig, RandAugmentConfig
 from mae_core.config import (
+    BestOfRecipe,
     DataConfig,
     Duration,
     EvalRecipe,
@@ -14,7 +19,10 @@ from mae_core.config import (
     LrScheduleConfig,
     OptimizerConfig,
 )
+from mae_core.config.selection import SHARED
 from studies.spec import Stage
+
+Tuned = TypeVar("Tuned", bound=FinetuneRecipe)
 
 IMAGENET = DataConfig(path="imagenet-1k", expected_images=1_281_167, expected_classes=1000)
 """Point it at data with `--data FOLDER`; the counts let `plan` work before it is there."""
@@ -34,6 +42,28 @@ def paper_evaluations(
 def stage(name: str, recipe: EvalRecipe, execution: Execution) -> Stage:
     """An evaluation of the cell's `pretrain` stage."""
     return Stage(name=name, recipe=recipe, parents=("pretrain",), execution=execution)  # type: ignore[arg-type]
+
+
+def best_on_dev(name: str, what: str, candidates: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Candidates, each scored on dev, and the choice among them, scored on test (`BestOfRecipe`).
+
+    The candidates have data, seed, features and labels alike; `what` says what was searched.
+    """
+    first: Any = candidates[0].recipe
+    alike = {f: getattr(first, f) for f in ("data", "seed", *SHARED)}
+    chosen = Stage(
+        name=name,
+        recipe=BestOfRecipe(**alike, what=what),
+        parents=tuple(candidate.name for candidate in candidates),
+        execution=candidates[0].execution,
+    )
+    return (*candidates, chosen)
+
+
+def scaled_lr(recipe: Tuned, share: float) -> Tuned:
+    """The recipe at a multiple of its learning rate."""
+    optimizer = replace(recipe.optimizer, base_lr=share * recipe.optimizer.base_lr)
+    return replace(recipe, optimizer=optimizer)
 
 
 def paper_linear_probe(size: str, data: DataConfig, seed: int) -> LinearProbeRecipe:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from mae_core.config import BestOfRecipe, Duration, FinetuneRecipe, PartialFinetuneRecipe
-from studies.catalog.evaluations import IMAGENET, stage
+from mae_core.config import Duration, FinetuneRecipe, PartialFinetuneRecipe
+from studies.catalog.evaluations import IMAGENET, best_on_dev, stage
 from studies.catalog.paper.parts import (
     ABLATED,
     EVALUATION,
@@ -60,10 +60,7 @@ def _searched(num_blocks: float) -> tuple[Stage, ...]:
         stage(f"tune{num_blocks:g}_e{epochs}", _candidate(num_blocks, epochs), EVALUATION)
         for epochs in EPOCHS
     )
-    best = BestOfRecipe(data=WITH_DEV, what=what)
-    names = tuple(candidate.name for candidate in candidates)
-    choice = Stage(name=f"tune{num_blocks:g}", recipe=best, parents=names, execution=EVALUATION)
-    return (*candidates, choice)
+    return best_on_dev(f"tune{num_blocks:g}", what, candidates)
 
 
 def _candidate(num_blocks: float, epochs: int) -> PartialFinetuneRecipe:

@@ -20,7 +20,6 @@ from typing import Any
 
 from mae_core.config import (
     AugmentationConfig,
-    BestOfRecipe,
     DataConfig,
     DecoderConfig,
     Duration,
@@ -32,6 +31,7 @@ from mae_core.config import (
     PretrainRecipe,
     ScratchRecipe,
 )
+from studies.catalog.evaluations import best_on_dev
 from studies.spec import Cell, Stage, Study
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -92,10 +92,8 @@ def _cell(address: str, start: tuple[Stage, ...], recipe: FinetuneRecipe) -> Cel
         )
         for lr in BASE_LRS
     )
-    best = BestOfRecipe(data=recipe.data, seed=recipe.seed, what="30 epochs with labels")
-    names = tuple(stage.name for stage in candidates)
-    chosen = Stage(name="best", recipe=best, parents=names, execution=EXECUTION)
-    return Cell(address=address, stages=(*start, *candidates, chosen))
+    searched = best_on_dev("best", "30 epochs with labels", candidates)
+    return Cell(address=address, stages=(*start, *searched))
 
 
 def _settings(data: DataConfig, seed: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ Larger:    paper/partial_finetune
 
 from __future__ import annotations
 
-from mae_core.config import BestOfRecipe, Duration, PartialFinetuneRecipe
+from mae_core.config import Duration, PartialFinetuneRecipe
+from studies.catalog.evaluations import best_on_dev
 from studies.catalog.small.bench import EXECUTION, Bench, bench
 from studies.catalog.small.comparison import contrastive
 from studies.spec import Cell, Stage, Study
@@ -64,12 +65,5 @@ def _searched(on: Bench, seed: int, num_blocks: float) -> tuple[Stage, ...]:
         )
         for share in EPOCHS
     )
-    best = BestOfRecipe(
-        data=on.data(seed),
-        seed=seed,
-        num_labels=on.few_labels,
-        label_seed=seed,
-        what=f"fine-tune of the last {num_blocks:g} blocks",
-    )
-    names = tuple(c.name for c in candidates)
-    return (*candidates, Stage(name=f"tune{num_blocks:g}", recipe=best, parents=names))
+    what = f"fine-tune of the last {num_blocks:g} blocks"
+    return best_on_dev(f"tune{num_blocks:g}", what, candidates)
