@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,12 +119,12 @@ class Plan:
     @property
     def work(self) -> list[PlannedStage]:
         """Stages that a run would start, each identity once."""
-        unique = {
-            (s.identity.science_hash, self._unread_path(s)): s
-            for s in self.stages
-            if s.status.is_work and not self._is_settled(s)
-        }
-        return list(unique.values())
+        wanted = [s for s in self.stages if s.status.is_work and not self._is_settled(s)]
+        return self.once_each(wanted)
+
+    def once_each(self, stages: Iterable[PlannedStage]) -> list[PlannedStage]:
+        """Stages of which cells share some, each identity once."""
+        return list({(s.identity.science_hash, self._unread_path(s)): s for s in stages}.values())
 
     def _is_settled(self, planned: PlannedStage) -> bool:
         """A trial that failed is left alone once its sweep is decided."""

@@ -53,6 +53,7 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
         **_place_of(plan, planned),
         stage_flops=planned.cost.flops,
         num_labels=evaluation.num_labels if evaluation else None,
+        label_seed=evaluation.label_seed if evaluation and evaluation.num_labels else None,
         eval_split=getattr(recipe, "eval_split", None),
         num_eval_images=metrics.get("num_images"),
         top1=metrics.get("top1"),

@@ -94,7 +94,7 @@ def _sizes_table(plan: Plan) -> Table:
 
 
 def _status_table(plan: Plan) -> Table:
-    """Stages by kind and status."""
+    """Stages by name and status, each once however many cells share it."""
     table = Table(title="stages", title_justify="left", box=None)
     table.add_column("stage")
     for status in Status:
@@ -103,9 +103,7 @@ def _status_table(plan: Plan) -> Table:
     counts: dict[str, Counter[Status]] = {}
     seconds: Counter[str] = Counter()
     unknown: set[str] = set()
-    for planned in plan.stages:
-        if planned.cell.role == "sweep":
-            continue
+    for planned in plan.once_each(s for s in plan.stages if s.cell.role != "sweep"):
         counts.setdefault(planned.stage.name, Counter())[planned.status] += 1
         if planned.status.is_work:
             seconds[planned.stage.name] += round(plan.seconds(planned) * planned.cost.world_size)

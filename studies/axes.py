@@ -78,6 +78,7 @@ AXES: dict[str, Axis] = {
             scale="log",
             is_percent=True,
         ),
+        Axis(name="num_labels", label="labelled training images", scale="log"),
         Axis(name="base_lr", label="base learning rate of pretraining", scale="log"),
         Axis(name="patch_size", label="patch size (pixels)", scale="rank"),
         Axis(name="dataset", label="data set"),
@@ -227,6 +228,11 @@ def _size(cell: Cell, stage: Stage) -> str | None:
     return name if pixels == start.recipe.data.image_size else f"{name}@{pixels}"
 
 
+def _num_labels(cell: Cell, stage: Stage) -> float | None:
+    number = getattr(stage.recipe, "num_labels", None)
+    return None if number is None else float(number)
+
+
 def _tuned_blocks(cell: Cell, stage: Stage) -> float | None:
     """0 for a probe of frozen features, all of them for a full fine-tune (paper Figure 9)."""
     start = origin(cell, stage)
@@ -292,6 +298,7 @@ _READERS: dict[str, Callable[[Cell, Stage], Place | None]] = {
     "base_lr": _of_origin(lambda r: float(r.optimizer.base_lr)),
     "patch_size": _of_origin(lambda r: float(r.encoder.patch_size)),
     "dataset": _dataset,
+    "num_labels": _num_labels,
     # Conditions within one stage: rows of their own (`orchestrator.corruption_rows`).
     "severity": lambda cell, stage: None,
     "corruption": lambda cell, stage: None,

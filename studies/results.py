@@ -53,6 +53,8 @@ class ResultRow:
     stage_flops: float | None = None
     """Executed FLOPs of this stage."""
     num_labels: int | None = None
+    label_seed: int | None = None
+    """Which draw of labelled images, where `num_labels` is given."""
     eval_split: str | None = None
     num_eval_images: int | None = None
     top1: float | None = None

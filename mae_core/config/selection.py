@@ -10,9 +10,6 @@ from mae_core.config.base import CLASSIFIER_FILE, EXECUTION, FeatureKind, requir
 from mae_core.config.evaluation import EvalRecipe
 from mae_core.config.recipe import Recipe
 
-SHARED = ("features", "num_labels", "label_seed")
-"""Settings that all candidates and the choice must have alike: they are part of the protocol."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfRecipe(EvalRecipe):
@@ -24,6 +21,9 @@ class BestOfRecipe(EvalRecipe):
     KIND: ClassVar[str] = "best_of"
     ENTRY: ClassVar[str] = "mae_core.evaluate.best_of:run_best_of"
     YIELDS: ClassVar[tuple[str, ...]] = (CLASSIFIER_FILE,)
+
+    ALIKE: ClassVar[tuple[str, ...]] = ("features", "num_labels", "label_seed")
+    """Settings that candidates and choice must have alike: they are part of the protocol."""
 
     features: FeatureKind = "mean"
     what: str = field(default="fine-tune", metadata=EXECUTION)
@@ -81,4 +81,4 @@ def check_candidate(
 
 
 def _shared(recipe: EvalRecipe) -> dict[str, Any]:
-    return {key: getattr(recipe, key) for key in SHARED}
+    return {key: getattr(recipe, key) for key in BestOfRecipe.ALIKE}

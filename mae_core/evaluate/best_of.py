@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mae_core.config import CLASSIFIER_FILE, BestOfRecipe, Execution, require
-from mae_core.config.selection import SHARED, check_candidate
+from mae_core.config.selection import check_candidate
 from mae_core.context import RunContext
 from mae_core.data.sources import ImageData
 from mae_core.errors import NumericsError
@@ -28,7 +28,7 @@ def run_best_of(
     candidates = [p for p in ctx.parents if CLASSIFIER_FILE in p.files]
     require(len(candidates) >= 2, f"best_of of {len(candidates)} candidates: give two or more")
     for candidate in candidates:
-        plain = {"eval_split": "nothing", **dict.fromkeys(SHARED), **candidate.recipe}
+        plain = {"eval_split": "nothing", **dict.fromkeys(recipe.ALIKE), **candidate.recipe}
         check_candidate(recipe, candidate.name, plain["eval_split"], plain)
     chosen = best_candidate(candidates)
     split = data.split(recipe.eval_split)

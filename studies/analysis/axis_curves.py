@@ -173,7 +173,8 @@ def _group(row: ResultRow, at: Mapping[str, Place], axis_name: str) -> tuple[str
     if axis_name == "tuned_blocks" and row.kind in TUNED:
         family = FAMILIES["partial_finetune"]
     dataset = "" if axis_name == "dataset" else str(at.get("dataset", ""))
-    return family, row.eval_split or "", str(row.num_labels or ""), dataset
+    labels = "" if axis_name == "num_labels" else str(row.num_labels or "")
+    return family, row.eval_split or "", labels, dataset
 
 
 def _curve(
@@ -190,7 +191,7 @@ def _curve(
     first = placed[0].row
     family, _, _, dataset = _group(first, placed[0].at, name)
     protocols = tuple(dict.fromkeys(r.row.protocol for r in placed))
-    labels = None if first.num_labels is None else f"{first.num_labels} labels"
+    labels = f"{first.num_labels} labels" if first.num_labels and name != "num_labels" else None
     title = protocols[0] if len(protocols) == 1 else family
     if len(protocols) > 1:
         split = "dev" if first.eval_split == "dev" else ""
@@ -260,8 +261,9 @@ def _one_series(name: str, key: Key, rows: list[_Located]) -> Series:
     by_place: dict[Place, dict[int | None, dict[str, float]]] = defaultdict(
         lambda: defaultdict(dict)
     )
+    replicate = _replicate(rows)
     for r in rows:
-        by_place[r.at[name]][r.row.seed][r.row.science_hash] = r.value
+        by_place[r.at[name]][getattr(r.row, replicate)][r.row.science_hash] = r.value
     label = ", ".join(shown(a, at) for a, at in key) or "measured here"
     points = []
     for at in ordered(axis(name), by_place):
@@ -269,6 +271,13 @@ def _one_series(name: str, key: Key, rows: list[_Located]) -> Series:
         values = {s: sum(v.values()) / len(v) for s in seeds if (v := by_place[at][s])}
         points.append((at, Point(size=label, duration=tick(name, at), values=values)))
     return Series(label=label, key=key, points=tuple(points))
+
+
+def _replicate(rows: list[_Located]) -> str:
+    """What was repeated: the seed of pretraining, or of one pretraining the draw of labels."""
+    is_one_encoder = len({r.row.seed for r in rows}) == 1
+    draws = {r.row.label_seed for r in rows}
+    return "label_seed" if is_one_encoder and len(draws) > 1 else "seed"
 
 
 def _relative(series: tuple[Series, ...], measure: str) -> tuple[Series, ...]:

@@ -14,6 +14,7 @@ PAPER = (
     "robustness",
     "transfer",
     "unique_data",
+    "few_labels",
     "lr_by_size",
     "calibration",
     "control_patch",
@@ -35,6 +36,7 @@ SMALL = (
     "robustness",
     "transfer",
     "unique_data",
+    "few_labels",
     "lr_by_size",
 )
 """Sisters of the paper's that two cores finish in minutes, on digits or on `--data FOLDER`."""

@@ -19,7 +19,6 @@ from mae_core.config import (
     LrScheduleConfig,
     OptimizerConfig,
 )
-from mae_core.config.selection import SHARED
 from studies.spec import Stage
 
 Tuned = TypeVar("Tuned", bound=FinetuneRecipe)
@@ -50,7 +49,7 @@ def best_on_dev(name: str, what: str, candidates: Sequence[Stage]) -> tuple[Stag
     The candidates have data, seed, features and labels alike; `what` says what was searched.
     """
     first: Any = candidates[0].recipe
-    alike = {f: getattr(first, f) for f in ("data", "seed", *SHARED)}
+    alike = {f: getattr(first, f) for f in ("data", "seed", *BestOfRecipe.ALIKE)}
     chosen = Stage(
         name=name,
         recipe=BestOfRecipe(**alike, what=what),
