@@ -11,7 +11,7 @@ PACKAGES := mae_core studies cluster orchestrator
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart test check format lint types clean bench-handover bench-cli bench-feature-probe bench-laws \
-	bench-coverage bench-advice reliability
+	bench-coverage bench-advice bench-report reliability
 
 quickstart: $(STAMP)
 	$(BIN)/mae-study run quickstart --store $(STORE)
@@ -49,6 +49,9 @@ bench-coverage: $(STAMP)
 
 bench-advice: $(STAMP)
 	$(BIN)/python tests/bench_advice.py
+
+bench-report: $(STAMP)
+	$(BIN)/python tests/bench_report.py
 
 bench-cli: $(STAMP)
 	$(BIN)/python tests/bench_cli.py

@@ -13,7 +13,7 @@ from orchestrator.errors import UserError
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records, now_iso
 from orchestrator.results import axes_of
-from studies.analysis.advise import Advice, Option, advise
+from studies.analysis.advise import Advice, Option, advise, go_or_no_go
 from studies.analysis.refusals import Verdict
 from studies.analysis.study_laws import DURATION, SIZE, ProtocolLaw, candidates, protocol_law
 from studies.errors import StudyError, unknown
@@ -22,6 +22,11 @@ from studies.spec import Cell
 
 MAX_REPEATS = 3
 """Further seeds of a finished cell that advice may ask for."""
+
+
+BUDGET_SHARE = 0.25
+MAX_STEPS = 5
+"""Of the report's advice; results change what is best next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +177,39 @@ def advise_cells(
         )
     advice = advise(law, data, place, options, budget)
     return advice, protocol, _gpu_hours(plan, target.cell)
+
+
+def next_runs(plan: Plan, rows: Sequence[ResultRow]) -> list[str]:
+    """What to run next to know the largest cell without running it, in sentences.
+
+    The budget is a quarter of that cell's own cost: with more, one might run it.
+    """
+    scored_stages = [s for s in plan.stages if s.cell.role == "grid" and _is_scored(s)]
+    done = {s.cell.address for s in scored_stages if s.record is not None}
+    missing = [s for s in scored_stages if s.cell.address not in done]
+    placed = [s for s in missing if _is_placed(plan, s.cell)]
+    if not placed or not done:
+        return []
+    target = max(placed, key=lambda s: _gpu_hours(plan, s.cell))
+    hours = max(_gpu_hours(plan, target.cell), 1e-9)
+    address = target.cell.address
+    try:
+        found, protocol, cost = advise_cells(
+            plan, rows, address, BUDGET_SHARE * hours, target.stage.name
+        )
+    except (StudyError, UserError) as error:
+        return [f"{address}: {error}"]
+    said = [f"{address}, {protocol}: costs {cost:.3g} GPU-hours."]
+    if found.prediction is not None:
+        said = [f"{address}, {protocol}: {go_or_no_go(found.prediction, cost)}"]
+    said += [
+        f"{'another seed of ' if s.is_repeat else ''}{s.option.cell}: "
+        f"{s.option.gpu_hours:.3g} GPU-hours; the target's interval is then {s.width_after:.2f} "
+        "points wide"
+        for s in found.steps[:MAX_STEPS]
+    ]
+    said += [s.text for s in found.statements]
+    return [*said, f"mae-study advise {plan.study.name} --target {address} --budget HOURS"]
 
 
 def _is_scored(planned: PlannedStage) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mae_core.config import GALLERY_FILE, PretrainRecipe, ReconstructionRecipe
 from mae_core.config.reconstruction import gallery_file
-from orchestrator.forecasts import chance_of, score_lines, scored
+from orchestrator.forecasts import chance_of, next_runs, score_lines, scored
 from orchestrator.goodput import study_goodput
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records, now_iso
@@ -29,6 +29,7 @@ GALLERY_CELLS = 5
 def write_report(plan: Plan, records: Records, directory: Path) -> Path:
     """Write the report of what is finished; return the path of its page."""
     rows = make_rows(plan, records)
+    findings = plan_findings(plan)
     sweep = plan.sweeps[0] if len(plan.sweeps) == 1 else None
     meta = ReportMeta(
         study=plan.study.name,
@@ -45,8 +46,11 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
         searches=searches(plan, records),
         goodput=study_goodput(plan, records),
         laws=study_laws(rows, top=chance_of(plan)) if _asks_for_laws(plan) else (),
+        advice=next_runs(plan, rows) if _asks_for_laws(plan) else (),
         predictions=score_lines(scored(plan, records)),
-        findings=tuple((f.level, f.code, f.message) for f in plan_findings(plan)),
+        findings=tuple((f.level, f.code, f.message) for f in findings),
+        odd={cell: f.message for f in findings for cell in f.cells},
+        reference=_resolved(plan, records),
         missing=tuple(
             (s.cell.address, s.stage.name, s.reason)
             for s in plan.stages
@@ -55,6 +59,13 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
     )
     files = write_page(rows, meta=meta, gallery=_gallery(plan, records), directory=directory)
     return files.html
+
+
+def _resolved(plan: Plan, records: Records) -> str:
+    """Path of the study as it was run last, with all its settings, if it was run."""
+    folder = f"studies/{plan.study.name}/resolved"
+    names = sorted(records.store.list(folder))
+    return str(records.store.path(f"{folder}/{names[-1]}")) if names else ""
 
 
 def _chosen(winner: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -189,7 +189,10 @@ def test_a_complete_study_gives_every_figure_and_a_self_contained_page(
     for kind in PROTOCOLS:
         assert sum(name.endswith(kind) for name in names) == 3  # duration, parameters, FLOPs
     assert {"sweep", "gallery", "cost"} <= set(names)
-    assert page.seen.count("svg") == len(names) == 12
+    assert {"ranks-1", "ranks-2", "frontier-1", "frontier-2", "frontier-3"} <= set(names)
+    assert page.seen.count("svg") == len(names) == 17
+    for path in written.figures:
+        assert path.with_suffix(".pdf").read_bytes()[:5] == b"%PDF-"
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written.figures)
     assert "in 9 of 9 (protocol, size) pairs" in text
     assert "Patch mean and variance taken from the true image (norm-pixel model)." in text

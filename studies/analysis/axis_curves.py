@@ -109,8 +109,12 @@ def axis_curves(
     axes: Sequence[str],
     measures: Sequence[str] = ("top1",),
     published: Sequence[str] = (),
+    odd: Mapping[str, str] = {},
 ) -> tuple[AxisCurve, ...]:
-    """A figure for each axis, measure and family of evaluations that has a point on it."""
+    """A figure for each axis, measure and family of evaluations that has a point on it.
+
+    `odd` says of cells why they are no points of the others' curve.
+    """
     known = [(row, _places(row)) for row in filled(rows)]
     reference = [row for name in published for row in published_set(name) if row.is_verified]
     found = []
@@ -121,7 +125,9 @@ def axis_curves(
                 value = _value(row, measure)
                 # A condition within a stage is no result of the stage, and the reverse.
                 if value is not None and at.keys() & WITHIN == {name} & WITHIN:
-                    groups[_group(row, at, name)].append(_Located(row, at, value))
+                    groups[_group(row, at, name)].append(
+                        _Located(row, at, value, odd.get(row.cell, ""))
+                    )
             for group in sorted(_scored(groups), key=_group_rank):
                 curve = _curve(name, axes, measure, groups[group], reference)
                 found += [curve] if curve else []
@@ -144,6 +150,7 @@ class _Located:
     row: ResultRow
     at: Mapping[str, Place]
     value: float
+    odd: str
 
 
 def _places(row: ResultRow) -> dict[str, Place]:
@@ -269,7 +276,8 @@ def _one_series(name: str, key: Key, rows: list[_Located]) -> Series:
     for at in ordered(axis(name), by_place):
         seeds = sorted(by_place[at], key=lambda s: (s is None, s or 0))
         values = {s: sum(v.values()) / len(v) for s in seeds if (v := by_place[at][s])}
-        points.append((at, Point(size=label, duration=tick(name, at), values=values)))
+        why = "; ".join(dict.fromkeys(r.odd for r in rows if r.at[name] == at and r.odd))
+        points.append((at, Point(size=label, duration=tick(name, at), values=values, odd=why)))
     return Series(label=label, key=key, points=tuple(points))
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from studies.analysis.axis_curves import AxisCurve, PublishedSeries, Series
-from studies.analysis.curves import plus_minus
-from studies.analysis.drawing import Drawing, finish, new_figure, style
+from studies.analysis.curves import plus_minus, point_text
+from studies.analysis.drawing import Drawing, finish, new_figure, point_at, style
 from studies.axes import Place, tick
 
 if TYPE_CHECKING:
@@ -140,13 +140,18 @@ def _measured(
     spreads = [point.sd or 0.0 for _, point in series.points]
     look: Any = {"ms": 6, "mec": "white", "mew": 0.6, "linewidth": 1.6, "capsize": 2.5}
     joined = "none" if curve.axis.scale == "category" else "-"
-    axes.errorbar(
+    bars = axes.errorbar(
         at, means, yerr=spreads, fmt=mark, linestyle=joined, color=colour, label=series.label,
         elinewidth=1.0, zorder=3, **look,
     )  # fmt: skip
+    odd = [(x[place], point.mean) for place, point in series.points if point.odd]
+    hollow: Any = {"ms": 8, "mfc": "white", "mec": colour, "mew": 1.6, "zorder": 3.5}
+    drawn = axes.plot([o[0] for o in odd], [o[1] for o in odd], mark, linestyle="none", **hollow)
     dots = [(x[at], v) for at, p in series.points if p.n > 1 for v in p.values.values()]
     seeds: Any = {"s": 14, "color": colour, "alpha": 0.35, "linewidths": 0, "zorder": 2.5}
-    axes.scatter([d[0] for d in dots], [d[1] for d in dots], **seeds)
+    drawn_dots = axes.scatter([d[0] for d in dots], [d[1] for d in dots], **seeds)
+    texts = [(x[place], point.mean, point_text(point)) for place, point in series.points]
+    point_at(axes, series.label, [*bars.get_children(), *drawn, drawn_dots], texts)
 
 
 def _reference(
@@ -158,11 +163,16 @@ def _reference(
     mark: str,
 ) -> None:
     joined = "none" if curve.axis.scale == "category" else ":"
-    axes.plot(
+    drawn = axes.plot(
         [x[place] for place, _ in series.points], [value for _, value in series.points],
         marker=mark, linestyle=joined, color=colour, mfc="none", mec=colour, mew=1.3, ms=6.5,
         linewidth=1.1, label=textwrap.fill(series.label, 34), zorder=2,
     )  # fmt: skip
+    texts = [
+        (x[place], value, f"published, {series.label}: {tick(curve.axis.name, place)}: {value:g}")
+        for place, value in series.points
+    ]
+    point_at(axes, series.label, drawn, texts)
 
 
 def _baselines(axes: Axes, curve: AxisCurve) -> None:

@@ -46,6 +46,8 @@ class Point:
     encoder_params: int | None = None
     pretrain_flops: float | None = None
     values: Mapping[int | None, float] = field(default_factory=dict)
+    odd: str = ""
+    """Why it is no point of its curve, from the study's checks; it is drawn hollow."""
 
     @property
     def n(self) -> int:
@@ -207,10 +209,11 @@ def _fill(row: ResultRow, known: Mapping[str, object]) -> ResultRow:
     return replace(row, **absent) if absent else row  # type: ignore[arg-type]
 
 
-def curves(rows: Sequence[ResultRow]) -> tuple[Curve, ...]:
+def curves(rows: Sequence[ResultRow], odd: Mapping[str, str] = {}) -> tuple[Curve, ...]:
     """One curve per protocol, k-NN first, then linear probe, then fine-tune.
 
-    Rows without a finite top-1 are left out; `unmeasured` counts them.
+    Rows without a finite top-1 are left out; `unmeasured` counts them. `odd` says of cells why
+    they are no points of the others' curve.
     """
     usable = [r for r in filled(rows) if r.kind in EVALUATIONS and is_number(r.top1)]
     groups: dict[tuple[object, ...], list[ResultRow]] = defaultdict(list)
@@ -220,7 +223,7 @@ def curves(rows: Sequence[ResultRow]) -> tuple[Curve, ...]:
     uses = Counter(key[:2] for key in groups)
     order = sorted(groups, key=lambda key: (EVALUATIONS.index(str(key[0])), str(key)))
     baselines = [r for r in usable if r.role == "baseline"]
-    return tuple(_curve(groups[key], baselines, alone=uses[key[:2]] == 1) for key in order)
+    return tuple(_curve(groups[key], baselines, odd, alone=uses[key[:2]] == 1) for key in order)
 
 
 def unmeasured(rows: Sequence[ResultRow]) -> int:
@@ -239,12 +242,14 @@ def protocol_label(row: ResultRow, *, alone: bool) -> str:
     return " · ".join([row.protocol, *extra])
 
 
-def _curve(rows: list[ResultRow], baselines: list[ResultRow], *, alone: bool) -> Curve:
+def _curve(
+    rows: list[ResultRow], baselines: list[ResultRow], odd: Mapping[str, str], *, alone: bool
+) -> Curve:
     first = rows[0]
     groups: dict[tuple[str, str], list[ResultRow]] = defaultdict(list)
     for row in rows:
         groups[row.size or "size unknown", duration_label(row)].append(row)
-    points = {key: _point(key, group) for key, group in groups.items()}
+    points = {key: _point(key, group, odd) for key, group in groups.items()}
     chosen = _baseline(first, baselines)
     return Curve(
         kind=first.kind,
@@ -274,7 +279,7 @@ def duration_label(row: ResultRow) -> str:
     return "duration unknown" if row.epochs is None else f"{row.epochs:g}ep"
 
 
-def _point(key: tuple[str, str], rows: list[ResultRow]) -> Point:
+def _point(key: tuple[str, str], rows: list[ResultRow], odd: Mapping[str, str]) -> Point:
     by_seed: dict[int | None, dict[str, float]] = defaultdict(dict)
     for row in rows:
         # One science hash is one measurement, however many cells share it.
@@ -287,7 +292,13 @@ def _point(key: tuple[str, str], rows: list[ResultRow]) -> Point:
         encoder_params=first.encoder_params,
         pretrain_flops=first.pretrain_flops,
         values={seed: statistics.fmean(by_seed[seed].values()) for seed in _seeds(by_seed)},
+        odd=why_odd((row.cell for row in rows), odd),
     )
+
+
+def why_odd(cells: Iterable[str], odd: Mapping[str, str]) -> str:
+    """The reasons against any of these cells, empty if there is none."""
+    return "; ".join(dict.fromkeys(odd[cell] for cell in cells if cell in odd))
 
 
 def _seeds(values: Iterable[int | None]) -> list[int | None]:
@@ -372,6 +383,13 @@ def cost(
         if is_number(row.rank_seconds):
             total[key(row)] += row.rank_seconds
     return dict(total)
+
+
+def point_text(point: Point) -> str:
+    """A point in a line: where it stands, mean ± sd, seeds, and why it is none of its curve."""
+    seeds = f"{point.n} seed{'' if point.n == 1 else 's'}"
+    text = f"{point.size}, {point.duration}: {plus_minus(point.mean, point.sd, 2)} ({seeds})"
+    return text + (f". Not a point of this curve: {point.odd}" if point.odd else "")
 
 
 def plus_minus(mean: float, sd: float | None, digits: int = 1) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +45,40 @@ class Drawing:
     caption: str
     svg: str
     png: bytes
+    pdf: bytes
+    series: tuple[str, ...] = ()
+    """What a reader may switch on and off, where there are several."""
+
+
+BITMAP_DPI = 130
+MAX_HOT_SPOTS = 800
+"""Of a figure; with more of them nobody could hit one."""
+
+
+@dataclass
+class _Marks:
+    """What a figure's readers may point at: series, and points with a text."""
+
+    series: dict[str, int] = field(default_factory=dict)
+    parts: int = 0
+    points: list[tuple[Axes, float, float, str, int]] = field(default_factory=list)
+
+
+_MARKS: WeakKeyDictionary[Any, _Marks] = WeakKeyDictionary()
+"""Until a figure is finished."""
+
+
+def point_at(
+    axes: Axes, label: str, artists: Iterable[Any], points: Iterable[tuple[float, float, str]]
+) -> None:
+    """Let the page name points (x, y, text) and switch the artists of a series off and on."""
+    figure: Any = axes.figure
+    marks = _MARKS.setdefault(figure, _Marks())
+    number = marks.series.setdefault(label, len(marks.series))
+    for artist in artists:
+        artist.set_gid(f"series-{number}-{marks.parts}")
+        marks.parts += 1
+    marks.points += [(axes, x, y, text, number) for x, y, text in points]
 
 
 @contextmanager
@@ -79,14 +115,55 @@ def legend(figure: Figure, *panels: Axes) -> None:
 def finish(figure: Figure, name: str, caption: str) -> Drawing:
     """Write a figure as vector and bitmap; the same figure gives the same bytes."""
     from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    vector, bitmap = io.StringIO(), io.BytesIO()
+    marks = _MARKS.pop(figure, _Marks())
+    vector, bitmap, paper = io.StringIO(), io.BytesIO(), io.BytesIO()
     with rc_context({"svg.hashsalt": name}):
-        figure.savefig(vector, format="svg", metadata={"Date": None})
-        figure.savefig(bitmap, format="png", dpi=160)
+        # The canvases themselves: `savefig` draws everything twice for each file.
+        canvases: Any = (FigureCanvasSVG(figure), FigureCanvasPdf(figure), FigureCanvasAgg(figure))
+        canvases[0].print_svg(vector, metadata={"Date": None})
+        figure.set_layout_engine("none")  # laying out anew for each file would take longest
+        canvases[1].print_pdf(paper, metadata={"CreationDate": None})
+        figure.dpi = BITMAP_DPI
+        canvases[2].print_png(bitmap)
+    svg = _inline(vector.getvalue(), name).replace("</svg>", f"{_hot_spots(figure, marks)}</svg>")
     return Drawing(
-        name=name, caption=caption, svg=_inline(vector.getvalue(), name), png=bitmap.getvalue()
+        name=name,
+        caption=caption,
+        svg=svg,
+        png=bitmap.getvalue(),
+        pdf=paper.getvalue(),
+        series=tuple(marks.series) if len(marks.series) > 1 else (),
     )
+
+
+def _hot_spots(figure: Figure, marks: _Marks) -> str:
+    """A transparent circle over each point, with its text as the title."""
+    width, height = (72 * side for side in figure.get_size_inches())
+    to_page = figure.transFigure.inverted()
+    circles: list[str] = []
+    if len(marks.points) > MAX_HOT_SPOTS:
+        return ""
+    panels = dict.fromkeys(axes for axes, *_ in marks.points)
+    for axes in panels:
+        mine = [point[1:] for point in marks.points if point[0] is axes]
+        places = to_page.transform(axes.transData.transform([(x, y) for x, y, *_ in mine]))
+        circles += _circles(places, mine, width, height)
+    return f'<g class="tips">{"".join(circles)}</g>' if circles else ""
+
+
+def _circles(
+    places: Any, points: list[tuple[float, float, str, int]], width: float, height: float
+) -> Iterator[str]:
+    for (across, up), (_, _, text, series) in zip(places, points, strict=True):
+        if math.isfinite(across) and math.isfinite(up):
+            yield (
+                f'<circle class="tip" cx="{across * width:.1f}" cy="{(1 - up) * height:.1f}" r="6" '
+                f'data-s="{series}"><title>{escape(text)}</title></circle>'
+            )
 
 
 def _inline(svg: str, name: str) -> str:

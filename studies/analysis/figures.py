@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,10 @@ from studies.analysis.curves import (
     duration_caption,
     duration_positions,
     is_winner,
+    point_text,
     sweep_caption,
 )
-from studies.analysis.drawing import Drawing, finish, legend, new_figure, style
+from studies.analysis.drawing import Drawing, finish, legend, new_figure, point_at, style
 
 if TYPE_CHECKING:
     import numpy as np
@@ -196,7 +197,7 @@ def _size_line(
     start = curve.points.get((size, UNTRAINED))
     if start is None:
         return
-    _line(axes, [(x[UNTRAINED], start)], None if trained else size, ("", colour), marker)
+    _line(axes, [(x[UNTRAINED], start)], size, ("", colour), marker, named=not trained)
     if trained:
         # Dashed: the axis is broken between the untrained network and the first duration.
         at, means = [x[UNTRAINED], x[trained[0].duration]], [start.mean, trained[0].mean]
@@ -206,19 +207,36 @@ def _size_line(
 def _line(
     axes: Axes,
     pairs: Sequence[tuple[float, Point]],
-    label: str | None,
+    label: str,
     style: tuple[str, str],
     marker: str,
+    *,
+    named: bool = True,
 ) -> None:
-    """Means joined by a line, and one small dot per seed."""
+    """Means joined by a line, hollow where a point is none of the curve's; a dot per seed."""
     if not pairs:
         return
     dash, colour = style
     kind = {**_MEANS, "linestyle": dash or "none", "color": colour, "marker": marker}
-    axes.plot([x for x, _ in pairs], [p.mean for _, p in pairs], label=label, **kind)
+    name = label if named else None
+    drawn = axes.plot([x for x, _ in pairs], [p.mean for _, p in pairs], label=name, **kind)
+    odd = [(x, p) for x, p in pairs if p.odd]
+    hollow: Any = {"ms": 8, "mfc": "white", "mec": colour, "mew": 1.6, "zorder": 3.5}
+    drawn += axes.plot(
+        [x for x, _ in odd], [p.mean for _, p in odd], linestyle="none", marker=marker, **hollow
+    )
     dots = [(x, value) for x, p in pairs for value in p.values.values()]
     x, y = [d[0] for d in dots], [d[1] for d in dots]
-    axes.scatter(x, y, s=9, facecolors="white", edgecolors=colour, linewidths=0.8, zorder=4)
+    seeds: Any = {"facecolors": "white", "edgecolors": colour, "linewidths": 0.8, "zorder": 4}
+    point_at(axes, label, [*drawn, axes.scatter(x, y, s=9, **seeds)], _texts(pairs))
+
+
+def _texts(pairs: Sequence[tuple[float, Point]]) -> Iterator[tuple[float, float, str]]:
+    """What each mean and each seed is, for whoever points at it."""
+    for x, p in pairs:
+        for seed, value in p.values.items():
+            yield x, value, f"{p.size}, {p.duration}, seed {seed}: {value:.2f}"
+        yield x, p.mean, point_text(p)
 
 
 def _baseline(axes: Axes, values: Sequence[float]) -> None:

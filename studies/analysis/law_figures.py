@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from studies.analysis.drawing import Drawing, finish, legend, new_figure, style
+from studies.analysis.drawing import Drawing, finish, legend, new_figure, point_at, style
 from studies.analysis.fit import Fit
 from studies.analysis.study_laws import AXIS_NAMES, DURATION, SIZE, ProtocolLaw
 
@@ -30,21 +31,27 @@ def law_figure(found: ProtocolLaw, name: str) -> Drawing | None:
     axis, other = _axes_of(fit)
     figure = new_figure(5.4, 3.9)
     axes = figure.subplots()
-    axes.set_title(found.protocol, wrap=True)
+    axes.set_title(textwrap.fill(found.protocol, 60))
     for label, chosen, colour in _lines(fit, other):
         x, y = fit.data.axes[axis][chosen], fit.data.y[chosen]
-        axes.plot(x, y, "o", color=colour, ms=4, alpha=0.75, label=label)
+        drawn = axes.plot(x, y, "o", color=colour, ms=4, alpha=0.75, label=label)
         grid = np.geomspace(x.min(), fit.data.axes[axis].max() * DRAWN_BEYOND, 120)
         fixed = {} if other is None else {other: float(fit.data.axes[other][chosen][0])}
         curve = fit.predict({axis: grid, **fixed})
         inside = grid <= fit.data.axes[axis].max()
-        axes.plot(grid[inside], curve[inside], "-", color=colour, linewidth=1.3)
-        axes.plot(grid[~inside], curve[~inside], "--", color=colour, linewidth=1)
+        drawn += axes.plot(grid[inside], curve[inside], "-", color=colour, linewidth=1.3)
+        drawn += axes.plot(grid[~inside], curve[~inside], "--", color=colour, linewidth=1)
+        cells = np.asarray(fit.data.cells)[chosen]
+        texts = [
+            (a, b, f"{c}: error {b:.2f}, top-1 {100 - b:.2f}")
+            for a, b, c in zip(x, y, cells, strict=True)
+        ]
+        point_at(axes, label, drawn, texts)
     _log_axis(axes, "x")
     _log_axis(axes, "y")
     axes.set_xlabel(AXIS_NAMES.get(axis, axis))
     axes.set_ylabel("error (100 − top-1), points")
-    axes.grid(True, which="both")
+    axes.grid(True)
     legend(figure, axes)
     caption = (
         f"{found.protocol}: {done.law.formula}. Dots are runs, lines the fitted law, dashed beyond "
@@ -64,9 +71,13 @@ def residual_figure(found: ProtocolLaw, name: str) -> Drawing | None:
     measured = np.exp(fit.table.z) if fit.scale == "log" else fit.table.z
     figure = new_figure(5.4, 2.6)
     axes = figure.subplots()
-    axes.set_title(f"{found.protocol}: residuals", wrap=True)
+    axes.set_title(textwrap.fill(f"{found.protocol}: residuals", 60))
     axes.axhline(0, color="#6b6b6b", linewidth=0.8)
-    axes.plot(fitted, measured - fitted, "o", color="#0072B2", ms=4.5)
+    drawn = axes.plot(fitted, measured - fitted, "o", color="#0072B2", ms=4.5)
+    rest = measured - fitted
+    names = fit.table.cells
+    texts = [(a, b, f"{c}: {b:+.2f} points") for a, b, c in zip(fitted, rest, names, strict=True)]
+    point_at(axes, "cells", drawn, texts)
     axes.set_xlabel("fitted error, points")
     axes.set_ylabel("measured − fitted")
     axes.grid(True)

@@ -5,18 +5,16 @@ The page states what the rows show and what is missing; no law is fitted and not
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from studies.analysis import axis_page, figures
 from studies.analysis.axis_curves import AxisCurve, axis_curves
+from studies.analysis.cell_table import cell_table
+from studies.analysis.claims import LEVELS, claims
 from studies.analysis.curves import (
-    EVALUATIONS,
     UNTRAINED,
     Curve,
     PairedDifference,
@@ -26,7 +24,6 @@ from studies.analysis.curves import (
     duration_label,
     duration_trends,
     filled,
-    is_number,
     ordered_durations,
     plus_minus,
     size_trends,
@@ -35,6 +32,7 @@ from studies.analysis.curves import (
 from studies.analysis.figures import GalleryEntry
 from studies.analysis.goodput_advice import StudyGoodput
 from studies.analysis.goodput_page import goodput_bars, goodput_lines, goodput_text
+from studies.analysis.report_files import write_csv, write_json, write_parquet
 from studies.analysis.report_sections import (
     law_sections,
     laws_json,
@@ -42,17 +40,14 @@ from studies.analysis.report_sections import (
     section,
     sweep_sections,
 )
-from studies.results import COLUMNS, ResultRow
+from studies.results import ResultRow
 
 if TYPE_CHECKING:
+    from studies.analysis.insights import Insights
     from studies.analysis.study_laws import ProtocolLaw
     from studies.analysis.sweeps import Search
 
 __all__ = ["GalleryEntry", "ReportFiles", "ReportMeta", "summary_text", "write_report"]
-
-
-_Protocol = tuple[str, str | None, int | None]
-"""Protocol, split and labels: a column of the table of cells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +85,12 @@ class ReportMeta:
     """Header and lines of registered predictions and what was measured since."""
     findings: Sequence[tuple[str, str, str]] = ()
     """(level, code, message) of the study's checks."""
+    odd: Mapping[str, str] = field(default_factory=dict)
+    """Cell -> why it is no point of the others' curve: its points are drawn hollow."""
+    advice: Sequence[str] = ()
+    """What to run next, in sentences."""
+    reference: str = ""
+    """What names this very study to the command: the path of the resolved one; else its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +100,10 @@ class ReportFiles:
     html: Path
     csv: Path
     parquet: Path
+    json: Path
     summary: Path
     figures: tuple[Path, ...]
+    """PNG; a PDF of the same name lies beside each."""
 
 
 def write_report(
@@ -110,29 +113,32 @@ def write_report(
     gallery: Sequence[GalleryEntry],
     directory: Path,
 ) -> ReportFiles:
-    """Write index.html, figures/*.png, results.csv, results.parquet and summary.json.
+    """Write index.html, figures/*.png and *.pdf, results.csv, .parquet and .json, summary.json.
 
     Partial results are reported as such. Raises OSError if the directory cannot be written.
     """
     found, over_axes = _all_curves(rows, meta)
-    sections, problems = _sections(rows, found, over_axes, meta, gallery)
+    from studies.analysis.insights import gather  # numpy and scipy come when there are rows
+
+    insights = gather(rows, found, over_axes)
+    sections, problems = _sections(rows, found, over_axes, insights, meta, gallery)
     (directory / "figures").mkdir(parents=True, exist_ok=True)
     drawings = [drawing for section in sections for drawing in section["drawings"]]
     files = ReportFiles(
         html=directory / "index.html",
         csv=directory / "results.csv",
         parquet=directory / "results.parquet",
+        json=directory / "results.json",
         summary=directory / "summary.json",
         figures=tuple(directory / "figures" / f"{d.name}.png" for d in drawings),
     )
     for path, drawing in zip(files.figures, drawings, strict=True):
         path.write_bytes(drawing.png)
-    _write_csv(rows, files.csv)
-    _write_parquet(rows, files.parquet)
-    summary = json.dumps(
-        _plain(_summary(rows, found, over_axes, meta)), indent=2, ensure_ascii=False
-    )
-    files.summary.write_text(summary + "\n", encoding="utf-8")
+        path.with_suffix(".pdf").write_bytes(drawing.pdf)
+    write_csv(rows, files.csv)
+    write_parquet(rows, files.parquet)
+    write_json([row.to_dict() for row in rows], files.json)
+    write_json(_summary(rows, found, over_axes, insights, meta), files.summary)
     page = _page(rows, found, over_axes, meta, sections, problems)
     files.html.write_text(page, encoding="utf-8")
     return files
@@ -143,8 +149,10 @@ def _all_curves(
 ) -> tuple[tuple[Curve, ...], tuple[AxisCurve, ...]]:
     """Size × duration curves, or those over the study's own axes: one of the two is empty."""
     if not meta.axes:
-        return curves(rows), ()
-    found = axis_curves(rows, axes=meta.axes, measures=meta.measures, published=meta.published)
+        return curves(rows, meta.odd), ()
+    found = axis_curves(
+        rows, axes=meta.axes, measures=meta.measures, published=meta.published, odd=meta.odd
+    )
     return (), found
 
 
@@ -191,10 +199,13 @@ def _sections(
     rows: Sequence[ResultRow],
     found: Sequence[Curve],
     over_axes: Sequence[AxisCurve],
+    insights: Insights,
     meta: ReportMeta,
     entries: Sequence[GalleryEntry],
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Titled groups of drawings, with the sentence to show when there is none."""
+    from studies.analysis import insight_page
+
     kinds = (
         ("Accuracy against duration", "duration", figures.accuracy_by_duration),
         ("Accuracy against encoder size", "parameters", figures.accuracy_by_parameters),
@@ -205,7 +216,10 @@ def _sections(
         for title, name, draw in (() if meta.axes else kinds)
     ]
     sections += [section(title, list(d)) for title, d in axis_page.axis_sections(over_axes)]
+    sections += insight_page.insight_sections(rows, over_axes, insights)
     sections += law_sections(meta)
+    sections += insight_page.influence_section(meta)
+    sections += insight_page.noise_section(insights.noise)
     sections += sweep_sections(rows, meta)
     pictures, problems = figures.gallery(entries, "gallery")
     sections.append(section("Reconstructions", [pictures], wide=True, problems=problems))
@@ -235,18 +249,22 @@ def _headline(found: Sequence[Curve], over_axes: Sequence[AxisCurve] = ()) -> st
     """The one sentence at the top: how many (protocol, size) pairs rise over the untrained."""
     if over_axes:
         return axis_page.axis_headline(over_axes)
+    start = "the untrained network"
     trends = [t for c in found for t in duration_trends(c) if t.start.duration == UNTRAINED]
+    if not trends:
+        start = "the shortest duration"
+        trends = [t for c in found for t in duration_trends(c)]
     judged = [t for t in trends if t.exceeds_seed_spread is not None]
     if not found:
         return "No evaluated cell yet: nothing can be said."
     if not trends:
-        return "Pretraining cannot be compared with an untrained network: one of the two is absent."
+        return "No size has two durations or an untrained network: durations cannot be compared."
     if not judged:
         return "Too few paired seeds (fewer than 3) to say whether pretraining helps beyond chance."
     rising = sum(t.exceeds_seed_spread is True for t in judged)
     rest = len(trends) - len(judged)
     return (
-        f"From the untrained network to the longest duration, top-1 rises by more than the seed "
+        f"From {start} to the longest duration, top-1 rises by more than the seed "
         f"spread in {rising} of {len(judged)} (protocol, size) pairs with at least 3 paired seeds"
         + (f"; {rest} more have too few." if rest else ".")
     )
@@ -314,62 +332,6 @@ def _complete(found: Sequence[Curve], size: str, duration: str) -> int:
     return len(set.intersection(*seeds)) if seeds else 0
 
 
-def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[tuple[str, Any]]]]:
-    """Header and one line per cell: (shown, sort key) for every column."""
-    kinds = [r for r in rows if r.kind in EVALUATIONS]
-    protocols = sorted({_protocol(r) for r in kinds}, key=str)
-    names = [_protocol_name(*protocol) for protocol in protocols]
-    header = ["cell", "role", "size", "encoder parameters", "duration", "seed", "mask ratio"]
-    header += [
-        "objective",
-        "decoder",
-        "pretraining FLOPs",
-        *(f"top-1 %: {n}" for n in names),
-        "rank-seconds",
-    ]
-    by_cell: dict[str, list[ResultRow]] = {}
-    for row in filled(rows):
-        by_cell.setdefault(row.cell, []).append(row)
-    return header, [_cell_line(group, protocols) for group in by_cell.values()]
-
-
-def _protocol(row: ResultRow) -> _Protocol:
-    return row.protocol, row.eval_split, row.num_labels
-
-
-def _protocol_name(protocol: str, split: str | None, num_labels: int | None) -> str:
-    more = [split or "", f"{num_labels} labels" if num_labels is not None else ""]
-    return " · ".join([protocol, *filter(None, more)])
-
-
-def _cell_line(rows: Sequence[ResultRow], protocols: Sequence[_Protocol]) -> list[tuple[str, Any]]:
-    r = rows[0]
-    # A stage's own row comes before those of the conditions within it.
-    top1 = {_protocol(row): row.top1 for row in reversed(rows)}
-    decoder = "" if r.decoder_depth is None else f"{r.decoder_depth}×{r.decoder_width or '?'}"
-    duration = UNTRAINED if r.role == "untrained" else r.duration or ""
-    paid = sum(cost(rows, lambda row: ("", "")).values())
-    return [
-        (r.cell, r.cell),
-        (r.role, r.role),
-        (r.size or "", r.encoder_params or 0),
-        _number(r.encoder_params, ","),
-        (duration, r.epochs or 0.0),
-        _number(r.seed, "d"),
-        _number(r.mask_ratio, "g"),
-        (r.objective or "", r.objective or ""),
-        (decoder, (r.decoder_depth or 0) * 100_000 + (r.decoder_width or 0)),
-        _number(r.pretrain_flops, ".3g"),
-        *(_number(top1.get(protocol), ".2f") for protocol in protocols),
-        _number(paid, ".1f"),
-    ]
-
-
-def _number(value: float | None, form: str) -> tuple[str, Any]:
-    """Shown and sort key; what is missing or NaN sorts below every number."""
-    return (format(value, form), value) if value is not None and is_number(value) else ("", "")
-
-
 def _page(
     rows: Sequence[ResultRow],
     found: Sequence[Curve],
@@ -382,10 +344,13 @@ def _page(
 
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    header, cells = _cells(rows)
+    header, cells = cell_table(rows, meta.reference or meta.study)
     return environment.get_template("report.html").render(
         meta=meta,
         headline=_headline(found, over_axes),
+        claims=claims(_evidence(found, over_axes), meta.laws),
+        levels=LEVELS,
+        script=(Path(__file__).parent / "report.js").read_text(encoding="utf-8"),
         evidence=_evidence(found, over_axes),
         coverage=_coverage(rows, found, over_axes, meta),
         sections=sections,
@@ -398,37 +363,15 @@ def _page(
     )
 
 
-def _write_csv(rows: Sequence[ResultRow], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(row.to_dict() for row in rows)
-
-
-def _write_parquet(rows: Sequence[ResultRow], path: Path) -> None:
-    """Columns keep their types even where every value is missing."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    types: dict[str, pa.DataType] = {"int": pa.int64(), "float": pa.float64()}
-    hints = get_type_hints(ResultRow)
-    schema: pa.Schema = pa.schema(
-        [(name, types.get(_scalar(hints[name]), pa.string())) for name in COLUMNS]
-    )
-    parquet.write_table(pa.Table.from_pylist([r.to_dict() for r in rows], schema=schema), path)
-
-
-def _scalar(hint: Any) -> str:
-    """`int` for `int | None`; `str` for a Literal."""
-    return next((t.__name__ for t in (int, float) if hint in (t, t | None)), "str")
-
-
 def _summary(
     rows: Sequence[ResultRow],
     found: Sequence[Curve],
     over_axes: Sequence[AxisCurve],
+    insights: Insights,
     meta: ReportMeta,
 ) -> dict[str, Any]:
+    from studies.analysis import insight_page
+
     return {
         "study": meta.study,
         "created_at": meta.created_at,
@@ -442,7 +385,10 @@ def _summary(
         "searches": searches_json(meta),
         "rank_seconds": {"/".join(k): v for k, v in cost(rows, lambda r: (r.kind, r.role)).items()},
         "goodput": meta.goodput.to_dict() if meta.goodput else None,
+        "claims": [asdict(c) for c in claims(_evidence(found, over_axes), meta.laws)],
+        "insights": insight_page.insights_json(rows, insights),
         "laws": laws_json(meta),
+        "advice": list(meta.advice),
         "predictions": [list(line) for line in meta.predictions],
         "findings": [list(item) for item in meta.findings],
         "missing": [list(item) for item in meta.missing],
@@ -463,14 +409,3 @@ def _curve_summary(curve: Curve) -> dict[str, Any]:
         "baseline": list(curve.baseline),
         "points": points,
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: numbers that are none become null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -14,13 +14,15 @@ import numpy as np
 from studies.analysis.choose import Choice, choose, default_candidates, one_axis_candidates
 from studies.analysis.conclusions import Conclusion, conclude
 from studies.analysis.curves import EVALUATIONS
-from studies.analysis.fit import Fit
+from studies.analysis.fit import Fit, Method
 from studies.analysis.laws import Law
 from studies.analysis.observations import Observations, observe_rows
 from studies.analysis.refusals import Statement, Verdict, refused
 from studies.errors import StudyError
 from studies.results import ResultRow
 
+CHOOSING = Method(starts=4)
+"""Each law is fitted once for each part that is left out; the chosen one with more starts."""
 SIZE, DURATION = "encoder_params", "images_seen"
 AXIS_NAMES = {SIZE: "encoder parameters", DURATION: "images seen"}
 
@@ -115,7 +117,7 @@ def _protocol_law(
         return ProtocolLaw(
             protocol=protocol, data=data, choice=None, conclusion=None, statements=(reason,)
         )
-    choice = choose(tried, data)
+    choice = choose(tried, data, method=CHOOSING)
     best = choice.best or choice.candidates[0]
     fits = [t for t in targets if all(axis in t for axis in best.law.axes)]
     done = conclude(best.law, data, fits)

@@ -1,0 +1,59 @@
+"""The report's headline claims: what the cells show, each with the level of its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from studies.analysis.study_laws import ProtocolLaw
+
+Evidence = Literal["shown", "suggested", "fitted", "not shown", "open"]
+LEVELS: Mapping[Evidence, str] = {
+    "shown": "three or more paired seeds, and beyond twice their spread",
+    "suggested": "two or more paired seeds, all of which agree, but too few or within their spread",
+    "fitted": "a law that was chosen by what it predicts at the large end",
+    "not shown": "three or more paired seeds, and no difference beyond their spread",
+    "open": "too few seeds, or no law can be fitted",
+}
+MAX_CLAIMS = 12
+"""Of differences; every law is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A sentence and how far it may be trusted."""
+
+    level: Evidence
+    text: str
+
+
+def claims(evidence: Sequence[Mapping[str, Any]], laws: Sequence[ProtocolLaw]) -> list[Claim]:
+    """Claims from the primary paired differences and the laws, the best founded first."""
+    chosen = [line for line in evidence if line["primary"]] or evidence
+    order = list(LEVELS)
+    found = [Claim(level=_level(line), text=line["sentence"]) for line in chosen]
+    found = sorted(found, key=lambda claim: order.index(claim.level))[:MAX_CLAIMS]
+    return sorted([*found, *map(_of_law, laws)], key=lambda claim: order.index(claim.level))
+
+
+def _level(line: Mapping[str, Any]) -> Evidence:
+    if line["exceeds"] or line["verdict"].startswith("falls"):
+        return "shown"
+    if line["pairs"] >= 2 and line["every_seed_rises"]:
+        return "suggested"
+    return "open" if line["exceeds"] is None else "not shown"
+
+
+def _of_law(one: ProtocolLaw) -> Claim:
+    from studies.analysis.refusals import Verdict
+
+    refusals = [s.text for s in one.statements if s.verdict is Verdict.REFUSED]
+    if one.law is None or one.choice is None or one.choice.best is None:
+        why = refusals[0] if refusals else "the results carry none"
+        return Claim(level="open", text=f"{one.protocol}: no law: {why}")
+    score = one.choice.score(one.choice.best)
+    text = f"{one.protocol}: the error follows {one.law.formula}"
+    text += f"; left out at the large end it was missed by {score:.2f} points"
+    return Claim(level="fitted", text=text + ".")
