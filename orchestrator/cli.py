@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,8 @@ import click
 from orchestrator.cli_adopt import adopt, export
 from orchestrator.cli_drill import drill
 from orchestrator.cli_laws import advise, compare, laws, predict
-from orchestrator.cli_options import Group, json_option, store_option, study_options
+from orchestrator.cli_mlflow import mlflow
+from orchestrator.cli_options import Group, json_option, study_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -293,6 +293,7 @@ main.add_command(predict)
 main.add_command(advise)
 main.add_command(drill)
 main.add_command(export)
+main.add_command(mlflow)
 
 
 @main.group()
@@ -356,36 +357,6 @@ def data_inspect(path: str, as_json: bool) -> None:
     from orchestrator.show_status import print_mapping
 
     print_mapping(found, _console())
-
-
-@main.command()
-@store_option
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
-def mlflow(store: str, port: int) -> None:
-    """Start the MLflow UI on the store's runs, on loopback."""
-    from orchestrator.errors import StoreError
-    from orchestrator.store import LocalStore
-    from orchestrator.tracking import artifact_root, database_exists, default_uri
-
-    local = LocalStore(Path(store))
-    if not database_exists(local):
-        raise StoreError(f"no MLflow runs in {local.root}: run a study first, or name its --store")
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--backend-store-uri",
-        default_uri(local),
-        "--default-artifact-root",
-        artifact_root(local).as_uri(),
-    ]
-    click.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C stops it)")
-    os.execv(sys.executable, command)
 
 
 def _study(reference: str, settings: tuple[str, ...], data_path: str | None) -> Study:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_core.config import CLASSIFIER_FILE, DECODER_FILE, ENCODER_FILE, DecoderConfig
 from orchestrator.errors import UserError
+from orchestrator.kept import kept_studies
 from orchestrator.plan import load_accepted
 from orchestrator.records import DoneRecord, Records
 from studies.errors import unknown
@@ -82,13 +83,23 @@ def find_file(reference: str, records: Records) -> Path:
         raise UserError(f"{reference}: no such file; name an {ENCODER_FILE} or STUDY/CELL")
     if reference in adopted_names(records):
         return find_adopted(records, reference).folder / ENCODER_FILE
+    study, cell, stage = split_address(reference, records, adopted_names(records))
+    return _output(study, cell, stage, load_accepted(records, study), records)
+
+
+def split_address(
+    reference: str, records: Records, others: Iterable[str] = ()
+) -> tuple[str, str, str]:
+    """Take STUDY/CELL#STAGE apart; the stage may be left out, and is then empty.
+
+    Raises:
+        StudyError: no study of this name was run here; `others` are suggested too.
+    """
     address, _, stage = reference.partition("#")
     for study, cell in _splits(address):
-        accepted = load_accepted(records, study)
-        if accepted:
-            return _output(study, cell, stage, accepted, records)
-    studies = sorted(_studies(records))
-    raise unknown("study", address, [*studies, *adopted_names(records)], where="the store")
+        if load_accepted(records, study):
+            return study, cell, stage
+    raise unknown("study", address, [*kept_studies(records), *others], where="the store")
 
 
 def _splits(address: str) -> Iterator[tuple[str, str]]:
@@ -96,16 +107,6 @@ def _splits(address: str) -> Iterator[tuple[str, str]]:
     parts = address.split("/")
     for end in range(len(parts) - 1, 0, -1):
         yield "/".join(parts[:end]), "/".join(parts[end:])
-
-
-def _studies(records: Records, prefix: str = "") -> Iterator[str]:
-    """Names of the studies that were run in this store."""
-    for name in records.store.list(f"studies/{prefix}"):
-        below = records.store.list(f"studies/{prefix}{name}")
-        if "resolved" in below:
-            yield prefix + name
-        elif below and not name.endswith(".json"):
-            yield from _studies(records, f"{prefix}{name}/")
 
 
 def _output(study: str, cell: str, stage: str, accepted: dict[str, Any], records: Records) -> Path:

@@ -47,6 +47,12 @@ class Generation:
         return str(self.attempts[0].get("started_at", "")) if self.attempts else ""
 
     @property
+    def opened_at(self) -> str:
+        """When anything of it was first recorded: a decision comes a moment before its attempt."""
+        known = (str(d.get("at", "")) for d in self.decisions[:1])
+        return min((at for at in (*known, self.started_at) if at), default="")
+
+    @property
     def ended_at(self) -> str:
         """ISO 8601, of the result or of the last attempt's end; empty while it runs."""
         if self.record is not None:

@@ -32,6 +32,7 @@ from orchestrator.records import Records
 from orchestrator.remedies import PastAttempt, allowed_sizes
 from orchestrator.report import write_report
 from orchestrator.results import make_rows
+from orchestrator.run_data import keep_facts
 from orchestrator.store import LocalStore
 from orchestrator.tasks import Task
 from orchestrator.tracked import Tracking, sync_key
@@ -104,6 +105,7 @@ def run_study(
         if take_adopted(plan.stages, records):
             plan = make_plan(study, records, datasets)
         accept(records, plan)
+        keep_facts(store, datasets, data_paths(study))
         close_orphans(plan, records)
         drop_finished_checkpoints(plan, records)
         session = _Session(

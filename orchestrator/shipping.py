@@ -183,8 +183,7 @@ class _ShipLoop:
             item = self._work.get(timeout=SHIP_EVERY_S)
             while not isinstance(item, End):
                 identity = item.info.identity
-                self._todo.pop(identity, None)
-                self._todo[identity] = item
+                self._todo[identity] = item  # in its old place: parents stay before children
                 self._retry_at.pop(identity, None)
                 item = self._work.get_nowait()
             return item

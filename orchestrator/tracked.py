@@ -184,7 +184,7 @@ class Tracking(Observer):
                 action=action,
                 info=self._stage_info(task.planned, generation),
                 attempts=self._attempt_dirs(generation, last),
-                tags=decision_tags(generation) | tags,
+                tags=generation_tags(generation) | tags,
                 ended_ms=milliseconds(generation.ended_at),
             )
         )
@@ -201,7 +201,7 @@ class Tracking(Observer):
             return
         actions = {"done": "done", "running": "follow"}
         action = actions.get(generation.state, "failed") if generation.attempts else "note"
-        entry, tags = None, decision_tags(generation)
+        entry, tags = None, generation_tags(generation)
         if generation.attempts or record is not None:
             tags |= {"state": generation.state, "attempts": str(generation.last)}
         if generation.last_message:
@@ -269,8 +269,6 @@ class Tracking(Observer):
             "role": planned.cell.role,
             "science_hash": planned.identity.science_hash,
         }
-        if generation.commit:
-            tags["commit"] = generation.commit
         parents = planned.identity.science["parents"]
         return RunInfo(
             name=planned.address,
@@ -281,7 +279,7 @@ class Tracking(Observer):
             settings=settings(planned),
             data=data_use(planned, self._datasets),
             upstream=self._upstream(parents[0], generation.started_at) if parents else None,
-            started_ms=milliseconds(generation.started_at),
+            started_ms=milliseconds(generation.opened_at),
         )
 
     def _upstream(self, parent: str, started_at: str) -> str:
@@ -302,10 +300,12 @@ def first_run_ms(store: Store, study: str) -> int:
     return milliseconds(str(first.get("since", "")))
 
 
-def decision_tags(generation: Generation) -> dict[str, str]:
-    """The last decision about a stage, and how many there have been, under any driver."""
-    found = generation.decisions
-    return {"decision": decision_text(found[-1]), "decisions": str(len(found))} if found else {}
+def generation_tags(generation: Generation) -> dict[str, str]:
+    """The last decision about a stage, how many there were under any driver, and whose code ran."""
+    tags = {"commit": generation.commit} if generation.commit else {}
+    if found := generation.decisions:
+        tags |= {"decision": decision_text(found[-1]), "decisions": str(len(found))}
+    return tags
 
 
 def absence_text(uri: str, reason: str) -> str:
@@ -415,9 +415,7 @@ class Shipper:
     def send(self, item: Item) -> None:
         """Have something shipped; it replaces what was said of that run before."""
         item = item.after(self._items.get(item.info.identity))
-        # Moved to the end, so that a new process does everything in the same order.
-        self._items.pop(item.info.identity, None)
-        self._items[item.info.identity] = item
+        self._items[item.info.identity] = item  # in its old place: parents stay before children
         if self._process.is_alive():
             self._work.put(item)
 

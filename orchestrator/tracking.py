@@ -1,4 +1,4 @@
-"""The one file that knows MLflow: what the store holds, shipped so that people can compare it.
+"""The file that knows MLflow's runs: what the store holds, shipped so that people can compare it.
 
 One experiment per study, one study run, and beneath it one run per cell (results of all its
 evaluations, one point of a curve) and one per stage (training curves, attempts, settings), told
@@ -338,6 +338,13 @@ def _silence() -> None:
         logger.setLevel(logging.CRITICAL)
 
 
+@contextlib.contextmanager
+def opened_client(uri: str) -> Iterator[Any]:
+    """A client of a database or server, quiet; a database is opened by one process at a time."""
+    with _opening(uri):
+        yield _quiet_client(uri)
+
+
 def experiment_name(study: str) -> str:
     """Name of a study's experiment."""
     return f"mae-study/{study}"
@@ -404,8 +411,7 @@ def prepare_database(store: Store) -> None:
 
 def stage_history(uri: str, study: str, science_hash: str) -> list[tuple[str, int, float]]:
     """All rows of a stage's metrics as (key, step, value): what a chart would draw."""
-    with _opening(uri):
-        client = _quiet_client(uri)
+    with opened_client(uri) as client:
         experiment = client.get_experiment_by_name(experiment_name(study))
         if experiment is None:
             return []

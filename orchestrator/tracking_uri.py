@@ -76,6 +76,17 @@ def check_uri(uri: str) -> str | None:
     return None
 
 
+def require_answer(uri: str) -> None:
+    """Refuse what cannot be used now; for what is not worth waiting for.
+
+    Raises:
+        TrackingError: it does not answer, or waiting would not mend it.
+    """
+    reason = check_uri(uri)
+    if reason:
+        raise TrackingError(f"MLflow at {without_credentials(uri)} is away: {reason}; try later")
+
+
 def _check_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -134,3 +134,13 @@ def gang() -> Iterator[None]:
         join_gang()
         yield
         leave_gang()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny study that was run once, and its store."""
+    folder = tmp_path_factory.mktemp("study")
+    study, store = tiny_study(folder), folder / "store"
+    done = mae_study("run", str(study), "--store", str(store))
+    assert done.returncode == 0, done.stderr + done.stdout
+    return study, store

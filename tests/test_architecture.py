@@ -28,7 +28,7 @@ LIGHT_MAE_CORE = {
 }
 HOMES = {
     "deepspeed": ("mae_core/engine.py", "mae_core/universal.py"),
-    "mlflow": ("orchestrator/tracking.py",),
+    "mlflow": ("orchestrator/tracking.py", "orchestrator/registry.py"),
     "optuna": ("orchestrator/sweep.py",),
     "ray": ("cluster/",),
 }

@@ -32,16 +32,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny study that was run once, and its store."""
-    folder = tmp_path_factory.mktemp("study")
-    study, store = tiny_study(folder), folder / "store"
-    done = mae_study("run", str(study), "--store", str(store))
-    assert done.returncode == 0, done.stderr + done.stdout
-    return study, store
-
-
 def test_every_stage_is_done_once_and_chained(finished: tuple[Path, Path]) -> None:
     _, store = finished
     records = completions(store)

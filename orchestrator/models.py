@@ -1,0 +1,124 @@
+"""Encoders and classifiers as MLflow models, remembered so that they can be made again.
+
+models/<name>/000001.json …   one registration each: reference, features, stage, model name
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mae_core.config import CLASSIFIER_FILE, ENCODER_FILE
+from orchestrator.errors import UserError
+from orchestrator.export import split_address
+from orchestrator.generations import generations
+from orchestrator.kept import kept_plan
+from orchestrator.plan import PlannedStage
+from orchestrator.records import Records, now_iso
+from orchestrator.registry import register_version
+from orchestrator.tracking import default_uri
+from studies.errors import unknown
+
+Pooling = Literal["cls", "mean"]
+MAX_TAG = 4000
+"""Characters of the classes' names in a tag."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A version of a model."""
+
+    name: str
+    version: int
+    reference: str
+    features: str
+    """`cls`, `mean`, or `scores` of a classifier."""
+
+    @property
+    def uri(self) -> str:
+        """What `mlflow.pytorch.load_model` takes."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def register(
+    records: Records, reference: str, *, name: str = "", features: Pooling = "cls", uri: str = ""
+) -> Registered:
+    """Register the encoder of STUDY/CELL, or the classifier of STUDY/CELL#STAGE.
+
+    Raises:
+        UserError: no weights there, or a name that MLflow does not take.
+        TrackingError: the run is not tracked at `uri`, or its server refuses.
+    """
+    study, cell, stage = split_address(reference, records)
+    planned, path = _weights(records, study, cell, stage)
+    name = name or re.sub(r"[/:#]+", "-", reference)
+    if re.search(r"[/:]", name) or name.strip(" .") == "":
+        raise UserError(f"model name {name!r}: MLflow takes names without / and :")
+    kind = "scores" if path.name == CLASSIFIER_FILE else features
+    content = {"name": name, "reference": reference, "features": kind}
+    target = uri or default_uri(records.store)
+    version = _make_version(records, target, study, planned, path, content)
+    if not any(known | {"at": ""} == content | {"at": ""} for known in registrations(records)):
+        records.store.append_numbered(f"models/{name}", content | {"at": now_iso()})
+    return Registered(**content, version=version)
+
+
+def _make_version(
+    records: Records,
+    uri: str,
+    study: str,
+    planned: PlannedStage,
+    path: Path,
+    content: dict[str, str],
+) -> int:
+    from mae_core.serving import load_served
+
+    recipe = planned.stage.recipe
+    pooling: Pooling = "mean" if content["features"] == "mean" else "cls"
+    model, class_names = load_served(path, recipe.data, pooling)
+    science_hash = planned.identity.science_hash
+    tags = {
+        "reference": content["reference"],
+        "features": content["features"],
+        "science_hash": science_hash,
+        "protocol": recipe.protocol,
+    }
+    if class_names:
+        tags["classes"] = ", ".join(class_names)[:MAX_TAG]
+    identity = generations(records, science_hash)[-1].identity
+    return register_version(uri, study, identity, content["name"], tags, model, recipe.data)
+
+
+def registrations(records: Records) -> list[dict[str, Any]]:
+    """All that were ever registered, oldest first."""
+    keys = [
+        f"models/{name}/{number}"
+        for name in records.store.list("models")
+        for number in records.store.list(f"models/{name}")
+    ]
+    found = (records.store.read_json(key) for key in keys)
+    return sorted((r for r in found if r is not None), key=lambda record: str(record["at"]))
+
+
+def _weights(records: Records, study: str, cell: str, stage: str) -> tuple[PlannedStage, Path]:
+    plan = kept_plan(records, study)
+    stages = [s for s in plan.stages if s.cell.address == cell]
+    if not stages:
+        raise unknown("cell", cell, {s.cell.address for s in plan.stages}, where=f"study {study}")
+    names = [s.stage.name for s in stages]
+    if stage and stage not in names:
+        raise unknown("stage", stage, names, where=f"cell {study}/{cell}")
+    wanted = (CLASSIFIER_FILE, ENCODER_FILE) if stage else (ENCODER_FILE,)
+    for planned in stages:
+        record = planned.record
+        if record is None or (stage and planned.stage.name != stage):
+            continue
+        for file in wanted:
+            if file in record.outputs:
+                return planned, records.outputs(record.science_hash, record.attempt) / file
+    what = f"stage {stage}" if stage else "no stage"
+    raise UserError(
+        f"{study}/{cell}: {what} has not left weights (yet); see `mae-study status {study}`"
+    )
