@@ -16,6 +16,9 @@ from orchestrator.cli_options import Group, json_option, store_option
 if TYPE_CHECKING:
     from orchestrator.store import LocalStore
 
+MAX_LINKS = 5
+"""Studies whose cells are linked to, the newest."""
+
 
 @click.group(cls=Group, invoke_without_command=True)
 @store_option
@@ -51,7 +54,7 @@ def rebuild(context: click.Context, store: str, as_json: bool) -> None:
         return
     click.echo(f"{len(found.studies)} studies and {found.models} models in MLflow again")
     if found.set_aside:
-        click.echo(f"what was there before is in {found.set_aside}")
+        click.echo(f"what was there before is in {found.set_aside}; restart an open MLflow UI")
 
 
 @mlflow.command()
@@ -131,7 +134,8 @@ def _check_database(local: LocalStore) -> None:
 
 
 def _serve(store: str, port: int) -> None:
-    from orchestrator.tracking import artifact_root, default_uri
+    from orchestrator.saved_view import view_link
+    from orchestrator.tracking import artifact_root, default_uri, experiment_ids
 
     local = _local(store)
     _check_database(local)
@@ -139,7 +143,10 @@ def _serve(store: str, port: int) -> None:
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", default_uri(local)]
     command += ["--default-artifact-root", artifact_root(local).as_uri()]
-    click.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C stops it)")
+    address = f"http://127.0.0.1:{port}"
+    click.echo(f"MLflow on {address} (Ctrl-C stops it)")
+    for study, number in list(experiment_ids(local).items())[:MAX_LINKS]:
+        click.echo(f"  cells of {study}: {address}/{view_link(number)}")
     os.execv(sys.executable, command)
 
 

@@ -64,6 +64,11 @@ def axes(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
     return {safe(name): plain(v) for name, v in (own | found).items() if v is not None}
 
 
+def x_axes(plan: Plan) -> list[str]:
+    """Params that accuracy is drawn against: what the study says it varies, else compute."""
+    return [safe(name) for name in plan.study.axes] or ["pretrain_flops"]
+
+
 def settings(planned: PlannedStage) -> dict[str, Any]:
     """A stage's recipe, flat, by the keys of `--set`: `linear_probe.optimizer.base_lr`."""
     recipe = planned.stage.recipe

@@ -60,6 +60,8 @@ class Item:
     """When the run ended, Unix milliseconds; 0: now."""
     report: Path | None = None
     tables: dict[str, Table] = field(default_factory=dict)
+    view: str = ""
+    """Content of the experiment's saved view; empty: leave it."""
 
     def after(self, older: Item | None) -> Item:
         """This item, with what only an older one of the same run says: nothing said is lost."""
@@ -315,6 +317,7 @@ class _ShipLoop:
         run_id = tracker.run(item.info)
         tracker.metrics(run_id, deque(_points(item.entry)))
         tracker.tables(run_id, item.tables)
+        tracker.save_view(item.view)
         tracker.tags(run_id, item.tags)
         if item.report is not None:
             tracker.artifacts(run_id, item.report, "report")

@@ -34,7 +34,9 @@ from orchestrator.run_values import (
     numeric,
     protocols,
     settings,
+    x_axes,
 )
+from orchestrator.saved_view import Cell, cells_view
 from orchestrator.shipping import PATIENCE_S, End, Item, ship
 from orchestrator.store import Store
 from orchestrator.study_values import study_values
@@ -101,6 +103,8 @@ class Tracking(Observer):
             (warn or _warn)(absence_text(self.uri, self._shipper.absent))
         self.problem: str | None = None
         self._known: dict[str, list[Generation]] | None = None
+        self._grid: list[Cell] = []
+        """What the runs of the grid's cells say."""
 
     @staticmethod
     def default(store: Store) -> str:
@@ -146,6 +150,7 @@ class Tracking(Observer):
                 entry=Entry(0, values.at_ms, 0, values.metrics),
                 tags=values.tags,
                 tables=values.tables,
+                view=cells_view(self._grid, x_axes(plan), values.at_ms) if self._grid else "",
                 report=report,
                 ended_ms=max((milliseconds(r.finished_at or "") for r in rows), default=0),
             )
@@ -153,7 +158,7 @@ class Tracking(Observer):
 
     def sync_cells(self, plan: Plan) -> list[ResultRow]:
         """Make runs of the cells and stages of a plan; return what they measured."""
-        self._plan, self._known = plan, {}
+        self._plan, self._known, self._grid = plan, {}, []
         made = make_rows(plan, self._records)
         rows: dict[tuple[str, str], ResultRow] = {}
         for row in made:  # a stage's own row comes before those of its conditions
@@ -230,12 +235,15 @@ class Tracking(Observer):
         metrics = cell_metrics(stages, rows)
         if not metrics:
             return
+        info = self._cell_info(stages)
+        if stages[0].cell.role == "grid":
+            self._grid.append((info.params, metrics))
         done = [r for s in stages if (r := rows.get((s.cell.address, s.stage.name)))]
         finished = max(milliseconds(row.finished_at or "") for row in done)
         self._shipper.send(
             Item(
                 action="result",
-                info=self._cell_info(stages),
+                info=info,
                 entry=Entry(0, finished, 0, metrics),
                 tags={"state": "done" if len(done) == len(stages) else "partial"},
                 ended_ms=finished,

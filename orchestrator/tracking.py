@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.records import Records
+from orchestrator.saved_view import VIEW_TAG
 from orchestrator.store import Store
 from orchestrator.tracking_uri import sqlite_path
 
@@ -40,12 +41,13 @@ PARAMS = 100
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": (
+        "To compare: Views, 'cells of the grid' (or filter `tags.level = 'cell'` and sort by any "
+        "column, which unfolds the study's run), select, Compare. "
         "One run per cell (`tags.level = 'cell'`): a point of a curve, with its axes as params and "
         "metrics and its final accuracies as `knn_top1`, `linear_probe_top1`, `finetune_top1` ...; "
         "what they mean is in the tags `protocol.*`. One run per stage (`tags.level = 'stage'`): "
         "curves of its training, all settings as params, its data set. The study run "
-        "(`tags.level = 'study'`): report, results table, checks, laws, predictions. To compare: "
-        "filter `tags.level = 'cell' and tags.role = 'grid'`, select all, Compare."
+        "(`tags.level = 'study'`): report, results table, checks, laws, predictions."
     ),
 }
 """What the page of an experiment says; the kind opens the runs, not traces of language models."""
@@ -301,6 +303,12 @@ class Tracker:
             listed = [{"path": f"{name}.json", "type": "table"} for name in sorted(tables)]
             self.tags(run_id, {TABLES_TAG: json.dumps(listed)})
 
+    def save_view(self, content: str) -> None:
+        """Set the experiment's saved view, unless `content` is empty."""
+        if content:
+            self._client.set_experiment_tag(self._experiment, VIEW_TAG, content)
+            self._progress()
+
 
 def _data_input(use: DataUse) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -365,6 +373,17 @@ def database_stamp(uri: str, study: str) -> str:
     except sqlite3.Error:
         return ""
     return "" if row is None else f"{row[0]}-{row[1]}"
+
+
+def experiment_ids(store: Store) -> dict[str, str]:
+    """Experiments of the store's own database by study, the newest first; read without MLflow."""
+    path = sqlite_path(default_uri(store))
+    assert path is not None
+    query = "SELECT name, experiment_id FROM experiments WHERE name LIKE ? ORDER BY 2 DESC"
+    prefix = experiment_name("")
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        rows = database.execute(query, (f"{prefix}%",)).fetchall()
+    return {name.removeprefix(prefix): str(number) for name, number in rows}
 
 
 @contextlib.contextmanager
