@@ -103,7 +103,7 @@ def test_influence_names_the_cell_that_a_law_hangs_on() -> None:
     (law,) = [one for one in study_laws(spoilt, top=99.9) if one.protocol == "linear probe"]
     assert law.conclusion is not None
     listed = influences(law.conclusion)
-    assert isinstance(listed, list) and listed[0].cell.startswith("H/800ep")
+    assert isinstance(listed, list) and listed[0].cell == "H, 800ep"
     assert listed[0].change < 0 < listed[0].residual
 
 
@@ -126,7 +126,7 @@ def test_the_page_has_every_section_and_files_beside_it(tmp_path: Path) -> None:
 
 
 def test_claims_carry_the_level_of_their_evidence() -> None:
-    line = {"primary": True, "sentence": "s", "pairs": 3, "every_seed_rises": True,
+    line = {"primary": True, "sentence": "s", "protocol": "p", "pairs": 3, "every_seed_rises": True,
             "exceeds": True, "verdict": "rises by more than the seed spread"}  # fmt: skip
     cases = (
         ({}, "shown"),
@@ -139,6 +139,30 @@ def test_claims_carry_the_level_of_their_evidence() -> None:
     for change, level in cases:
         (claim,) = claims([line | {"verdict": ""} | change], ())
         assert claim.level == level
+
+
+def test_differences_that_are_judged_alike_are_one_claim() -> None:
+    line = {"primary": True, "protocol": "probe", "pairs": 3, "every_seed_rises": True,
+            "exceeds": True, "verdict": "rises", "sentence": "alone"}  # fmt: skip
+    lines = [
+        line | {"start": f"{size} untrained", "end": f"{size} 800ep", "difference": gain}
+        for size, gain in (("B", "+9.0 ± 1.0"), ("L", "+12.0 ± 2.0"))
+    ]
+    (both,) = claims(lines, ())
+    told = "B untrained to B 800ep +9.0 ± 1.0; L untrained to L 800ep +12.0 ± 2.0 points"
+    assert both.text == f"probe: {told}: rises."
+    assert [c.text for c in claims([lines[0], lines[1] | {"protocol": "k-NN"}], ())] == [
+        "alone"
+    ] * 2
+
+
+def test_a_protocol_that_a_size_is_not_asked_for_leaves_its_coverage_full(tmp_path: Path) -> None:
+    found = [r for r in rows(seeds=2) if r.kind != "finetune" or r.size == "H"]
+    files = report(tmp_path, found)
+    text = files.html.read_text()
+    start = text.index("<h2>Coverage</h2>")
+    covered = text[start : text.index("</section>", start)]
+    assert "2/2" in covered and "0/2" not in covered
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from studies.analysis.curves import EVALUATIONS, UNTRAINED, cost, filled, is_number
+from studies.analysis.curves import EVALUATIONS, UNTRAINED, cost, filled, is_number, with_labels
 from studies.results import ResultRow
 
-_Protocol = tuple[str, str | None, int | None]
-"""Protocol, split and labels: a column of the table of cells."""
+_Protocol = tuple[str, str | None]
+"""Protocol with its labels, and split: a column of the table of cells."""
 
 
 def cell_table(
@@ -22,7 +22,8 @@ def cell_table(
     """
     kinds = [r for r in rows if r.kind in EVALUATIONS]
     protocols = sorted({_protocol(r) for r in kinds}, key=str)
-    names = [_protocol_name(*protocol) for protocol in protocols]
+    splits = {r.eval_split for r in kinds}
+    names = [p if len(splits) == 1 or not split else f"{p} · {split}" for p, split in protocols]
     header = ["cell", "role", "size", "encoder parameters", "duration", "seed", "mask ratio"]
     header += [
         "objective",
@@ -39,12 +40,7 @@ def cell_table(
 
 
 def _protocol(row: ResultRow) -> _Protocol:
-    return row.protocol, row.eval_split, row.num_labels
-
-
-def _protocol_name(protocol: str, split: str | None, num_labels: int | None) -> str:
-    more = [split or "", f"{num_labels} labels" if num_labels is not None else ""]
-    return " · ".join([protocol, *filter(None, more)])
+    return with_labels(row), row.eval_split
 
 
 def _cell_line(

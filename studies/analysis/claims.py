@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,9 +34,22 @@ def claims(evidence: Sequence[Mapping[str, Any]], laws: Sequence[ProtocolLaw]) -
     """Claims from the primary paired differences and the laws, the best founded first."""
     chosen = [line for line in evidence if line["primary"]] or evidence
     order = list(LEVELS)
-    found = [Claim(level=_level(line), text=line["sentence"]) for line in chosen]
+    alike: dict[tuple[Evidence, str, str], list[Mapping[str, Any]]] = {}
+    for line in chosen:
+        key = (_level(line), str(line["protocol"]), str(line["verdict"]))
+        alike.setdefault(key, []).append(line)
+    found = [Claim(level=level, text=_told(lines)) for (level, *_), lines in alike.items()]
     found = sorted(found, key=lambda claim: order.index(claim.level))[:MAX_CLAIMS]
     return sorted([*found, *map(_of_law, laws)], key=lambda claim: order.index(claim.level))
+
+
+def _told(lines: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence for differences of a protocol that are judged alike."""
+    first = lines[0]
+    if len(lines) == 1:
+        return str(first["sentence"])
+    differences = "; ".join(f"{e['start']} to {e['end']} {e['difference']}" for e in lines)
+    return f"{first['protocol']}: {differences} points: {first['verdict']}."
 
 
 def _level(line: Mapping[str, Any]) -> Evidence:
@@ -55,5 +69,9 @@ def _of_law(one: ProtocolLaw) -> Claim:
         return Claim(level="open", text=f"{one.protocol}: no law: {why}")
     score = one.choice.score(one.choice.best)
     text = f"{one.protocol}: the error follows {one.law.formula}"
-    text += f"; left out at the large end it was missed by {score:.2f} points"
-    return Claim(level="fitted", text=text + ".")
+    if not math.isfinite(score):
+        why = "too few cells to leave any out at the large end: nothing tests how it extrapolates"
+        return Claim(level="open", text=f"{text}; {why}.")
+    return Claim(
+        level="fitted", text=f"{text}; left out at the large end it missed by {score:.2f} points."
+    )

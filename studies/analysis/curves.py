@@ -237,9 +237,18 @@ def _protocol_key(row: ResultRow) -> tuple[object, ...]:
 
 def protocol_label(row: ResultRow, *, alone: bool) -> str:
     """The protocol, with split and label count when it alone would mix two measurements."""
-    labels = None if row.num_labels is None else f"{row.num_labels} labels"
-    extra = [] if alone else [part for part in (row.eval_split, labels) if part]
+    extra = [] if alone else [part for part in (row.eval_split, _labels(row)) if part]
     return " · ".join([row.protocol, *extra])
+
+
+def with_labels(row: ResultRow) -> str:
+    """The protocol and the number of labels, unless its own name says it."""
+    return " · ".join(filter(None, [row.protocol, _labels(row)]))
+
+
+def _labels(row: ResultRow) -> str:
+    labels = f"{row.num_labels} labels"
+    return "" if row.num_labels is None or labels in row.protocol else labels
 
 
 def _curve(

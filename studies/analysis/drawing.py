@@ -112,6 +112,16 @@ def legend(figure: Figure, *panels: Axes) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
+def log_ticks(axes: Axes) -> None:
+    """Labels such as `3e15`; a range under two decades gets 1, 2 and 5 of each."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+", "e")))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def finish(figure: Figure, name: str, caption: str) -> Drawing:
     """Write a figure as vector and bitmap; the same figure gives the same bytes."""
     from matplotlib import rc_context

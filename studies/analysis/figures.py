@@ -27,7 +27,15 @@ from studies.analysis.curves import (
     point_text,
     sweep_caption,
 )
-from studies.analysis.drawing import Drawing, finish, legend, new_figure, point_at, style
+from studies.analysis.drawing import (
+    Drawing,
+    finish,
+    legend,
+    log_ticks,
+    new_figure,
+    point_at,
+    style,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +119,7 @@ def accuracy_by_flops(curve: Curve, name: str) -> Drawing | None:
     _baseline(axes, curve.baseline)
     axes.set_xscale("log")
     axes.set_xlabel("pretraining compute (FLOPs, log scale)")
-    _log_ticks(axes)
+    log_ticks(axes)
     legend(figure, axes)
     caption = (
         f"{curve.label}: top-1 against the algorithmic FLOPs of the whole pretraining (encoder on "
@@ -430,13 +438,3 @@ def _ticks(axes: Axes, at: Sequence[float], labels: Sequence[str]) -> None:
     crowded = len(at) > 7
     axes.set_xticks(at, labels, rotation=35 if crowded else 0, ha="right" if crowded else "center")
     axes.set_xticks([], minor=True)
-
-
-def _log_ticks(axes: Axes) -> None:
-    """Labels such as `3e15`; a range under two decades gets 1, 2 and 5 of each."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+", "e")))
-    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from studies.analysis.drawing import Drawing, finish, legend, new_figure, point_at, style
+from studies.analysis.drawing import Drawing, finish, legend, log_ticks, new_figure, point_at, style
 from studies.analysis.insights import CostFrontier, RankRelation
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def rank_figure(found: RankRelation, name: str, *, x_unit: str) -> Drawing:
                          s=22, color=_BLUE, alpha=0.75, linewidths=0)  # fmt: skip
     texts = [(x, y, f"{cell}: {x:.4g}, {y:.2f}") for cell, x, y in found.points]
     point_at(axes, "cells", [drawn], texts)
-    axes.set_xlabel(textwrap.fill(f"{found.x} {x_unit}", 60))
+    axes.set_xlabel(textwrap.fill(f"{found.x}{x_unit}", 60))
     axes.set_ylabel(textwrap.fill(f"{found.y}, top-1 (%)", 44))
     axes.grid(True)
     return finish(figure, name, f"{found.y} against {found.x}, one dot per cell. {found.verdict}.")
@@ -57,6 +57,7 @@ def _frontier(axes: Axes, one: CostFrontier) -> None:
                      color=_VERMILION, marker="o", ms=4, label="best so far")  # fmt: skip
     point_at(axes, "best so far", line, [])
     axes.set_xscale("log")
+    log_ticks(axes)
     axes.set_xlabel(f"pretraining {one.measure}")
     axes.set_ylabel("top-1 (%)")
     axes.grid(True)

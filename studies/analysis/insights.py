@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from studies.analysis.axis_curves import AxisCurve
 from studies.analysis.conclusions import Conclusion
-from studies.analysis.curves import EVALUATIONS, Curve, filled, is_number, paired, spread
+from studies.analysis.curves import (
+    EVALUATIONS,
+    Curve,
+    filled,
+    is_number,
+    paired,
+    spread,
+    with_labels,
+)
 from studies.analysis.fit import Method, fit_law
 from studies.analysis.frontier import GridOptimum, best_per_bin, grid_optimum
 from studies.analysis.observations import observe
@@ -88,8 +96,7 @@ def _by_protocol(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
     for r in filled(rows):
         usable = r.kind in EVALUATIONS and is_number(r.top1) and r.eval_split != "dev"
         if usable and r.role in ("grid", "untrained"):
-            labels = f" · {r.num_labels} labels" if r.num_labels else ""
-            found[r.protocol + labels].append(r)
+            found[with_labels(r)].append(r)
     return dict(found)
 
 
@@ -287,7 +294,10 @@ class CostFrontier:
 
 
 def cost_frontiers(rows: Sequence[ResultRow]) -> list[CostFrontier]:
-    """Frontiers on counted FLOPs and on paid rank-hours, for each protocol with two costs."""
+    """Frontiers on counted FLOPs and on paid rank-hours, for each protocol with two costs.
+
+    Untrained networks cost next to nothing and are on no frontier.
+    """
     paid: dict[str, float] = defaultdict(float)
     for r in rows:
         if r.kind in TRAINS:
@@ -300,7 +310,7 @@ def cost_frontiers(rows: Sequence[ResultRow]) -> list[CostFrontier]:
             points = [
                 (cell, float(costs.get(cell) or 0.0), top1[cell])
                 for cell in top1
-                if is_number(costs.get(cell)) and (costs.get(cell) or 0.0) > 0
+                if cell in flops and is_number(costs.get(cell)) and (costs.get(cell) or 0.0) > 0
             ]
             if len({round(math.log(cost), 3) for _, cost, _ in points}) > 1:
                 found.append(_frontier(protocol, measure, points))

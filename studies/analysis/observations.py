@@ -164,11 +164,12 @@ def observe_rows(
         raise unknown("metric", metric, ("top1", "top5", "loss"))
     paid = {r.cell: r.rank_seconds / 3600 for r in table if r.kind == "pretrain"}
     chosen = [r for r in table if r.protocol == protocol and r.role == "grid"]
+    names = _names_without_seed(chosen)
     return observe(
         {axis: [_axis_value(r, axis, paid) for r in chosen] for axis in axes},
         [_error(r, metric) for r in chosen],
-        cells=[_cell_without_seed(r) for r in chosen],
-        clusters=[(clusters or {}).get(r.cell, _cell_without_seed(r)) for r in chosen],
+        cells=names,
+        clusters=[(clusters or {}).get(r.cell, n) for r, n in zip(chosen, names, strict=True)],
         percent=metric != "loss",
     )
 
@@ -208,8 +209,26 @@ def _error(row: ResultRow, metric: str) -> float:
     return float(value) if metric == "loss" else 100.0 - float(value)
 
 
-def _cell_without_seed(row: ResultRow) -> str:
-    """What seeds share: the columns that make a cell, but for the seed."""
-    parts = (row.size, row.duration, row.mask_ratio, row.decoder_depth, row.decoder_width,
-             row.num_labels)  # fmt: skip
-    return "/".join("-" if p is None else str(p) for p in parts)
+_MAKES_A_CELL = {
+    "size": "{}",
+    "duration": "{}",
+    "mask_ratio": "mask {:g}",
+    "decoder_depth": "decoder depth {}",
+    "decoder_width": "width {}",
+    "num_labels": "{} labels",
+}
+"""Columns that make a cell, but for the seed, and how they are said."""
+
+
+def _names_without_seed(rows: Sequence[ResultRow]) -> list[str]:
+    """What seeds of a cell share, without what all of the rows share: `B, 800ep`."""
+    values = {name: [getattr(r, name) for r in rows] for name in _MAKES_A_CELL}
+    differing = [name for name in _MAKES_A_CELL if len(set(values[name])) > 1]
+    shown = differing or ["size", "duration"]
+    return [
+        ", ".join(
+            "-" if values[name][i] is None else _MAKES_A_CELL[name].format(values[name][i])
+            for name in shown
+        )
+        for i in range(len(rows))
+    ]

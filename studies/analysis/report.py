@@ -212,7 +212,14 @@ def _sections(
         ("Accuracy against pretraining compute", "flops", figures.accuracy_by_flops),
     )
     sections = [
-        section(title, [draw(c, f"{name}-{i + 1}-{c.kind}") for i, c in enumerate(found)])
+        section(
+            title,
+            [
+                draw(c, f"{name}-{i + 1}-{c.kind}")
+                for i, c in enumerate(found)
+                if name != "parameters" or len(c.sizes) > 1
+            ],
+        )
         for title, name, draw in (() if meta.axes else kinds)
     ]
     sections += [section(title, list(d)) for title, d in axis_page.axis_sections(over_axes)]
@@ -327,7 +334,9 @@ def _coverage(
 
 
 def _complete(found: Sequence[Curve], size: str, duration: str) -> int:
-    points = [curve.points.get((size, duration)) for curve in found]
+    # A protocol that no cell of this size was evaluated by is not asked of it.
+    asked = [curve for curve in found if size in curve.sizes]
+    points = [curve.points.get((size, duration)) for curve in asked]
     seeds = [set(point.values) if point else set() for point in points]
     return len(set.intersection(*seeds)) if seeds else 0
 

@@ -6,7 +6,7 @@ stays light.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from studies.analysis import figures
@@ -39,6 +39,20 @@ def law_sections(meta: ReportMeta) -> list[dict[str, Any]]:
     return found
 
 
+def _winner_text(winner: Mapping[str, Any]) -> str:
+    """`mask ratio 0.75, decoder depth 4; linear_probe.top1 on dev 82.6, trial 11 of 12`."""
+    from studies.analysis.sweep_page import settings_text
+
+    facts = ("settings", "objective", "score", "trial", "num_trials", "decided_at")
+    settings = winner.get("settings") or {k: v for k, v in winner.items() if k not in facts}
+    text = settings_text(settings)
+    if isinstance(winner.get("score"), float):
+        text += f"; {winner.get('objective', 'score')} {winner['score']:.4g}"
+    if "trial" in winner:
+        text += f", trial {winner['trial']} of {winner.get('num_trials', '?')}"
+    return text
+
+
 def sweep_sections(rows: Sequence[ResultRow], meta: ReportMeta) -> list[dict[str, Any]]:
     """The map over mask ratio and decoder of a single search, then what the trials say."""
     found = []
@@ -46,7 +60,7 @@ def sweep_sections(rows: Sequence[ResultRow], meta: ReportMeta) -> list[dict[str
     surface = sweep_surface(rows, meta.objective) if len(meta.searches) < 2 else None
     chosen = figures.sweep_map(surface, meta.sweep_winner, "sweep") if surface else None
     if surface or (not meta.axes and len(meta.searches) < 2):
-        more = {"winner": meta.sweep_winner}
+        more = {"winner": _winner_text(meta.sweep_winner)} if meta.sweep_winner else {}
         found.append(section("Sweep: mask ratio and decoder", [chosen], **more))
     if any(search.trials for search in meta.searches):
         from studies.analysis import sweep_page
