@@ -103,6 +103,22 @@ def test_errors_that_rise_are_not_a_falling_law() -> None:
     assert "does not fall along N: it rises in 10 of 10 pairs" in said
 
 
+def equal_compute(exponent: float) -> Observations:
+    """Runs of equal compute, and one pair that differs in size alone, where the larger is worse."""
+    budgets = np.geomspace(1e16, 1e18, 5)
+    n, c = (v.ravel() for v in np.meshgrid(np.geomspace(5e6, 6e7, 6), budgets))
+    t = c / (6 * n)
+    y = 12 + 30 * (n / 5e6) ** exponent + 2e6 * t**-0.6
+    return observe({"N": [*n, 1.2 * n[0]], "T": [*t, t[0]]}, [*y, y[0] + 0.5], percent=True)
+
+
+def test_a_chance_pair_among_runs_of_equal_compute_refuses_no_law() -> None:
+    """One pair of 31 cells differs in size alone; all cells together judge the trend."""
+    assert not conclude(laws.additive(), equal_compute(-0.45), parameters=False).is_refused
+    said = refusal(conclude(laws.additive(), equal_compute(0.2), parameters=False))
+    assert "over all 31 cells it rises" in said
+
+
 def test_a_bump_is_marked() -> None:
     y = Y.copy()
     y[-1] += 8

@@ -35,6 +35,9 @@ _USUAL_NOISE = 0.01
 _NARROWS = 1e-4
 """A run that narrows the interval by less than this share is not advised."""
 _THRIFTS = (0.3, 0.6, 1.0)
+_TRUSTED = 3.0
+"""Distance (natural logarithm; a factor of 20) at which what a law gets wrong is as large as the
+noise of a run."""
 _FEW_DOF = 2.0
 """Degrees of freedom assumed before there is a fit: too few to trust a narrow interval."""
 
@@ -215,11 +218,23 @@ def _state(
     derive = _Derivatives(law, references, scale)
     at = {a: np.asarray([target[a]]) for a in law.axes}
     axes = {a: np.asarray([o.axes[a] for o in options], dtype=np.float64) for a in law.axes}
-    tables = [derive(p, axes) for p in points]
+    near = _nearness(axes, target)
+    tables = [derive(p, axes) * near[:, None] for p in points]
     columns = [[t[i] for t in tables] for i in range(len(options))]
-    state = _State([derive(p, cells) for p in points], [derive(p, at)[0] for p in points],
+    weights = _nearness({a: cells[a] for a in law.axes}, target)[:, None]
+    state = _State([derive(p, cells) * weights for p in points], [derive(p, at)[0] for p in points],
                    columns, counts, sd, dof, level)  # fmt: skip
     return state, statements, prediction
+
+
+def _nearness(axes: Mapping[str, F64], target: Mapping[str, float]) -> F64:
+    """Weight of a run by its distance from the target, 1 at the target itself.
+
+    No law is exact over decades: what it gets wrong adds to the noise of a run, the more the
+    farther it is from where the prediction is wanted.
+    """
+    away = sum(np.log(np.asarray(values) / target[a]) ** 2 for a, values in axes.items())
+    return np.asarray(1 / np.sqrt(1 + away / _TRUSTED**2))
 
 
 Point = tuple[F64, F64]

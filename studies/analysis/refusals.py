@@ -27,6 +27,8 @@ EXTRAPOLATION_FAR = 8.0
 _SAME = 1e-3
 """Axis values closer than this (relative) are the same."""
 _ABSURD = 1e100
+_PAIRED_SHARE = 0.25
+"""Pairs of cells that differ in one axis alone speak for a design if they hold this share of it."""
 _GROUP = 60
 """Cells of a line that are compared pair by pair."""
 
@@ -230,18 +232,25 @@ def _confounded(law: Law, table: CellTable) -> list[Statement]:
 
 
 def _monotone(law: Law, axis: str, table: CellTable, data: Observations) -> list[Statement]:
-    """Pairs of cells that differ along one axis only: how many rise where the law can only fall."""
+    """Pairs of cells that differ along one axis only: how many rise where the law can only fall.
+
+    Where such pairs are few by design (runs of equal compute), all cells judge together.
+    """
     x = np.log(table.axes[axis])
     noise = _noise_of_difference(table, data)
     rises = falls = clear = 0
+    paired: set[int] = set()
     for group in _groups(law, axis, table):
         for i, j in combinations(group, 2):
             if x[j] - x[i] < _SAME:
                 continue
+            paired |= {i, j}
             change = table.z[j] - table.z[i]
             rises, falls = rises + int(change > 0), falls + int(change < 0)
             limit = noise * math.sqrt(1 / table.counts[i] + 1 / table.counts[j])
             clear += int(change > 2 * limit)
+    if len(paired) < _PAIRED_SHARE * len(table.z):
+        return _falls_over_all(law, axis, table)
     if rises and rises >= falls:
         return [refused(
             f"The error does not fall along {axis}: it rises in {rises} of {rises + falls} pairs "
@@ -254,6 +263,21 @@ def _monotone(law: Law, axis: str, table: CellTable, data: Observations) -> list
             f"cells, {beyond}."
         )]  # fmt: skip
     return []
+
+
+def _falls_over_all(law: Law, axis: str, table: CellTable) -> list[Statement]:
+    """Refuse if a plane through all cells, logarithmic in every axis, does not fall along one."""
+    logs = [np.log(table.axes[a]) for a in (axis, *(a for a in law.axes if a != axis))]
+    plane = np.column_stack([*logs, np.ones(len(table.z))])
+    if np.linalg.matrix_rank(plane) < plane.shape[1]:
+        return []
+    slope = float(np.linalg.lstsq(plane, table.z, rcond=None)[0][0])
+    if slope < 0:
+        return []
+    return [refused(
+        f"The error does not fall along {axis}: over all {len(table.z)} cells it rises with it "
+        f"while the other axes are held, and {law.formula} can only fall."
+    )]  # fmt: skip
 
 
 def _groups(law: Law, axis: str, table: CellTable) -> list[list[int]]:
