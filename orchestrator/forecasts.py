@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records, now_iso
-from orchestrator.results import axes_of
+from orchestrator.results import axes_of, objective_of
 from studies.analysis.advise import Advice, Option, advise, go_or_no_go
 from studies.analysis.refusals import Verdict
 from studies.analysis.study_laws import DURATION, SIZE, ProtocolLaw, candidates, protocol_law
@@ -229,7 +229,9 @@ def _forecast(
     }
     nothing: dict[str, Any] = {"top1": None, "low": None, "high": None, "level": None, "law": None}
     try:
-        done = protocol_law(rows, protocol, top=_chance(plan, planned), targets=[target])
+        done = protocol_law(
+            _alike(rows, planned), protocol, top=_chance(plan, planned), targets=[target]
+        )
     except StudyError as error:
         return Forecast(**common, **nothing, statements=(str(error),))
     said = tuple(s.text for s in done.statements if s.verdict is not Verdict.NOTE)
@@ -247,9 +249,16 @@ def _forecast(
     )
 
 
+def _alike(rows: Sequence[ResultRow], planned: PlannedStage) -> list[ResultRow]:
+    """Rows of encoders that were trained for what this one is."""
+    objective = objective_of(planned)
+    return [r for r in rows if r.objective == objective]
+
+
 def _law(plan: Plan, rows: Sequence[ResultRow], planned: PlannedStage) -> ProtocolLaw | None:
     try:
-        return protocol_law(rows, planned.stage.recipe.protocol, top=_chance(plan, planned))
+        protocol = planned.stage.recipe.protocol
+        return protocol_law(_alike(rows, planned), protocol, top=_chance(plan, planned))
     except StudyError:
         return None
 

@@ -69,12 +69,17 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
     )
 
 
+def objective_of(planned: PlannedStage) -> str | None:
+    """What the encoder of a stage was trained for, as a row says it."""
+    found = place("objective", planned.cell, planned.stage)
+    return None if found is None else str(found)
+
+
 def _place_of(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
     """Objective, and places on the study's own axes, of a stage."""
     at = places(plan.study.axes, planned.cell, planned.stage)
-    objective = place("objective", planned.cell, planned.stage)
     return {
-        "objective": None if objective is None else str(objective),
+        "objective": objective_of(planned),
         "axes": json.dumps(at, ensure_ascii=False) if at else None,
     }
 

@@ -26,7 +26,8 @@ from studies.analysis.insights import (
 )
 from studies.analysis.refusals import Statement
 from studies.analysis.report import ReportFiles, write_report
-from studies.analysis.study_laws import study_laws
+from studies.analysis.study_laws import protocol_law, study_laws
+from studies.errors import StudyError
 from studies.results import ResultRow
 
 
@@ -105,6 +106,24 @@ def test_influence_names_the_cell_that_a_law_hangs_on() -> None:
     listed = influences(law.conclusion)
     assert isinstance(listed, list) and listed[0].cell == "H, 800ep"
     assert listed[0].change < 0 < listed[0].residual
+
+
+def test_objectives_have_laws_of_their_own() -> None:
+    """Encoders of two objectives lie on two curves; one law for both would be neither's."""
+    mae = [replace(r, objective="MAE") for r in rows(seeds=1)]
+    moco = [
+        replace(r, objective="MoCo v3", cell=f"moco/{r.cell}", top1=r.top1 and r.top1 - 5)
+        for r in mae
+    ]
+    alone = next(law for law in study_laws(mae, top=99.9) if law.protocol == "linear probe")
+    both = {law.protocol: law for law in study_laws([*mae, *moco], top=99.9)}
+    assert {"linear probe, MAE", "linear probe, MoCo v3"} <= set(both)
+    again = both["linear probe, MAE"].conclusion
+    assert again is not None and again.fit is not None
+    assert alone.conclusion is not None and alone.conclusion.fit is not None
+    assert again.fit.values == alone.conclusion.fit.values
+    with pytest.raises(StudyError, match="several objectives"):
+        protocol_law([*mae, *moco], "linear probe", top=99.9)
 
 
 def test_the_page_has_every_section_and_files_beside_it(tmp_path: Path) -> None:

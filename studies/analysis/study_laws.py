@@ -7,7 +7,7 @@ parameters, images seen, or both. Results in, statements out; nothing is run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,16 +49,18 @@ class ProtocolLaw:
 
 def protocols_of(rows: Sequence[ResultRow]) -> list[str]:
     """Protocols with results of grid cells on the test split, as they come."""
-    found = [
-        r.protocol
-        for r in rows
-        if r.kind in EVALUATIONS
-        and r.role == "grid"
-        and r.eval_split != "dev"
-        and r.top1 is not None
-        and r.encoder_params
-        and r.images_seen
-    ]
+    return list(dict.fromkeys(r.protocol for r in rows if _is_point(r)))
+
+
+def _is_point(row: ResultRow) -> bool:
+    """A result of a grid cell on the test split, with a place on the axes."""
+    is_measured = row.kind in EVALUATIONS and row.eval_split != "dev" and row.top1 is not None
+    return bool(is_measured and row.role == "grid" and row.encoder_params and row.images_seen)
+
+
+def objectives_of(rows: Sequence[ResultRow], protocol: str) -> list[str | None]:
+    """What the encoders of a protocol's results were trained for: each has a law of its own."""
+    found = (r.objective for r in rows if r.protocol == protocol and _is_point(r))
     return list(dict.fromkeys(found))
 
 
@@ -73,7 +75,15 @@ def study_laws(
     `top` is the error of chance in points (100 − 100 / classes); without it no bounded law is
     tried. `targets` give encoder parameters and images seen of runs to predict.
     """
-    return [_protocol_law(rows, p, top, targets) for p in protocols_of(rows)]
+    found = []
+    for protocol in protocols_of(rows):
+        objectives = objectives_of(rows, protocol)
+        for objective in objectives:
+            alike = [r for r in rows if r.objective == objective]
+            law = _protocol_law(alike, protocol, top, targets)
+            is_mixed = len(objectives) > 1
+            found.append(replace(law, protocol=f"{protocol}, {objective}") if is_mixed else law)
+    return found
 
 
 def protocol_law(
@@ -83,10 +93,19 @@ def protocol_law(
     top: float | None = None,
     targets: Sequence[Mapping[str, float]] = (),
 ) -> ProtocolLaw:
-    """The law of one protocol; raises `StudyError` if the rows have none of it."""
+    """The law of one protocol.
+
+    Raises:
+        StudyError: the rows have none of it, or encoders of several objectives: one law for both
+            would be neither's.
+    """
     if protocol not in protocols_of(rows):
         known = ", ".join(protocols_of(rows)) or "none"
         raise StudyError(f"no result of protocol {protocol!r} yet; there are: {known}")
+    objectives = objectives_of(rows, protocol)
+    if len(objectives) > 1:
+        named = ", ".join(map(str, objectives))
+        raise StudyError(f"{protocol}: encoders of several objectives ({named}); give one's rows")
     return _protocol_law(rows, protocol, top, targets)
 
 
