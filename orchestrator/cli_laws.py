@@ -28,7 +28,9 @@ def laws(
     if not found:
         console.print("No finished evaluation of a grid cell yet: nothing can be fitted.")
         return
-    _print_table(law_lines(found))
+    lines = law_lines(found)
+    if len(lines) > 1:
+        _print_table(lines)
     for text in law_texts(found):
         console.print(text, highlight=False, markup=False)
 

@@ -73,7 +73,7 @@ def _line(curve: AxisCurve, trend: PairedDifference) -> dict[str, Any]:
         "every_seed_rises": trend.every_seed_rises,
         "exceeds": trend.exceeds_seed_spread,
         "verdict": verdict,
-        "sentence": f"{curve.title}: from {start} to {end} {difference} points: {verdict}.",
+        "sentence": f"{curve.title}: {start} to {end} {difference} points: {verdict}.",
     }
 
 

@@ -140,8 +140,10 @@ def _protocol_law(
     best = choice.best or choice.candidates[0]
     fits = [t for t in targets if all(axis in t for axis in best.law.axes)]
     done = conclude(best.law, data, fits)
+    said = [s.text for s in done.statements]
+    more = [s for s in choice.statements if not any(s.text.endswith(text) for text in said)]
     statements = sorted(
-        dict.fromkeys((*done.statements, *choice.statements)),
+        dict.fromkeys((*done.statements, *more)),
         key=lambda s: list(Verdict).index(s.verdict),
     )
     return ProtocolLaw(
