@@ -14,9 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from digit_cases import DIGITS
 from gangs import capacity, pool  # noqa: F401  (fixtures of the tests that train in gangs)
 
 from mae_core.config import ENCODER_FILE
+from mae_core.data.sources import ImageData, open_data
 from mae_core.parents import Parent
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -144,3 +146,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     done = mae_study("run", str(study), "--store", str(store))
     assert done.returncode == 0, done.stderr + done.stdout
     return study, store
+
+
+@pytest.fixture(scope="session")
+def data() -> ImageData:
+    """The digits."""
+    return open_data(DIGITS)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from digit_cases import DIGITS
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,14 +39,6 @@ from orchestrator.estimate import DataSize, cost_of
 from studies.codec import recipe_from_plain, to_plain
 from studies.spec import Cell, Stage
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 VIEW = ViewConfig(
     jitter=ColorJitterConfig(saturation=0.0, hue=0.0), blur=0.5, blur_sigma=(0.1, 0.6)
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from digit_cases import DIGITS
 from make_data import encode, pixels, png, write_parquet, write_set
 from PIL import Image
 
@@ -20,15 +21,6 @@ from mae_core.data.parquet import Rows, find_files, open_source
 from mae_core.data.scan import inspect, scan
 from mae_core.data.sources import open_data
 from mae_core.errors import DataError
-
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 
 
 def config(path: Path, **changes: object) -> DataConfig:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import encoder_parent
+from digit_cases import DIGITS, write_encoder
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_core.config import (
     NO_AUGMENTATION,
     AttentiveProbeRecipe,
-    DataConfig,
     Duration,
     EncoderConfig,
     Execution,
@@ -24,7 +24,7 @@ from mae_core.config import (
     PretrainRecipe,
 )
 from mae_core.context import RunContext
-from mae_core.data.sources import ImageData, open_data
+from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError
 from mae_core.evaluate.attentive_probe import (
     FILE_NAME,
@@ -32,20 +32,12 @@ from mae_core.evaluate.attentive_probe import (
     build_head,
     run_attentive_probe,
 )
-from mae_core.evaluate.encoder_file import read_tensors, save_encoder
+from mae_core.evaluate.encoder_file import read_tensors
 from mae_core.flops import encoder_forward_flops, eval_flops_per_image
 from mae_core.vit import Encoder
 from studies.errors import StudyError
 from studies.spec import Cell, Stage
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=4)
 PROBE = AttentiveProbeRecipe(
     data=DIGITS,
@@ -58,16 +50,9 @@ PROBE = AttentiveProbeRecipe(
 )
 
 
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return open_data(DIGITS)
-
-
 @pytest.fixture
 def encoder_path(tmp_path: Path) -> Path:
-    path = tmp_path / "encoder.safetensors"
-    save_encoder(path, Encoder(TINY, 8, 1).state_dict(), TINY, 8, 1, extra={})
-    return path
+    return write_encoder(tmp_path, TINY)
 
 
 def run(recipe: AttentiveProbeRecipe, encoder_path: Path, data: ImageData, **execution: Any) -> Any:

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from digit_cases import DIGITS
 
 from mae_core.config import (
     CLASSIFIER_FILE,
     BestOfRecipe,
-    DataConfig,
     Duration,
     EncoderConfig,
     Execution,
@@ -24,7 +24,7 @@ from mae_core.config import (
     PretrainRecipe,
 )
 from mae_core.context import RunContext
-from mae_core.data.sources import ImageData, open_data
+from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError, NumericsError
 from mae_core.evaluate.best_of import best_candidate, run_best_of
 from mae_core.evaluate.encoder_file import describe, write_tensors
@@ -35,22 +35,9 @@ from studies.codec import to_plain
 from studies.errors import StudyError
 from studies.spec import Cell, Stage
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2)
 BEST = BestOfRecipe(data=DIGITS, what="fine-tune")
 CANDIDATE = FinetuneRecipe(data=DIGITS, eval_split="dev")
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return open_data(DIGITS)
 
 
 def finished(

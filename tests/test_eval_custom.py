@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import encoder_parent
+from digit_cases import DIGITS
 from sklearn.neighbors import NearestCentroid
 
 from mae_core.config import (
     CustomEvalRecipe,
-    DataConfig,
     EncoderConfig,
     Execution,
     PretrainRecipe,
 )
 from mae_core.context import RunContext
-from mae_core.data.sources import ImageData, open_data
+from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError
 from mae_core.evaluate.custom import run_custom_eval
 from mae_core.evaluate.encoder_file import load_encoder, save_encoder
@@ -33,14 +33,6 @@ from studies.codec import recipe_from_plain, to_plain
 from studies.identity import identify
 from studies.spec import Cell, Stage
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2)
 RECIPE = CustomEvalRecipe(
     data=DIGITS,
@@ -64,11 +56,6 @@ def wide(task):
     found = task.features(task.evaluation)
     return task.predictions(found, found.vectors)
 """
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return open_data(DIGITS)
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import encoder_parent
+from digit_cases import DIGITS
 
 from mae_core.config import (
     ENCODER_FILE,
     FEATURES_FILE,
-    DataConfig,
     EncoderConfig,
     Execution,
     FeaturesRecipe,
@@ -35,21 +35,8 @@ from mae_core.vit import Encoder
 from studies.errors import StudyError
 from studies.spec import Cell, Stage
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 TINY = EncoderConfig(width=16, depth=3, num_heads=2, patch_size=2)
 LAYERS = FeaturesRecipe(data=DIGITS, features="mean", layers=(1, 3))
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return open_data(DIGITS)
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import encoder_parent
+from digit_cases import DIGITS
 
 from mae_core.config import (
     ENCODER_FILE,
     FEATURES_FILE,
     NO_AUGMENTATION,
-    DataConfig,
     Duration,
     EncoderConfig,
     Execution,
@@ -44,14 +44,6 @@ from mae_core.parents import Parent
 from mae_core.training import Stopped
 from mae_core.vit import Encoder
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2)
 PROBE = FeatureProbeRecipe(
     data=DIGITS,
@@ -62,11 +54,6 @@ PROBE = FeatureProbeRecipe(
     global_batch=128,
     lr_schedule=LrScheduleConfig(warmup=Duration.epochs(1)),
 )
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return open_data(DIGITS)
 
 
 @pytest.fixture(scope="module")

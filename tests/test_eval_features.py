@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from digit_cases import DIGITS
 from safetensors.torch import save_file
 
-from mae_core.config import DataConfig, EncoderConfig
+from mae_core.config import EncoderConfig
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import open_data
 from mae_core.errors import CheckpointError, ConfigError, DataError, NumericsError
@@ -20,14 +21,6 @@ from mae_core.evaluate.features import Extractor, Features, extract, gather_feat
 from mae_core.evaluate.predictions import concatenate, predict, score, write_predictions
 from mae_core.vit import Encoder
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2, name="tiny")
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import encoder_parent
+from digit_cases import DIGITS
 
 from mae_core.averaging import WeightAverage
 from mae_core.config import (
     NO_AUGMENTATION,
-    DataConfig,
     Duration,
     EncoderConfig,
     Execution,
@@ -24,7 +24,7 @@ from mae_core.config import (
     ScratchRecipe,
 )
 from mae_core.context import RunContext
-from mae_core.data.sources import ImageData, open_data
+from mae_core.data.sources import ImageData
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluate.encoder_file import read_tensors, save_encoder
 from mae_core.evaluate.finetune import build_classifier, load_classifier, run_finetune
@@ -32,14 +32,6 @@ from mae_core.positions import sincos_positions
 from mae_core.training import Stopped
 from mae_core.vit import Encoder
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 TINY = EncoderConfig(width=32, depth=2, num_heads=2, patch_size=2)
 FINETUNE = FinetuneRecipe(
     data=DIGITS,
@@ -53,11 +45,6 @@ FINETUNE = replace(FINETUNE, optimizer=replace(FINETUNE.optimizer, base_lr=1e-2)
 SCRATCH = ScratchRecipe(
     encoder=TINY, **{f.name: getattr(FINETUNE, f.name) for f in fields(FINETUNE)}
 )
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return open_data(DIGITS)
 
 
 @pytest.fixture

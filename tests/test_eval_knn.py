@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from digit_cases import DIGITS
 from sklearn.neighbors import KNeighborsClassifier
 
-from mae_core.config import DataConfig, Execution, KnnRecipe
+from mae_core.config import Execution, KnnRecipe
 from mae_core.context import RunContext
 from mae_core.data.sources import open_data
 from mae_core.errors import ConfigError
@@ -16,15 +17,6 @@ from mae_core.evaluate import knn
 from mae_core.evaluate.features import Features
 from mae_core.evaluate.knn import classify, run_knn
 from mae_core.training import Stopped
-
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 
 
 def some_features(num: int, seed: int, width: int = 6, classes: int = 7) -> Features:

@@ -15,12 +15,12 @@ import pytest
 import torch
 import torch.distributed as td
 from conftest import encoder_parent
+from digit_cases import DIGITS, write_encoder
 from torch.multiprocessing.spawn import spawn
 
 from mae_core.config import (
     NO_AUGMENTATION,
     AugmentationConfig,
-    DataConfig,
     Duration,
     EncoderConfig,
     Execution,
@@ -32,7 +32,7 @@ from mae_core.config import (
 from mae_core.context import RunContext
 from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import ConfigError, NumericsError
-from mae_core.evaluate.encoder_file import read_tensors, save_encoder
+from mae_core.evaluate.encoder_file import read_tensors
 from mae_core.evaluate.features import Extractor, Features, labelled_split
 from mae_core.evaluate.knn import run_knn
 from mae_core.evaluate.linear_probe import (
@@ -45,16 +45,7 @@ from mae_core.evaluate.linear_probe import (
 )
 from mae_core.lr_schedule import LrSchedule
 from mae_core.training import Stopped
-from mae_core.vit import Encoder
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2)
 LR = OptimizerConfig(name="sgd", base_lr=0.5, weight_decay=0.0)
 PROBE = LinearProbeRecipe(
@@ -76,16 +67,9 @@ RANDOM = replace(
 )
 
 
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return open_data(DIGITS)
-
-
 @pytest.fixture
 def encoder_path(tmp_path: Path) -> Path:
-    path = tmp_path / "encoder.safetensors"
-    save_encoder(path, Encoder(TINY, 8, 1).state_dict(), TINY, 8, 1, extra={})
-    return path
+    return write_encoder(tmp_path, TINY)
 
 
 def test_pixels_of_digits(tmp_path: Path, data: ImageData) -> None:

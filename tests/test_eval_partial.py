@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import encoder_parent
+from digit_cases import DIGITS, write_encoder
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_core.config import (
     NO_AUGMENTATION,
-    DataConfig,
     Duration,
     EncoderConfig,
     Execution,
@@ -24,9 +24,8 @@ from mae_core.config import (
     PretrainRecipe,
 )
 from mae_core.context import RunContext
-from mae_core.data.sources import ImageData, open_data
+from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError
-from mae_core.evaluate.encoder_file import save_encoder
 from mae_core.evaluate.finetune import Classifier, build_classifier, load_classifier, run_finetune
 from mae_core.evaluate.partial import freeze_all_but_last
 from mae_core.flops import eval_flops_per_image
@@ -36,14 +35,6 @@ from mae_core.vit import Encoder
 from studies.errors import StudyError
 from studies.spec import Cell, Stage
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 TINY = EncoderConfig(width=16, depth=3, num_heads=2, patch_size=4)
 PARTIAL = PartialFinetuneRecipe(
     data=DIGITS,
@@ -58,16 +49,9 @@ PARTIAL = PartialFinetuneRecipe(
 ALONE = Execution(zero_stage=0)
 
 
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return open_data(DIGITS)
-
-
 @pytest.fixture
 def encoder_path(tmp_path: Path) -> Path:
-    path = tmp_path / "encoder.safetensors"
-    save_encoder(path, Encoder(TINY, 8, 1).state_dict(), TINY, 8, 1, extra={})
-    return path
+    return write_encoder(tmp_path, TINY)
 
 
 def trained_names(recipe: FinetuneRecipe, encoder_path: Path) -> set[str]:

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from digit_cases import DIGITS
 
 from mae_core.config import (
     DECODER_FILE,
     ENCODER_FILE,
     BasisRecipe,
-    DataConfig,
     DecoderConfig,
     EncoderConfig,
     Execution,
@@ -26,7 +26,7 @@ from mae_core.config import (
 from mae_core.config.reconstruction import gallery_file
 from mae_core.context import RunContext
 from mae_core.data.loader import eval_batches, normalise
-from mae_core.data.sources import ImageData, open_data
+from mae_core.data.sources import ImageData
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluate.encoder_file import save_encoder, write_tensors
 from mae_core.evaluate.reconstruction import run_reconstruction
@@ -39,14 +39,6 @@ from studies.codec import to_plain
 from studies.errors import StudyError
 from studies.spec import Cell, Stage
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 PRETRAIN = PretrainRecipe(
     data=DIGITS,
     encoder=EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2),
@@ -55,11 +47,6 @@ PRETRAIN = PretrainRecipe(
     seed=4,
 )
 RECIPE = ReconstructionRecipe(data=DIGITS, gallery_ratios=(0.5, 0.75), eval_split="dev")
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return open_data(DIGITS)
 
 
 def pretrained(folder: Path, trained: PretrainRecipe, **fields: Any) -> tuple[Parent, ...]:

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from digit_cases import DIGITS
 from torch.multiprocessing.spawn import spawn
 
 from mae_core import dist
@@ -30,7 +31,6 @@ from mae_core.config import (
     AttentiveProbeRecipe,
     BestOfRecipe,
     CustomEvalRecipe,
-    DataConfig,
     DecoderConfig,
     Duration,
     EncoderConfig,
@@ -52,14 +52,6 @@ from mae_core.mae import MAE
 from mae_core.parents import Parent
 from studies.codec import to_plain
 
-DIGITS = DataConfig(
-    path="digits",
-    image_size=8,
-    num_channels=1,
-    pixel_mean=(0.3,),
-    pixel_std=(0.38,),
-    dev_fraction=0.1,
-)
 PRETRAIN = PretrainRecipe(
     data=DIGITS,
     encoder=EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2),
