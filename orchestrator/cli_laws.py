@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from orchestrator.cli_options import json_option, store_option, study_options
@@ -153,49 +155,53 @@ def advise(
 
 
 @click.command()
-@click.argument("first", metavar="STUDY[:PREFIX]")
-@click.argument("second", metavar="STUDY[:PREFIX]")
+@click.argument("sides", metavar="SIDE SIDE...", nargs=-1, required=True)
 @click.option("--stage", default=None, help="Only this stage of every cell.")
-@click.option("--data", "data_path", metavar="PATH", help="Images that both sides read.")
+@click.option("--out", metavar="DIR", help="Write a report of all sides with their differences.")
+@click.option("--data", "data_path", metavar="PATH", help="Images that all sides read.")
 @store_option
 @json_option
 def compare(
-    first: str, second: str, stage: str | None, data_path: str | None, store: str, as_json: bool
+    sides: tuple[str, ...],
+    stage: str | None,
+    out: str | None,
+    data_path: str | None,
+    store: str,
+    as_json: bool,
 ) -> None:
-    """Differences between two studies, or two families of cells, and whether they are chance.
+    """Differences of studies to the first of them, and whether they are chance.
 
-    Cells are paired by what follows PREFIX in their address, stages by name, seeds by seed, and
-    images by image.
+    A SIDE is STUDY, STUDY@N (its Nth state in the store), or either with :PREFIX for a family of
+    cells. Cells are paired by what follows PREFIX in their address, stages by name, seeds by seed,
+    and images by image.
     """
     from orchestrator.cli import _console, _plan, _print_json
-    from orchestrator.compare import compare as compare_plans
-    from orchestrator.compare import split_side
+    from orchestrator.compare import compare as compare_sides
+    from orchestrator.compare import read_sides
+    from orchestrator.compare_page import write_comparison
+    from orchestrator.records import Records
+    from orchestrator.store import LocalStore, output_dir
+    from studies.analysis.differences import difference_lines, difference_texts
 
-    (one, left), (other, right) = split_side(first), split_side(second)
-    _, plan, records = _plan(one, (), data_path, store)
-    _, other_plan, _ = _plan(other, (), data_path, store)
-    found = compare_plans(plan, other_plan, records, (left, right), stage)
+    if len(sides) < 2:
+        raise click.UsageError("name at least two sides")
+    records = Records(LocalStore(Path(store)))
+    read = read_sides(sides, records, lambda name: _plan(name, (), data_path, store)[1])
+    compared = [compare_sides(read[0], other, records, stage) for other in read[1:]]
+    found = [difference for differences in compared for difference in differences]
+    page = None
+    if out:
+        page = write_comparison(read, found, records, output_dir(Path(out), Path(out)))
     if as_json:
-        _print_json({"first": first, "second": second, "differences": [d.to_json() for d in found]})
+        named = zip(sides[1:], compared, strict=True)
+        comparisons = [{"second": n, "differences": [d.to_json() for d in ds]} for n, ds in named]
+        _print_json({"first": sides[0], "comparisons": comparisons, "page": page and str(page)})
         return
-    lines = [["what", "first top-1 %", "second", "difference", "95 % interval", "seeds", "verdict"]]
-    for d in found:
-        shown = "" if d.low is None else f"{d.low:+.2f} to {d.high:+.2f} (over {d.by})"
-        lines.append(
-            [
-                d.what,
-                f"{d.first:.2f}",
-                f"{d.second:.2f}",
-                f"{d.difference:+.2f}",
-                shown,
-                str(d.seeds),
-                d.verdict,
-            ]  # fmt: skip
-        )
-    _print_table(lines)
-    for d in found:
-        if d.statement and not d.same:
-            _console().print(f"{d.what}: {d.statement}", highlight=False, markup=False)
+    _print_table(difference_lines(found))
+    for text in difference_texts(found):
+        _console().print(text, highlight=False, markup=False)
+    if page:
+        click.echo(str(page))
 
 
 def _print_table(lines: list[list[str]]) -> None:

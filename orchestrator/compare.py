@@ -1,86 +1,119 @@
-"""Two studies, or two families of cells, side by side: paired by cell, stage, seed and image.
+"""Studies, versions of one, or families of cells, side by side: by cell, stage, seed and image.
 
-A side is `STUDY`, or `STUDY:PREFIX` for the cells whose address begins with PREFIX. What is left of
-the address, and the name of the stage, pair the results; seeds are averaged.
+A side is `STUDY`, `STUDY@N` for its Nth state in the store, or either with `:PREFIX` for the cells
+whose address begins with it. What is left of the address, and the name of the stage, pair the
+results; seeds are averaged.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
+from orchestrator.kept import kept_plans
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records
+from orchestrator.results import make_rows
+from studies.analysis.differences import LEVEL, Difference
+from studies.results import ResultRow
 
-LEVEL = 0.95
 PREDICTIONS = "predictions.parquet"
 _SEED = re.compile(r"(^|/)s\d+(?=/|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Of two results that belong together, over their seeds; accuracies in per cent."""
+class Side:
+    """One of the studies that are compared."""
 
-    what: str
-    """Address without prefix and seed, and stage: `N4/e40#knn`."""
-    first: float
-    """Mean top-1 of the first side."""
-    second: float
-    seeds: int
-    """Pairs of seeds."""
-    low: float | None
-    """Interval of second − first: over seeds (Student's t) with two or more, else over images."""
-    high: float | None
-    by: str
-    """What the interval covers: `seeds`, `images`, or nothing."""
-    statement: str
-    """What the images of the pairs say (McNemar), in words."""
-    same: bool = False
-    """Both sides are the same results: there is nothing to compare."""
+    text: str
+    """As it was asked for."""
+    plan: Plan
+    prefix: str
+    label: str = ""
+    """What figures and tables call it."""
 
-    @property
-    def difference(self) -> float:
-        """second − first, points."""
-        return self.second - self.first
-
-    @property
-    def verdict(self) -> str:
-        """In words."""
-        if self.same:
-            return "the same results"
-        if self.low is None or self.high is None:
-            return "one pair, no image-by-image predictions: nothing can be concluded"
-        if self.low > 0 or self.high < 0:
-            return "second higher" if self.difference > 0 else "first higher"
-        return "no difference beyond chance"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**self.__dict__, "difference": self.difference, "verdict": self.verdict}
+    def rows(self, records: Records) -> list[ResultRow]:
+        """Results of the side's cells, each named by what tells the sides apart."""
+        return [
+            replace(
+                row,
+                cell=f"{self.label}/{row.cell}",
+                size=f"{row.size} {self.label}" if row.size else None,
+                objective=f"{row.objective} {self.label}" if row.objective else None,
+            )
+            for row in make_rows(self.plan, records)
+            if _under(row.cell, self.prefix)
+        ]
 
 
-def split_side(text: str) -> tuple[str, str]:
-    """`STUDY:PREFIX` → study and prefix; a Windows drive or URI is no prefix."""
+def split_side(text: str) -> tuple[str, int | None, str]:
+    """`STUDY@2:PREFIX` → study, version and prefix; a Windows drive or URI is no prefix."""
     study, colon, prefix = text.rpartition(":")
-    return (study, prefix) if colon and "/" not in prefix[:1] else (text, "")
+    if not colon or "/" in prefix[:1]:
+        study, prefix = text, ""
+    name, at, version = study.rpartition("@")
+    if at and version.isdigit():
+        return name, int(version), prefix
+    return study, None, prefix
+
+
+def read_sides(
+    texts: Sequence[str], records: Records, plan_of: Callable[[str], Plan]
+) -> list[Side]:
+    """Plan every side, and find names that tell them apart.
+
+    Args:
+        plan_of: plans a study as it is now; `@N` is the Nth state that the store has of it.
+
+    Raises:
+        UserError: there is no such state.
+        StoreError: the study was never run here.
+    """
+    sides = []
+    for text in texts:
+        name, version, prefix = split_side(text)
+        plan = plan_of(name) if version is None else _version(records, name, version)
+        sides.append(Side(text=text, plan=plan, prefix=prefix))
+    is_one = len({side.plan.study.name for side in sides}) == 1
+    labels = [_label(side, is_one=is_one) for side in sides]
+    return [
+        replace(side, label=label if labels.count(label) == 1 else f"{label} ({i + 1})")
+        for i, (side, label) in enumerate(zip(sides, labels, strict=True))
+    ]
+
+
+def _version(records: Records, study: str, version: int) -> Plan:
+    plans = [plan for plan, _ in kept_plans(records, study)]
+    if not 1 <= version <= len(plans):
+        raise UserError(
+            f"{study}@{version}: the store has {len(plans)} state(s) of {study}: use "
+            f"{study}@1 to {study}@{len(plans)}"
+        )
+    return plans[version - 1]
+
+
+def _label(side: Side, *, is_one: bool) -> str:
+    """The study's name, or of one study the version and the prefix."""
+    name, version, prefix = split_side(side.text)
+    if not is_one:
+        return ":".join(filter(None, [side.plan.study.name, prefix]))
+    parts = [f"@{version}" if version else "", prefix]
+    return " ".join(filter(None, parts)) or "now"
 
 
 def compare(
-    first: Plan, second: Plan, records: Records, prefixes: tuple[str, str], stage: str | None
+    first: Side, second: Side, records: Records, stage: str | None = None
 ) -> list[Difference]:
     """Compare what both sides have finished.
 
     Raises:
         UserError: they have no finished evaluation in common.
     """
-    sides = [
-        _results(plan, prefix, stage)
-        for plan, prefix in zip((first, second), prefixes, strict=True)
-    ]
+    sides = [_results(side.plan, side.prefix, stage) for side in (first, second)]
     shared: dict[str, list[tuple[PlannedStage, PlannedStage]]] = {}
     for key, planned in sides[0].items():
         if key in sides[1]:
@@ -88,11 +121,12 @@ def compare(
     if not shared:
         shown = " and ".join(", ".join(sorted(s)[:3]) or "nothing" for s in sides)
         raise UserError(
-            f"the two sides have no finished evaluation in common ({shown}, …): cells are paired "
-            "by what follows the prefix in their address; give STUDY:PREFIX for each side, or run "
-            "more"
+            f"{first.text} and {second.text} have no finished evaluation in common ({shown}, …): "
+            "cells are paired by what follows the prefix in their address; give STUDY:PREFIX for "
+            "each side, or run more"
         )
-    return [_difference(what, pairs, records) for what, pairs in shared.items()]
+    named = f"{second.label} − {first.label}"
+    return [_difference(named, what, pairs, records) for what, pairs in shared.items()]
 
 
 def _results(plan: Plan, prefix: str, stage: str | None) -> dict[str, PlannedStage]:
@@ -117,7 +151,7 @@ def _without_seed(key: str) -> str:
 
 
 def _difference(
-    what: str, pairs: Sequence[tuple[PlannedStage, PlannedStage]], records: Records
+    sides: str, what: str, pairs: Sequence[tuple[PlannedStage, PlannedStage]], records: Records
 ) -> Difference:
     import numpy as np
 
@@ -126,6 +160,7 @@ def _difference(
     images = [_both(pair, records) for pair in pairs]
     low, high, by = _interval(top1[:, 1] - top1[:, 0], images)
     return Difference(
+        sides=sides,
         what=what,
         first=float(means[0]),
         second=float(means[1]),

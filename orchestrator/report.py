@@ -45,8 +45,8 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
         objective=sweep.trials.sweep.objective if sweep else None,
         searches=searches(plan, records),
         goodput=study_goodput(plan, records),
-        laws=study_laws(rows, top=chance_of(plan)) if _asks_for_laws(plan) else (),
-        advice=next_runs(plan, rows) if _asks_for_laws(plan) else (),
+        laws=study_laws(rows, top=chance_of(plan)) if asks_for_laws(plan) else (),
+        advice=next_runs(plan, rows) if asks_for_laws(plan) else (),
         predictions=score_lines(scored(plan, records)),
         findings=tuple((f.level, f.code, f.message) for f in findings),
         odd={cell: f.message for f in findings for cell in f.cells},
@@ -73,7 +73,7 @@ def _chosen(winner: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if winner is None else {k: v for k, v in winner.items() if k != "front"}
 
 
-def _asks_for_laws(plan: Plan) -> bool:
+def asks_for_laws(plan: Plan) -> bool:
     """True if the study's question is about size and duration and nothing else."""
     return set(plan.study.axes) <= {"size", "duration"}
 

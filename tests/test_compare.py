@@ -13,7 +13,7 @@ from mae_core.evaluate.predictions import Predictions, write_predictions
 from orchestrator.cli import main
 from orchestrator.compare import split_side
 from orchestrator.datasets import Datasets
-from orchestrator.plan import make_plan
+from orchestrator.plan import accept, make_plan
 from orchestrator.records import DoneRecord, Records, digest_outputs
 from orchestrator.store import LocalStore
 from studies.load import load_study
@@ -36,16 +36,22 @@ def study():
 """
 
 
-def fill(tmp_path: Path, seeds: int, better: float) -> tuple[str, str]:
-    """A study and its store with results of 200 images; b is right on `better` more of them."""
+def fill(tmp_path: Path, seeds: int, better: float, k: int = 5) -> tuple[str, str]:
+    """A study and its store with results of 200 images; b is right on `better` more of them.
+
+    Another `k` is another state of the study: of its `a`, each k beyond 5 is 0.1 better.
+    """
     path, store = tmp_path / "two.py", LocalStore(tmp_path / "store")
-    path.write_text(STUDY.replace("SEEDS", f"range({seeds})"))
+    path.write_text(STUDY.replace("SEEDS", f"range({seeds})").replace('"a", 5', f'"a", {k}'))
     records = Records(store)
     plan = make_plan(load_study(str(path)), records, Datasets(store))
+    accept(records, plan)
     for planned in plan.stages:
+        if planned.record is not None:
+            continue
         family, seed = planned.cell.address[0], int(planned.cell.address[-1])
         rng = np.random.default_rng(seed)
-        share = 0.6 + (better if family == "b" else 0.0)
+        share = 0.6 + (better if family == "b" else 0.1 * (k - 5))
         right = rng.random(200) < share  # the same images are hard for both
         key = planned.identity.science_hash
         records.write_identity(key, planned.identity.science)
@@ -83,7 +89,7 @@ def compare(study: str, store: str, first: str = ":a", second: str = ":b") -> Re
 def test_several_seeds_are_paired(tmp_path: Path, better: float, verdict: str) -> None:
     done = compare(*fill(tmp_path, 5, better))
     assert done.exit_code == 0, done.output
-    (found,) = json.loads(done.stdout)["differences"]
+    (found,) = json.loads(done.stdout)["comparisons"][0]["differences"]
     assert found["what"] == "#knn"
     assert found["seeds"] == 5
     assert found["by"] == "seeds"
@@ -92,7 +98,7 @@ def test_several_seeds_are_paired(tmp_path: Path, better: float, verdict: str) -
 
 
 def test_one_seed_is_compared_image_by_image(tmp_path: Path) -> None:
-    (found,) = json.loads(compare(*fill(tmp_path, 1, 0.2)).stdout)["differences"]
+    (found,) = json.loads(compare(*fill(tmp_path, 1, 0.2)).stdout)["comparisons"][0]["differences"]
     assert found["by"] == "images"
     assert found["low"] > 0
     assert "The second is better on these images" in found["statement"]
@@ -100,7 +106,7 @@ def test_one_seed_is_compared_image_by_image(tmp_path: Path) -> None:
 
 def test_a_side_against_itself_and_nothing_in_common(tmp_path: Path) -> None:
     study, store = fill(tmp_path, 2, 0.1)
-    (found,) = json.loads(compare(study, store, ":a", ":a").stdout)["differences"]
+    (found,) = json.loads(compare(study, store, ":a", ":a").stdout)["comparisons"][0]["differences"]
     assert found["verdict"] == "the same results"
     none = compare(study, store, ":a", ":missing")
     assert none.exit_code == 2
@@ -108,5 +114,53 @@ def test_a_side_against_itself_and_nothing_in_common(tmp_path: Path) -> None:
 
 
 def test_sides_are_read() -> None:
-    assert split_side("small/x:mae/s") == ("small/x", "mae/s")
-    assert split_side("small/x") == ("small/x", "")
+    assert split_side("small/x:mae/s") == ("small/x", None, "mae/s")
+    assert split_side("small/x") == ("small/x", None, "")
+    assert split_side("small/x@2:mae") == ("small/x", 2, "mae")
+    assert split_side("user@host/x.py") == ("user@host/x.py", None, "")
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["compare", *arguments])
+
+
+def test_two_states_of_a_study_are_compared(tmp_path: Path) -> None:
+    """Only what changed differs; the older state is asked for by its number."""
+    _, store = fill(tmp_path, 4, 0.0)
+    study, _ = fill(tmp_path, 4, 0.0, k=7)
+    done = run("two@1", "two@2", "--store", store, "--json")
+    assert done.exit_code == 0, done.output
+    (comparison,) = json.loads(done.stdout)["comparisons"]
+    found = {d["what"]: d for d in comparison["differences"]}
+    assert found["a#knn"]["sides"] == "@2 − @1"
+    assert found["a#knn"]["low"] > 0 and found["a#knn"]["difference"] > 10
+    assert found["b#knn"]["verdict"] == "the same results"
+    now = json.loads(run("two@1", study, "--store", store, "--json").stdout)
+    differences = now["comparisons"][0]["differences"]
+    assert {d["difference"] for d in differences} == {d["difference"] for d in found.values()}
+
+
+def test_several_sides_have_a_page(tmp_path: Path) -> None:
+    study, store = fill(tmp_path, 3, 0.2)
+    out = tmp_path / "page"
+    sides = (f"{study}:a", f"{study}:b", f"{study}:a")
+    done = run(*sides, "--store", store, "--out", str(out))
+    assert done.exit_code == 0, done.output
+    assert "1 of 1 intervals" not in done.output and str(out / "index.html") in done.output
+    text = (out / "index.html").read_text()
+    assert ">Differences</h2>" in text and "b − a (1)" in text
+    assert (out / "figures/differences.png").stat().st_size > 5000
+    summary = json.loads((out / "summary.json").read_text())
+    assert [d["verdict"] for d in summary["differences"]] == ["second higher", "the same results"]
+
+
+@pytest.mark.parametrize(("sides", "said"), [
+    (("two@3", "two@1"), "has 1 state(s) of two: use two@1"),
+    (("two@0", "two@1"), "has 1 state(s) of two"),
+    (("twoo@1", "two@1"), "study twoo was never run"),
+    (("two@1",), "name at least two sides"),
+])  # fmt: skip
+def test_sides_that_are_not_there(tmp_path: Path, sides: tuple[str, ...], said: str) -> None:
+    _, store = fill(tmp_path, 1, 0.1)
+    done = run(*sides, "--store", store)
+    assert done.exit_code in (2, 8) and said in done.output

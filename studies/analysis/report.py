@@ -34,6 +34,7 @@ from studies.analysis.goodput_advice import StudyGoodput
 from studies.analysis.goodput_page import goodput_bars, goodput_lines, goodput_text
 from studies.analysis.report_files import write_csv, write_json, write_parquet
 from studies.analysis.report_sections import (
+    difference_sections,
     law_sections,
     laws_json,
     searches_json,
@@ -43,6 +44,7 @@ from studies.analysis.report_sections import (
 from studies.results import ResultRow
 
 if TYPE_CHECKING:
+    from studies.analysis.differences import Difference
     from studies.analysis.insights import Insights
     from studies.analysis.study_laws import ProtocolLaw
     from studies.analysis.sweeps import Search
@@ -87,6 +89,8 @@ class ReportMeta:
     """(level, code, message) of the study's checks."""
     odd: Mapping[str, str] = field(default_factory=dict)
     """Cell -> why it is no point of the others' curve: its points are drawn hollow."""
+    differences: Sequence[Difference] = ()
+    """Between several studies that are reported together."""
     advice: Sequence[str] = ()
     """What to run next, in sentences."""
     reference: str = ""
@@ -211,7 +215,8 @@ def _sections(
         ("Accuracy against encoder size", "parameters", figures.accuracy_by_parameters),
         ("Accuracy against pretraining compute", "flops", figures.accuracy_by_flops),
     )
-    sections = [
+    sections = difference_sections(meta)
+    sections += [
         section(
             title,
             [
@@ -397,6 +402,7 @@ def _summary(
         "claims": [asdict(c) for c in claims(_evidence(found, over_axes), meta.laws)],
         "insights": insight_page.insights_json(rows, insights),
         "laws": laws_json(meta),
+        "differences": [d.to_json() for d in meta.differences],
         "advice": list(meta.advice),
         "predictions": [list(line) for line in meta.predictions],
         "findings": [list(item) for item in meta.findings],

@@ -23,6 +23,18 @@ def section(title: str, drawings: Sequence[Drawing | None], **more: Any) -> dict
     return {"title": title, "drawings": [d for d in drawings if d is not None], **more}
 
 
+def difference_sections(meta: ReportMeta) -> list[dict[str, Any]]:
+    """What several studies that are reported together differ by."""
+    if not meta.differences:
+        return []
+    from studies.analysis.differences import difference_lines, difference_texts, forest_figure
+
+    said = {"text": difference_texts(meta.differences), "lines": difference_lines(meta.differences)}
+    return [
+        section("Differences", [forest_figure(meta.differences, "differences")], wide=True, **said)
+    ]
+
+
 def law_sections(meta: ReportMeta) -> list[dict[str, Any]]:
     """Laws with what may be said of them, and predictions against measurements, if any."""
     found = []
