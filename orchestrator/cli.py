@@ -15,6 +15,7 @@ import click
 
 from orchestrator.cli_adopt import adopt, export
 from orchestrator.cli_drill import drill
+from orchestrator.cli_fit import fit
 from orchestrator.cli_laws import advise, compare, laws, predict
 from orchestrator.cli_mlflow import mlflow
 from orchestrator.cli_options import Group, json_option, study_options
@@ -292,6 +293,7 @@ main.add_command(laws)
 main.add_command(predict)
 main.add_command(advise)
 main.add_command(drill)
+main.add_command(fit)
 main.add_command(export)
 main.add_command(mlflow)
 

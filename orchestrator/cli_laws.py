@@ -32,7 +32,7 @@ def laws(
         return
     lines = law_lines(found)
     if len(lines) > 1:
-        _print_table(lines)
+        print_table(lines)
     for text in law_texts(found):
         console.print(text, highlight=False, markup=False)
 
@@ -149,7 +149,7 @@ def advise(
     ]
     if found.steps:
         console.print(f"interval now: {found.width_now:.2f} points", highlight=False)
-        _print_table(lines)
+        print_table(lines)
     for said in found.statements:
         console.print(said.text, highlight=False, markup=False)
 
@@ -197,14 +197,15 @@ def compare(
         comparisons = [{"second": n, "differences": [d.to_json() for d in ds]} for n, ds in named]
         _print_json({"first": sides[0], "comparisons": comparisons, "page": page and str(page)})
         return
-    _print_table(difference_lines(found))
+    print_table(difference_lines(found))
     for text in difference_texts(found):
         _console().print(text, highlight=False, markup=False)
     if page:
         click.echo(str(page))
 
 
-def _print_table(lines: list[list[str]]) -> None:
+def print_table(lines: list[list[str]]) -> None:
+    """Header and lines, on the console."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DRAWN_BEYOND = 4.0
 """A law is drawn up to this many times the largest value that was measured, dashed."""
 MAX_LINES = 8
+_UNITS = {SIZE: "par.", DURATION: "img."}
 
 
 @style()
@@ -43,14 +44,14 @@ def law_figure(found: ProtocolLaw, name: str) -> Drawing | None:
         drawn += axes.plot(grid[~inside], curve[~inside], "--", color=colour, linewidth=1)
         cells = np.asarray(fit.data.cells)[chosen]
         texts = [
-            (a, b, f"{c}: error {b:.2f}, top-1 {100 - b:.2f}")
+            (a, b, f"{c}: error {b:.4g}" + (f", top-1 {100 - b:.2f}" if fit.data.percent else ""))
             for a, b, c in zip(x, y, cells, strict=True)
         ]
         point_at(axes, label, drawn, texts)
     _log_axis(axes, "x")
     _log_axis(axes, "y")
     axes.set_xlabel(AXIS_NAMES.get(axis, axis))
-    axes.set_ylabel("error (100 − top-1), points")
+    axes.set_ylabel("error (100 − top-1), points" if fit.data.percent else "error")
     axes.grid(True)
     legend(figure, axes)
     caption = (
@@ -122,10 +123,8 @@ def _axes_of(fit: Fit) -> tuple[str, str | None]:
     """The axis to draw over, and the one whose values are lines."""
     if len(fit.law.axes) == 1:
         return fit.law.axes[0], None
-    return (SIZE, DURATION) if fit.data.distinct(SIZE) > fit.data.distinct(DURATION) else (
-        DURATION,
-        SIZE,
-    )  # fmt: skip
+    most, *others = sorted(reversed(fit.law.axes), key=fit.data.distinct, reverse=True)
+    return most, others[0]
 
 
 def _lines(fit: Fit, other: str | None) -> Iterator[tuple[str, npt.NDArray[np.bool_], str]]:
@@ -143,4 +142,4 @@ def _lines(fit: Fit, other: str | None) -> Iterator[tuple[str, npt.NDArray[np.bo
 
 
 def _short(axis: str, value: float) -> str:
-    return f"{_plain(value)} {'par.' if axis == SIZE else 'img.'}"
+    return f"{_plain(value)} {_UNITS.get(axis, axis)}"

@@ -17,7 +17,7 @@ from studies.analysis.curves import EVALUATIONS
 from studies.analysis.fit import Fit, Method
 from studies.analysis.laws import Law
 from studies.analysis.observations import Observations, observe_rows
-from studies.analysis.refusals import Statement, Verdict, refused
+from studies.analysis.refusals import Statement, Verdict, note, refused
 from studies.errors import StudyError
 from studies.results import ResultRow
 
@@ -124,26 +124,53 @@ def _protocol_law(
     targets: Sequence[Mapping[str, float]],
 ) -> ProtocolLaw:
     data = observe_rows(rows, protocol=protocol, axes=(SIZE, DURATION))
+    data = _usable(data)
+    return law_of(protocol, data, candidates(data, top) if len(data) else (), targets)
+
+
+def _usable(data: Observations) -> Observations:
+    """Runs with a positive result and a place on every axis."""
     usable = np.isfinite(data.y) & (data.y > 0)
     for values in data.axes.values():
         usable &= np.isfinite(values) & (values > 0)
-    data = data.take(usable)
-    tried = candidates(data, top) if len(data) else ()
-    if not tried:
+    return data.take(usable)
+
+
+def law_of(
+    protocol: str,
+    data: Observations,
+    tried: Sequence[Law],
+    targets: Sequence[Mapping[str, float]] = (),
+    method: Method = CHOOSING,
+) -> ProtocolLaw:
+    """Choose among laws and conclude from the best; without any there is no curve to speak of.
+
+    Runs without a positive number are left out and said.
+    """
+    given, data = len(data), _usable(data)
+    dropped: tuple[Statement, ...] = ()
+    if len(data) < given:
+        lost = f"{given - len(data)} of {given} results lack a positive number and are left out."
+        dropped = (note(lost),)
+    if not tried or not len(data):
         reason = refused(
             f"{protocol}: all results are of one size and one duration, so there is no curve."
         )
         return ProtocolLaw(
-            protocol=protocol, data=data, choice=None, conclusion=None, statements=(reason,)
+            protocol=protocol,
+            data=data,
+            choice=None,
+            conclusion=None,
+            statements=(reason, *dropped),
         )
-    choice = choose(tried, data, method=CHOOSING)
+    choice = choose(tried, data, method=method)
     best = choice.best or choice.candidates[0]
     fits = [t for t in targets if all(axis in t for axis in best.law.axes)]
-    done = conclude(best.law, data, fits)
+    done = conclude(best.law, data, fits, method=replace(method, starts=Method().starts))
     said = [s.text for s in done.statements]
     more = [s for s in choice.statements if not any(s.text.endswith(text) for text in said)]
     statements = sorted(
-        dict.fromkeys((*done.statements, *more)),
+        dict.fromkeys((*done.statements, *more, *dropped)),
         key=lambda s: list(Verdict).index(s.verdict),
     )
     return ProtocolLaw(
@@ -157,7 +184,9 @@ def _protocol_law(
 
 def law_lines(found: Sequence[ProtocolLaw]) -> list[list[str]]:
     """Header and one line per parameter of each law: value, interval, identified or not."""
-    lines = [["protocol", "law (error in points)", "parameter", "value", "90 % interval", "known?"]]
+    in_points = all(one.data is None or one.data.percent for one in found)
+    law = "law (error in points)" if in_points else "law"
+    lines = [["protocol", law, "parameter", "value", "90 % interval", "known?"]]
     for one in found:
         if one.law is None or one.conclusion is None or one.conclusion.fit is None:
             continue
