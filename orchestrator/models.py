@@ -54,13 +54,15 @@ def register(
     study, cell, stage = split_address(reference, records)
     planned, path = _weights(records, study, cell, stage)
     name = name or re.sub(r"[/:#]+", "-", reference)
-    if re.search(r"[/:]", name) or name.strip(" .") == "":
-        raise UserError(f"model name {name!r}: MLflow takes names without / and :")
+    if re.search(r"^\.|[/:]", name) or not name.strip():
+        raise UserError(f"model name {name!r}: use one without / and :, and no dot at its start")
     kind = "scores" if path.name == CLASSIFIER_FILE else features
     content = {"name": name, "reference": reference, "features": kind}
     target = uri or default_uri(records.store)
     version = _make_version(records, target, study, planned, path, content)
-    if not any(known | {"at": ""} == content | {"at": ""} for known in registrations(records)):
+    is_own = target == default_uri(records.store)  # what a server has is not ours to make again
+    known = [one | {"at": ""} for one in registrations(records)]
+    if is_own and content | {"at": ""} not in known:
         records.store.append_numbered(f"models/{name}", content | {"at": now_iso()})
     return Registered(**content, version=version)
 

@@ -47,7 +47,10 @@ def rebuild(records: Records, say: Callable[[str], None]) -> Rebuilt:
         aside = _set_aside(records.store)
         for study in studies:
             say(f"rebuilding {study}")
-            _rebuild_study(records, study)
+            problem = _rebuild_study(records, study)
+            if problem is not None:
+                kept = f"; what was there before is in {aside}" if aside else ""
+                raise TrackingError(f"{study} could not be rebuilt: {problem}{kept}")
         again = registrations(records)
         for one in again:
             say(f"registering {one['reference']} as {one['name']}")
@@ -70,7 +73,8 @@ def _set_aside(store: Store) -> Path | None:
     return aside
 
 
-def _rebuild_study(records: Records, study: str) -> None:
+def _rebuild_study(records: Records, study: str) -> str | None:
+    """Ship everything of a study; return what is missing."""
     plans = list(kept_plans(records, study))
     plan, datasets = plans[-1]
     with Tracking(records.store, plan, None, datasets=datasets) as tracking:
@@ -78,6 +82,6 @@ def _rebuild_study(records: Records, study: str) -> None:
             tracking.sync_cells(earlier)
         page = report_dir(records, study)
         tracking.sync(plan, records, page if (page / "index.html").exists() else None)
-    if tracking.problem is not None:
-        raise TrackingError(f"{study} could not be rebuilt: {tracking.problem}")
-    records.store.create_json(sync_key(tracking.uri, plan), {})
+    if tracking.problem is None:
+        records.store.create_json(sync_key(tracking.uri, plan), {})
+    return tracking.problem
