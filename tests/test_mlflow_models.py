@@ -67,6 +67,9 @@ def dump(store: Path) -> dict[str, Any]:
                         for m in mlflow.get_metric_history(run.info.run_id, key))
             for key in run.data.metrics
         }  # fmt: skip
+        if run.data.tags["level"] == "study":
+            # Every run of the study adds its sums; of the earlier ones nothing is kept elsewhere.
+            histories = {key: points[-1:] for key, points in histories.items()}
         inputs = [
             (d.dataset.name, d.dataset.digest, d.dataset.source, d.dataset.profile,
              sorted((t.key, t.value) for t in d.tags))
