@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @click.option("--as", "measure", type=click.Choice(["loss", "error", "accuracy"]), default="loss",
               show_default=True, help="What --y is; error and accuracy in per cent.")  # fmt: skip
 @click.option("--law", "laws", multiple=True, metavar="NAME",
-              help="power, power-floor, broken, saturating, product, additive, additive-shared or "
-              "bounded; default: all that suit compete.")  # fmt: skip
+              help="power, power-floor, broken, saturating, frontier, product, additive, "
+              "additive-shared or bounded; default: all that suit compete.")  # fmt: skip
 @click.option("--top", type=float, help="Error of chance, which lets the bounded law compete.")
 @click.option("--by", metavar="COLUMN", help="A law for each of its values.")
 @click.option("--where", multiple=True, metavar="COLUMN=VALUE", help="Only these rows.")

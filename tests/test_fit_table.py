@@ -82,7 +82,24 @@ def test_laws_compete_where_none_is_named_and_rows_are_chosen(tmp_path: Path) ->
     assert set(law["hold_out_rmse"]) == {"product", "additive, one exponent", "additive"}
 
 
+def test_a_frontier_is_of_the_best_of_each_bin(tmp_path: Path) -> None:
+    """Runs that waste their compute lie above it and do not move the law."""
+    compute = np.geomspace(1e18, 1e22, 17)
+    best = [{"C": c, "loss": 1.5 + 300 * c**-0.14} for c in compute.tolist()]
+    wasted = [
+        {"C": 1.2 * row["C"], "loss": row["loss"] + 0.3 + i / 100} for i, row in enumerate(best)
+    ]
+    table = write(tmp_path / "runs.csv", [*wasted, *best])
+    done = fit(table, "--y", "loss", "--x", "C", "--law", "frontier", "--json")
+    (law,) = json.loads(done.stdout)["laws"]
+    assert law["parameters"]["alpha"]["value"] == pytest.approx(0.14, abs=0.005)
+    assert law["formula"].startswith("best error =")
+    assert any("biased towards lucky runs" in s["text"] for s in law["statements"])
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
+    (("--y", "loss", "--x", "N", "--law", "frontier", "--law", "power"), "do not name it with"),
+    (("--y", "loss", "--x", "N", "--x", "D", "--law", "frontier"), "has 1 axes, and 2 are"),
     (("--y", "los", "--x", "N"), "unknown column 'los' in the table; did you mean 'loss'"),
     (("--y", "loss", "--x", "model_"), "did you mean 'model'"),
     (("--y", "loss", "--x", "family"), "column 'family' holds 'a', which is no number"),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from studies.analysis import laws
 from studies.analysis.choose import default_candidates, one_axis_candidates
 from studies.analysis.fit import Method
+from studies.analysis.frontier import best_per_bin
 from studies.analysis.laws import Law
 from studies.analysis.observations import Observations, observe
-from studies.analysis.study_laws import ProtocolLaw, law_of
+from studies.analysis.refusals import Statement
+from studies.analysis.study_laws import ProtocolLaw, law_of, usable
 from studies.errors import StudyError, unknown
 
 Measure = Literal["loss", "error", "accuracy"]
@@ -28,8 +30,10 @@ TWO: Mapping[str, Callable[[str, str], Law]] = {
     "additive": laws.additive,
     "additive-shared": laws.additive_shared,
 }
-NAMES = (*ONE, *TWO, "bounded")
-"""`bounded` is of one axis or of two, and needs the error of chance."""
+FRONTIER = "frontier"
+NAMES = (*ONE, *TWO, "bounded", FRONTIER)
+"""`bounded` is of one axis or of two, and needs the error of chance; `frontier` is fitted to the
+best of each bin of its axis, a quarter of a decade wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +95,16 @@ def fit_table(
         if missing:
             raise StudyError(f"a target needs {', '.join(question.axes)}; {missing[0]} is missing")
     chosen = method or Method(starts=4)
-    return [
-        law_of(label, _observations(table, rows, question), tried, targets, chosen)
-        for label, rows in _groups(table, question).items()
-    ]
+    found = []
+    for label, rows in _groups(table, question).items():
+        data = _observations(table, rows, question)
+        statements: tuple[Statement, ...] = ()
+        if question.laws == (FRONTIER,):
+            best = best_per_bin(usable(data), question.axes[0])
+            data, statements = best.data, best.statements
+        law = law_of(label, data, tried, targets, chosen)
+        found.append(replace(law, statements=(*statements, *law.statements)))
+    return found
 
 
 def _require(table: Mapping[str, Sequence[Any]], name: str) -> None:
@@ -110,6 +120,8 @@ def _candidates(question: Question) -> tuple[Law, ...]:
         if len(axes) == 1:
             return one_axis_candidates(axes[0], top=top)
         return default_candidates(top=top, size=axes[0], duration=axes[1])
+    if FRONTIER in question.laws and len(question.laws) > 1:
+        raise StudyError("frontier is fitted to the best runs alone: do not name it with others")
     return tuple(_law(name, axes, top) for name in question.laws)
 
 
@@ -120,10 +132,10 @@ def _law(name: str, axes: tuple[str, ...], top: float | None) -> Law:
         if top is None:
             raise StudyError("the bounded law needs the error of chance: --top 99.9, for example")
         return laws.bounded(top, *axes) if len(axes) == 2 else laws.bounded_power(top, *axes)
-    wanted = 1 if name in ONE else 2
+    wanted = 2 if name in TWO else 1
     if len(axes) != wanted:
         raise StudyError(f"the law {name!r} has {wanted} axes, and {len(axes)} are named")
-    return ONE[name](axes[0]) if wanted == 1 else TWO[name](axes[0], axes[1])
+    return TWO[name](axes[0], axes[1]) if wanted == 2 else ONE.get(name, laws.frontier)(axes[0])
 
 
 def _groups(table: Mapping[str, Sequence[Any]], question: Question) -> dict[str, list[int]]:

@@ -124,16 +124,16 @@ def _protocol_law(
     targets: Sequence[Mapping[str, float]],
 ) -> ProtocolLaw:
     data = observe_rows(rows, protocol=protocol, axes=(SIZE, DURATION))
-    data = _usable(data)
+    data = usable(data)
     return law_of(protocol, data, candidates(data, top) if len(data) else (), targets)
 
 
-def _usable(data: Observations) -> Observations:
+def usable(data: Observations) -> Observations:
     """Runs with a positive result and a place on every axis."""
-    usable = np.isfinite(data.y) & (data.y > 0)
+    kept = np.isfinite(data.y) & (data.y > 0)
     for values in data.axes.values():
-        usable &= np.isfinite(values) & (values > 0)
-    return data.take(usable)
+        kept &= np.isfinite(values) & (values > 0)
+    return data.take(kept)
 
 
 def law_of(
@@ -147,15 +147,14 @@ def law_of(
 
     Runs without a positive number are left out and said.
     """
-    given, data = len(data), _usable(data)
+    given, data = len(data), usable(data)
     dropped: tuple[Statement, ...] = ()
     if len(data) < given:
         lost = f"{given - len(data)} of {given} results lack a positive number and are left out."
         dropped = (note(lost),)
     if not tried or not len(data):
-        reason = refused(
-            f"{protocol}: all results are of one size and one duration, so there is no curve."
-        )
+        why = "all results are of one size and one duration" if len(data) else "no usable result"
+        reason = refused(f"{protocol}: {why}, so there is no curve.")
         return ProtocolLaw(
             protocol=protocol,
             data=data,
