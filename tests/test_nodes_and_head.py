@@ -104,7 +104,8 @@ def test_a_bystander_is_not_ended(tmp_path: Path) -> None:
     (folder / "token").write_text("0" * 64)
     log = folder / "raylet.out"
     log.write_text("log")
-    reader = subprocess.Popen(["tail", "-f", str(log)], stdout=subprocess.DEVNULL)
+    reader = subprocess.Popen(["tail", "-f", str(log)], stdout=subprocess.PIPE)
+    assert reader.stdout is not None and reader.stdout.read(3) == b"log"  # it has it open
     (folder / "processes.json").write_text(f"[[{reader.pid}, 1.0]]")
     try:
         sweep_temp_dirs()
@@ -112,7 +113,7 @@ def test_a_bystander_is_not_ended(tmp_path: Path) -> None:
         assert reader.poll() is None
     finally:
         reader.kill()
-        reader.wait()
+        reader.communicate()
 
 
 @pytest.fixture
