@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
-from orchestrator.kept import kept_plans
+from orchestrator.kept import kept_plan, kept_states
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records
 from orchestrator.results import make_rows
@@ -87,13 +87,13 @@ def read_sides(
 
 
 def _version(records: Records, study: str, version: int) -> Plan:
-    plans = [plan for plan, _ in kept_plans(records, study)]
-    if not 1 <= version <= len(plans):
+    states = kept_states(records, study)
+    if not 1 <= version <= len(states):
         raise UserError(
-            f"{study}@{version}: the store has {len(plans)} state(s) of {study}: use "
-            f"{study}@1 to {study}@{len(plans)}"
+            f"{study}@{version}: the store has {len(states)} state(s) of {study}: use "
+            f"{study}@1 to {study}@{len(states)}"
         )
-    return plans[version - 1]
+    return kept_plan(records, study, states[version - 1])[0]
 
 
 def _label(side: Side, *, is_one: bool) -> str:

@@ -27,17 +27,25 @@ def kept_plans(records: Records, study: str) -> Iterator[tuple[Plan, KeptDataset
     Raises:
         StoreError: it was never run.
     """
+    for name in kept_states(records, study):
+        yield kept_plan(records, study, name)
+
+
+def kept_states(records: Records, study: str) -> list[str]:
+    """Names of the states in which a study was run, the last one last.
+
+    Raises:
+        StoreError: it was never run.
+    """
     names = records.store.list(f"studies/{study}/resolved")
     if not names:
         raise StoreError(f"study {study} was never run in this store")
-    for name in names:
-        resolved = records.store.read_json(f"studies/{study}/resolved/{name}")
-        assert resolved is not None
-        datasets = KeptDatasets(records.store, fingerprints_of(resolved))
-        yield make_plan(study_from_plain(resolved["study"]), records, datasets), datasets
+    return names
 
 
-def kept_plan(records: Records, study: str) -> Plan:
-    """The last of them."""
-    *_, (plan, _) = kept_plans(records, study)
-    return plan
+def kept_plan(records: Records, study: str, state: str) -> tuple[Plan, KeptDatasets]:
+    """A plan of one of them, and its data as they were."""
+    resolved = records.store.read_json(f"studies/{study}/resolved/{state}")
+    assert resolved is not None
+    datasets = KeptDatasets(records.store, fingerprints_of(resolved))
+    return make_plan(study_from_plain(resolved["study"]), records, datasets), datasets

@@ -1,6 +1,6 @@
 """Encoders and classifiers as MLflow models, remembered so that they can be made again.
 
-models/<name>/000001.json …   one registration each: reference, features, stage, model name
+models/<name>/000001.json …   one registration each: reference, features, science hash, model name
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from mae_core.config import CLASSIFIER_FILE, ENCODER_FILE
 from orchestrator.errors import UserError
 from orchestrator.export import split_address
 from orchestrator.generations import generations
-from orchestrator.kept import kept_plan
-from orchestrator.plan import PlannedStage
+from orchestrator.kept import kept_plan, kept_states
+from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records, now_iso
 from orchestrator.registry import register_version
 from orchestrator.tracking import default_uri
@@ -43,27 +43,37 @@ class Registered:
 
 
 def register(
-    records: Records, reference: str, *, name: str = "", features: Pooling = "cls", uri: str = ""
+    records: Records,
+    reference: str,
+    *,
+    name: str = "",
+    features: Pooling = "cls",
+    uri: str = "",
+    science_hash: str = "",
 ) -> Registered:
     """Register the encoder of STUDY/CELL, or the classifier of STUDY/CELL#STAGE.
+
+    With `science_hash` the weights of that very stage, whatever the address stands for by now.
 
     Raises:
         UserError: no weights there, or a name that MLflow does not take.
         TrackingError: the run is not tracked at `uri`, or its server refuses.
     """
     study, cell, stage = split_address(reference, records)
-    planned, path = _weights(records, study, cell, stage)
+    planned, path = _find_weights(records, study, cell, stage, science_hash)
     name = name or re.sub(r"[/:#]+", "-", reference)
     if re.search(r"^\.|[/:]", name) or not name.strip():
         raise UserError(f"model name {name!r}: use one without / and :, and no dot at its start")
     kind = "scores" if path.name == CLASSIFIER_FILE else features
     content = {"name": name, "reference": reference, "features": kind}
+    stands_for = {"science_hash": planned.identity.science_hash}
     target = uri or default_uri(records.store)
     version = _make_version(records, target, study, planned, path, content)
     is_own = target == default_uri(records.store)  # what a server has is not ours to make again
     known = [one | {"at": ""} for one in registrations(records)]
-    if is_own and content | {"at": ""} not in known:
-        records.store.append_numbered(f"models/{name}", content | {"at": now_iso()})
+    if is_own and content | stands_for | {"at": ""} not in known:
+        kept = content | stands_for | {"at": now_iso()}
+        records.store.append_numbered(f"models/{name}", kept)
     return Registered(**content, version=version)
 
 
@@ -104,8 +114,21 @@ def registrations(records: Records) -> list[dict[str, Any]]:
     return sorted((r for r in found if r is not None), key=lambda record: str(record["at"]))
 
 
-def _weights(records: Records, study: str, cell: str, stage: str) -> tuple[PlannedStage, Path]:
-    plan = kept_plan(records, study)
+def _find_weights(
+    records: Records, study: str, cell: str, stage: str, science_hash: str
+) -> tuple[PlannedStage, Path]:
+    """In the last state of a study; with a hash, in the last state that has that stage."""
+    states = kept_states(records, study)
+    for state in reversed(states if science_hash else ()):
+        plan, _ = kept_plan(records, study, state)
+        stages = [s for s in plan.stages if s.cell.address == cell]
+        if any(s.identity.science_hash == science_hash for s in stages):
+            return _weights(records, plan, cell, stage)
+    return _weights(records, kept_plan(records, study, states[-1])[0], cell, stage)
+
+
+def _weights(records: Records, plan: Plan, cell: str, stage: str) -> tuple[PlannedStage, Path]:
+    study = plan.study.name
     stages = [s for s in plan.stages if s.cell.address == cell]
     if not stages:
         raise unknown("cell", cell, {s.cell.address for s in plan.stages}, where=f"study {study}")

@@ -55,7 +55,10 @@ def rebuild(records: Records, say: Callable[[str], None]) -> Rebuilt:
         for one in again:
             say(f"registering {one['reference']} as {one['name']}")
             features: Pooling = "mean" if one["features"] == "mean" else "cls"
-            register(records, one["reference"], name=one["name"], features=features)
+            register(
+                records, one["reference"], name=one["name"], features=features,
+                science_hash=one["science_hash"],
+            )  # fmt: skip
     return Rebuilt(studies=studies, models=len(again), set_aside=aside)
 
 

@@ -132,6 +132,22 @@ def test_models_are_registered_again(store: Path, registered: list[dict[str, Any
     assert_equal(dump(store), before)
 
 
+def test_a_model_stays_what_it_was_when_its_cell_changes(
+    finished: tuple[Path, Path], store: Path, registered: list[dict[str, Any]]
+) -> None:
+    """The classifier of other settings is another version; a rebuild has both, in order."""
+    change = ("--set", "finetune_100.duration=3ep", "--accept-changes", "--store", str(store))
+    assert mae_study("run", str(finished[0]), *change).returncode == 0
+    again = mae_study("mlflow", "register", f"{CELL}#finetune_100", "--name", "scans",
+                      "--store", str(store), "--json")  # fmt: skip
+    assert json.loads(again.stdout)["version"] == 2, again.stderr
+    before = dump(store)["models"]
+    assert [v for name, v, *_ in before if name == "scans"] == [1, 2]
+    done = mae_study("mlflow", "rebuild", "--store", str(store))
+    assert done.returncode == 0, done.stderr
+    assert dump(store)["models"] == before
+
+
 def test_the_same_model_is_one_version(store: Path, registered: list[dict[str, Any]]) -> None:
     again = mae_study("mlflow", "register", CELL, "--store", str(store), "--json")
     assert json.loads(again.stdout) == registered[0]
