@@ -161,6 +161,7 @@ def advise_cells(
             axes=_place(plan, cell),
             gpu_hours=max(_gpu_hours(plan, cell), 1e-9),
             times=MAX_REPEATS if _has(rows, cell.address, protocol) else 1,
+            is_measured=_has(rows, cell.address, protocol),
         )
         for cell in plan.study.cells
         if cell.role == "grid" and _is_placed(plan, cell) and cell.address != address

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,16 @@ def test_repeats_are_offered_as_seeds_of_known_cells() -> None:
     found = advise(LAW, data, TARGET, options(times=2), 60.0, method=METHOD)
     assert found.steps and all(s.is_repeat for s in found.steps)
     assert max(sum(s.option.cell == o.cell for s in found.steps) for o in options()) <= 2
+
+
+def test_a_repeat_is_told_whatever_the_data_call_its_cell() -> None:
+    data = generate(TRUTH, DESIGN, 0.2, (3,))
+    offered = [replace(o, cell=f"address of {o.cell}") for o in options(times=2)]
+    found = advise(LAW, data, TARGET, offered, 60.0, method=METHOD)
+    assert found.steps and not found.steps[0].is_repeat
+    measured = [replace(o, is_measured=True) for o in offered]
+    found = advise(LAW, data, TARGET, measured, 60.0, method=METHOD)
+    assert found.steps and all(s.is_repeat for s in found.steps)
 
 
 def test_a_dear_cell_that_tells_more_is_not_lost_to_cheap_ones() -> None:

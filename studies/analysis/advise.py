@@ -51,6 +51,8 @@ class Option:
     gpu_hours: float
     times: int = 1
     """How often it may be run: seeds."""
+    is_measured: bool = False
+    """Whether it has a result, under whatever name the data have it."""
 
     def __post_init__(self) -> None:
         if not (self.gpu_hours > 0 and math.isfinite(self.gpu_hours)):
@@ -119,7 +121,8 @@ def advise(
     method = method or Method()
     state, statements, prediction = _state(law, data, target, left, method, level)
     width_now = state.width()
-    known = set(data.cells) if data is not None else set()
+    known = {o.cell for o in options if o.is_measured}
+    known |= set(data.cells) if data is not None else set()
     steps = _best_plan(state, left, budget, known)
     if not steps:
         statements = (*statements, note("No option fits the budget or narrows the interval."))
