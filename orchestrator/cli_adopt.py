@@ -27,7 +27,7 @@ LAYOUTS = ("official", "hf", "timm")
     show_default=True,
     help="Whose key names the file has.",
 )
-@click.option("--size", help="Size that it must have, such as B (see `mae_core/sizes.py`).")
+@click.option("--size", help="Size that it must have, such as B (see `mae_core/model/sizes.py`).")
 @click.option(
     "--heads",
     type=click.IntRange(min=1),

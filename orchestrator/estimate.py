@@ -31,7 +31,7 @@ from mae_core.config import (
     split_batch,
 )
 from mae_core.errors import ConfigError
-from mae_core.flops import (
+from mae_core.model.flops import (
     FlopCount,
     contrastive_flops_per_image,
     contrastive_params,

@@ -132,7 +132,7 @@ def _cell(address: str) -> str:
 
 
 def _path(record: DoneRecord, file: str, records: Records) -> Path:
-    from mae_core.parents import verify
+    from mae_core.runtime.inputs import verify
 
     path = records.outputs(record.science_hash, record.attempt) / file
     for name in (file, DECODER_FILE):

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_core.context import FAULT_POINTS
+from mae_core.runtime.context import FAULT_POINTS
 
 FAULT_LOG = "faults.jsonl"
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "notice": signal.SIGTERM}
@@ -28,7 +28,7 @@ class Fault:
 
     rank: int
     point: str
-    """One of `mae_core.context.FAULT_POINTS`."""
+    """One of `mae_core.runtime.context.FAULT_POINTS`."""
     hit: int = 1
     action: str = "kill"
     """`kill`, `stop` (as if frozen) or `notice` (as a preemption announces itself)."""

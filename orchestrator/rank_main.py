@@ -22,9 +22,9 @@ from orchestrator.faults import fault_hook
 from orchestrator.journal import JOURNAL_FILE, JournalWriter
 
 if TYPE_CHECKING:
-    from mae_core.context import RunContext
     from mae_core.data.sources import ImageData
-    from mae_core.parents import Parent
+    from mae_core.runtime.context import RunContext
+    from mae_core.runtime.inputs import Parent
 
 ENTRY = "orchestrator.rank_main:run_stage"
 WARM_ENTRY = "orchestrator.rank_main:warm"
@@ -39,8 +39,8 @@ def warm(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
     import mae_core.evaluate.finetune
     import mae_core.evaluate.knn
     import mae_core.evaluate.linear_probe
-    import mae_core.pretrain  # noqa: F401
-    from mae_core.engine import rehearse
+    import mae_core.pretrain.mae  # noqa: F401
+    from mae_core.train.deepspeed_engine import rehearse
 
     rehearse()
     # What is loaded now stays: collecting after each stage need not look at it again.
@@ -75,8 +75,9 @@ def run_stage(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
 
 
 def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict[str, Any]:
-    from mae_core import dist, engine, extension
-    from mae_core.generators import seed_generators
+    from mae_core.runtime import collectives, plugins
+    from mae_core.runtime.rng_state import seed_generators
+    from mae_core.train import deepspeed_engine
     from studies.codec import recipe_from_plain
 
     began = time.monotonic()
@@ -87,16 +88,16 @@ def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict
         context.fault_point("start")
         seed_generators(0)  # a warm process must not differ from a new one
         recipe = recipe_from_plain(payload["recipe"])
-        extension.allow(**payload.get("extensions", {"roots": (), "digests": {}}))
+        plugins.allow(**payload.get("extensions", {"roots": (), "digests": {}}))
         if control.world > 1 or recipe.TRAINS:
-            engine.join_gang()
+            deepspeed_engine.join_gang()
         data = _open_data(recipe.data, payload["facts"])
         ready = time.monotonic()
         if not recipe.TRAINS:
             control.beat("evaluate", 0)
         metrics = _dispatch(recipe, payload, context, data)
-        dist.barrier()
-    engine.leave_gang()
+        collectives.barrier()
+    deepspeed_engine.leave_gang()
     return {
         "metrics": metrics,
         "seconds": {"starting": ready - began, "working": time.monotonic() - ready},
@@ -121,7 +122,7 @@ def _context(
     directory: Path,
     journal: JournalWriter | None,
 ) -> RunContext:
-    from mae_core.context import RunContext
+    from mae_core.runtime.context import RunContext
 
     return RunContext(
         output_dir=directory / "outputs",
@@ -154,7 +155,7 @@ def _dispatch(
 
 
 def _parents(payload: dict[str, Any]) -> tuple[Parent, ...]:
-    from mae_core.parents import Parent
+    from mae_core.runtime.inputs import Parent
 
     return tuple(Parent.from_json(plain) for plain in payload.get("parents", ()))
 
@@ -191,9 +192,9 @@ def _drop_event(name: str, fields: Any) -> None:
 def _close_group() -> None:
     """Leave a broken process group, so that the peers notice and this process can be reused."""
     with contextlib.suppress(Exception):
-        from mae_core import engine
+        from mae_core.train import deepspeed_engine
 
-        engine.leave_gang()
+        deepspeed_engine.leave_gang()
 
 
 @contextlib.contextmanager

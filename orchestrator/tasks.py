@@ -14,7 +14,7 @@ from cluster.gang import Gang
 from mae_core.config import DataConfig, Execution
 from mae_core.data.facts import DIGITS
 from mae_core.errors import MaeCoreError
-from mae_core.extension import import_root, source_digest
+from mae_core.runtime.plugins import import_root, source_digest
 from orchestrator.datasets import Datasets
 from orchestrator.lineage import interventions, level_of
 from orchestrator.plan import PlannedStage
@@ -176,7 +176,7 @@ def drop_checkpoints(records: Records, science_hash: str, execution: Execution) 
     shutil.rmtree(records.checkpoints(science_hash), ignore_errors=True)
     if execution.checkpoint_uri is None:
         return
-    from mae_core.place import open_place
+    from mae_core.checkpoint.storage import open_place
 
     with contextlib.suppress(OSError, MaeCoreError):
         place = open_place(f"{execution.checkpoint_uri.rstrip('/')}/{science_hash}")

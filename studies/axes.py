@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mae_core.config import RECIPES
-from mae_core.sizes import ENCODERS
+from mae_core.model.sizes import ENCODERS
 from studies.errors import unknown
 from studies.reference import published_set
 from studies.spec import Cell, Stage, Study

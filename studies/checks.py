@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mae_core.config import AdoptedRecipe, Duration, EvalRecipe, PretrainRecipe, num_keep
-from mae_core.flops import encoder_forward_flops, pretrain_flops_per_image
+from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
 from studies.codec import to_plain
 from studies.fingerprint import digest
 from studies.spec import Cell, Study

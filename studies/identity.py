@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mae_core.extension import source_digest
+from mae_core.runtime.plugins import source_digest
 from studies.fingerprint import canonical, digest
 from studies.spec import Cell, Stage
 

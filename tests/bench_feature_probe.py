@@ -35,14 +35,14 @@ from mae_core.config import (
     OptimizerConfig,
     PretrainRecipe,
 )
-from mae_core.context import RunContext
 from mae_core.data.sources import open_data
-from mae_core.engine import join_gang, leave_gang
 from mae_core.evaluate.feature_file import run_features
 from mae_core.evaluate.feature_probe import run_feature_probe
 from mae_core.evaluate.linear_probe import run_linear_probe
-from mae_core.parents import Parent
-from mae_core.pretrain import run_pretrain
+from mae_core.pretrain.mae import run_pretrain
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.inputs import Parent
+from mae_core.train.deepspeed_engine import join_gang, leave_gang
 
 WIDTHS = (32, 48, 64)
 SEEDS = (0, 1, 2)

@@ -24,9 +24,9 @@ def applied(
         if payload.get("grouped"):
             stack.enter_context(_grouped())
         if "log_every" in payload:
-            maximum = mock.patch("mae_core.training.MAX_LOG_EVERY", payload["log_every"])
+            maximum = mock.patch("mae_core.train.loop.MAX_LOG_EVERY", payload["log_every"])
             stack.enter_context(maximum)
-            stack.enter_context(mock.patch("mae_core.training.MIN_LOGS", 1))
+            stack.enter_context(mock.patch("mae_core.train.loop.MIN_LOGS", 1))
         if "nan_at" in payload:
             stack.enter_context(_broken(payload, rank))
         if "leave_out" in payload:
@@ -56,7 +56,7 @@ def _noting(samples: list[list[int]]) -> Iterator[None]:
 @contextlib.contextmanager
 def _noting_masks(masks: list[tuple[str, str]]) -> Iterator[None]:
     """Note the digest of each sample's mask noise, by epoch and sample."""
-    from mae_core import mask_samplers
+    from mae_core.model import mask_samplers
 
     original = mask_samplers.mask_noise
 
@@ -77,22 +77,22 @@ def _noise() -> Iterator[None]:
     """Noise from the global generator, so that its state matters."""
     import torch
 
-    from mae_core import pretrain
+    from mae_core.pretrain import mae
 
-    original = pretrain.network_input
+    original = mae.network_input
 
     def noisy(*arguments: Any) -> Any:
         images = original(*arguments)
         return images + 0.1 * torch.randn(images.shape)
 
-    with mock.patch("mae_core.pretrain.network_input", noisy):
+    with mock.patch("mae_core.pretrain.mae.network_input", noisy):
         yield
 
 
 @contextlib.contextmanager
 def _broken(payload: dict[str, Any], rank: int) -> Iterator[None]:
     """At step `nan_at` turn the loss of `ranks`, or their weights after it, into NaN."""
-    from mae_core.engine import Engine
+    from mae_core.train.deepspeed_engine import Engine
 
     original, steps = Engine.step, []
 
@@ -121,7 +121,7 @@ def _grouped() -> Iterator[None]:
             for i, (n, p) in enumerate(named)
         ]
 
-    with mock.patch("mae_core.pretrain.pretrain_groups", groups):
+    with mock.patch("mae_core.pretrain.mae.pretrain_groups", groups):
         yield
 
 
@@ -130,10 +130,10 @@ def _left_out(part: str, rank: int) -> Iterator[None]:
     """Restore everything but one part."""
     import torch
 
-    from mae_core import saving
-    from mae_core.engine import Engine
+    from mae_core.train import saver
+    from mae_core.train.deepspeed_engine import Engine
 
-    original_unpack, original_load = saving.unpack, Engine.load
+    original_unpack, original_load = saver.unpack, Engine.load
 
     def unpack(*arguments: Any, **named: Any) -> Any:
         state = original_unpack(*arguments, **named)
@@ -154,5 +154,5 @@ def _left_out(part: str, rank: int) -> Iterator[None]:
             if name in state:
                 state[name] = torch.zeros_like(state[name])
 
-    with mock.patch.object(saving, "unpack", unpack), mock.patch.object(Engine, "load", load):
+    with mock.patch.object(saver, "unpack", unpack), mock.patch.object(Engine, "load", load):
         yield

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from mae_core import manifest
-from mae_core.checkpoint import Checkpoints, Found, Saved
-from mae_core.manifest import Layout, Manifest
-from mae_core.place import LocalPlace, Place
+from mae_core.checkpoint import manifest
+from mae_core.checkpoint.commit import Checkpoints, Found, Saved
+from mae_core.checkpoint.manifest import Layout, Manifest
+from mae_core.checkpoint.storage import LocalPlace, Place
 
 LAYOUT = Layout(1, 2, 8, 1, "fp32", 1, "cpu", {"torch": "2"})
 
@@ -41,7 +41,7 @@ def save(checkpoints: Checkpoints, step: int, files: dict[str, Any] | None = Non
 
 def loaded(checkpoints: Checkpoints, found: Found) -> dict[str, Any]:
     """Read all of a checkpoint back."""
-    from mae_core.shards import read_shard
+    from mae_core.checkpoint.shards import read_shard
 
     return {n: read_shard(checkpoints.verified(found, n), n) for n in found.manifest.files}
 

@@ -19,7 +19,7 @@ from gangs import capacity, pool  # noqa: F401  (fixtures of the tests that trai
 
 from mae_core.config import ENCODER_FILE
 from mae_core.data.sources import ImageData, open_data
-from mae_core.parents import Parent
+from mae_core.runtime.inputs import Parent
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -123,7 +123,7 @@ def clean_machine() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def gang() -> Iterator[None]:
     """A gang of this process alone: DeepSpeed wants a process group."""
-    from mae_core.engine import join_gang, leave_gang
+    from mae_core.train.deepspeed_engine import join_gang, leave_gang
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

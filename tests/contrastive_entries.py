@@ -19,12 +19,12 @@ def train_contrastive(payload: dict[str, Any], control: RankControl) -> dict[str
     """
     from test_contrastive import ADAMW, DIGITS, SGD, small_recipe
 
-    from mae_core import engine
     from mae_core.config import Duration, Execution
-    from mae_core.context import RunContext
-    from mae_core.contrastive_stage import run_contrastive
     from mae_core.data.sources import open_data
-    from mae_core.training import Stopped
+    from mae_core.pretrain.contrastive import run_contrastive
+    from mae_core.runtime.context import RunContext
+    from mae_core.train import deepspeed_engine
+    from mae_core.train.loop import Stopped
 
     recipe = small_recipe(
         data=DIGITS,
@@ -57,14 +57,14 @@ def train_contrastive(payload: dict[str, Any], control: RankControl) -> dict[str
     execution = Execution(
         world_size=control.world, loader_threads=0, record_state=True, **payload["execution"]
     )
-    engine.join_gang()
+    deepspeed_engine.join_gang()
     try:
         with _forgetting() if payload.get("forget") else contextlib.nullcontext():
             metrics = run_contrastive(recipe, execution, context, open_data(recipe.data))
     except Stopped:
         return {"losses": losses, "stopped": True}
     finally:
-        engine.leave_gang()
+        deepspeed_engine.leave_gang()
     found = {"losses": losses, "watched": watched, "metrics": metrics}
     if control.rank == 0:
         weights = (folder / "outputs" / "encoder.safetensors").read_bytes()
@@ -76,7 +76,7 @@ def train_contrastive(payload: dict[str, Any], control: RankControl) -> dict[str
 @contextlib.contextmanager
 def _forgetting() -> Iterator[None]:
     """Let the momentum copies start again at the encoder's weights after a resume."""
-    from mae_core.engine import Engine
+    from mae_core.train.deepspeed_engine import Engine
 
     original = Engine.load
 
@@ -87,6 +87,6 @@ def _forgetting() -> Iterator[None]:
     # The fixed batch's loss would notice.
     with (
         mock.patch.object(Engine, "load", load),
-        mock.patch.dict("mae_core.saving.PROBE_TOLERANCE", {"fp32": 1e9}),
+        mock.patch.dict("mae_core.train.saver.PROBE_TOLERANCE", {"fp32": 1e9}),
     ):
         yield

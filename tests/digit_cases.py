@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mae_core.checkpoint.encoder_file import save_encoder
 from mae_core.config import ENCODER_FILE, DataConfig, EncoderConfig
-from mae_core.evaluate.encoder_file import save_encoder
-from mae_core.vit import Encoder
+from mae_core.model.vit import Encoder
 
 DIGITS = DataConfig(
     path="digits",

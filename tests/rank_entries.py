@@ -42,12 +42,12 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
     """
     import torch
 
-    from mae_core import engine
     from mae_core.config import Duration, Execution, OptimizerConfig
-    from mae_core.context import RunContext
     from mae_core.data.sources import open_data
-    from mae_core.pretrain import run_pretrain
-    from mae_core.training import Stopped
+    from mae_core.pretrain.mae import run_pretrain
+    from mae_core.runtime.context import RunContext
+    from mae_core.train import deepspeed_engine
+    from mae_core.train.loop import Stopped
     from studies.catalog import quickstart
 
     recipe = quickstart.pretrain("N1", 1, 0).recipe
@@ -89,7 +89,7 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
         rollback=payload.get("rollback", 0),
     )
     torch.manual_seed(control.rank)
-    engine.join_gang()
+    deepspeed_engine.join_gang()
     masks: list[tuple[str, str]] = []
     found: dict[str, Any] = {
         "losses": losses, "samples": samples, "events": events, "masks": masks,
@@ -101,7 +101,7 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
     except Stopped:
         return found | {"stopped": True}
     finally:
-        engine.leave_gang()
+        deepspeed_engine.leave_gang()
     if control.rank == 0:
         weights = (folder / "outputs" / "encoder.safetensors").read_bytes()
         decoder = (folder / "outputs" / "decoder.safetensors").read_bytes()

@@ -14,11 +14,11 @@ from foreign_weights import images, official_full_state, reference_features, tim
 from safetensors.torch import save_file
 from transformers import ViTMAEForPreTraining
 
+from mae_core.checkpoint.encoder_file import load_encoder, save_encoder, write_tensors
 from mae_core.config import DECODER_FILE, ENCODER_FILE, DataConfig, FinetuneRecipe
-from mae_core.evaluate.encoder_file import load_encoder, save_encoder, write_tensors
 from mae_core.evaluate.finetune import build_classifier
-from mae_core.mae import MAE
-from mae_core.masking import mask_noise
+from mae_core.model.mae import MAE
+from mae_core.model.masking import mask_noise
 from orchestrator.adopt import find_adopted, finish_adopted
 from orchestrator.cli import main
 from orchestrator.datasets import Datasets

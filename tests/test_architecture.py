@@ -19,15 +19,15 @@ MAY_IMPORT = {
 }
 LIGHT_MAE_CORE = {
     "mae_core.config",
-    "mae_core.augment.config",
+    "mae_core.config.augmentation",
     "mae_core.errors",
-    "mae_core.extension",
-    "mae_core.sizes",
-    "mae_core.flops",
+    "mae_core.runtime.plugins",
+    "mae_core.model.sizes",
+    "mae_core.model.flops",
     "mae_core",
 }
 HOMES = {
-    "deepspeed": ("mae_core/engine.py", "mae_core/universal.py"),
+    "deepspeed": ("mae_core/train/deepspeed_engine.py", "mae_core/checkpoint/universal.py"),
     "mlflow": ("orchestrator/tracking.py", "orchestrator/registry.py"),
     "optuna": ("orchestrator/sweep.py",),
     "ray": ("cluster/",),
@@ -46,8 +46,10 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{a.name}" for a in node.names if node.module == "mae_core"}
+            folder = ROOT / node.module.replace(".", "/")
+            for alias in node.names:
+                is_module = (folder / f"{alias.name}.py").is_file()
+                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
     return found
 
 

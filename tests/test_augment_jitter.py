@@ -12,8 +12,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from mae_core.augment.blur import gaussian_blur
-from mae_core.augment.config import MOCO_V3_VIEWS, ColorJitterConfig, ViewConfig
 from mae_core.augment.jitter import augment_view, color_jitter, luma, shift_hue
+from mae_core.config.augmentation import MOCO_V3_VIEWS, ColorJitterConfig, ViewConfig
 from mae_core.errors import ConfigError
 
 OFF = ColorJitterConfig(brightness=0, contrast=0, saturation=0, hue=0, probability=1)

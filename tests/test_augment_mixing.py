@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_core.augment.config import MixConfig
 from mae_core.augment.mixing import (
     BETA_TRIES,
     Mix,
@@ -18,9 +17,10 @@ from mae_core.augment.mixing import (
     partner_rows,
     soft_targets,
 )
+from mae_core.config.augmentation import MixConfig
 from mae_core.data.order import SampleOrder
 from mae_core.errors import ConfigError
-from mae_core.keyed import Stream, uniform
+from mae_core.runtime.keyed_random import Stream, uniform
 
 BATCH, SIZE, CLASSES = 24, 16, 5
 MIXUP = MixConfig(cutmix_alpha=0.0)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from mae_core.augment.config import RandAugmentConfig
 from mae_core.augment.randaugment import OPERATIONS, apply, draw, rand_augment, severity
+from mae_core.config.augmentation import RandAugmentConfig
 from mae_core.errors import ConfigError
 
 MEAN = (0.485, 0.456, 0.406)

@@ -30,10 +30,10 @@ from checkpoint_cases import (
     state,
 )
 
-from mae_core.checkpoint import Saved
+from mae_core.checkpoint.commit import Saved
+from mae_core.checkpoint.manifest import MANIFEST, Manifest
+from mae_core.checkpoint.storage import LocalPlace, Place, RemotePlace, open_place
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.manifest import MANIFEST, Manifest
-from mae_core.place import LocalPlace, Place, RemotePlace, open_place
 
 
 def test_a_crash_at_every_fault_point_leaves_a_whole_checkpoint(tmp_path: Path) -> None:

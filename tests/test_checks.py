@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from mae_core import sizes
 from mae_core.config import (
     DataConfig,
     DecoderConfig,
@@ -17,6 +16,7 @@ from mae_core.config import (
     OptimizerConfig,
     PretrainRecipe,
 )
+from mae_core.model import sizes
 from studies.catalog import CATALOG
 from studies.checks import Finding, check_study
 from studies.load import load_study

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_core import sizes
-from mae_core.augment.config import ColorJitterConfig, ViewConfig
 from mae_core.config import (
     AugmentationConfig,
     BatchSplit,
@@ -29,12 +27,18 @@ from mae_core.config import (
     OptimizerConfig,
     PretrainRecipe,
 )
-from mae_core.contrastive import MoCo, info_nce, momentum_at
-from mae_core.contrastive_stage import TwoPass
+from mae_core.config.augmentation import ColorJitterConfig, ViewConfig
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import open_data
 from mae_core.errors import ConfigError
-from mae_core.flops import contrastive_flops_per_image, contrastive_params, pretrain_flops_per_image
+from mae_core.model import sizes
+from mae_core.model.flops import (
+    contrastive_flops_per_image,
+    contrastive_params,
+    pretrain_flops_per_image,
+)
+from mae_core.model.moco import MoCo, info_nce, momentum_at
+from mae_core.pretrain.contrastive import TwoPass
 from orchestrator.estimate import DataSize, cost_of
 from studies.codec import recipe_from_plain, to_plain
 from studies.spec import Cell, Stage

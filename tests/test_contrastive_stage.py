@@ -15,7 +15,7 @@ from test_contrastive import ADAMW, DIGITS, small_recipe
 
 from cluster.gang import SlotPool
 from cluster.verdict import Cause
-from mae_core import sizes
+from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import (
     Duration,
     Execution,
@@ -23,14 +23,14 @@ from mae_core.config import (
     LrScheduleConfig,
     OptimizerConfig,
 )
-from mae_core.context import RunContext
-from mae_core.contrastive_stage import run_contrastive
 from mae_core.data.sources import open_data
-from mae_core.engine import join_gang, leave_gang
 from mae_core.errors import ConfigError, NumericsError
-from mae_core.evaluate.encoder_file import load_encoder
 from mae_core.evaluate.knn import run_knn
-from mae_core.monitor import PREFIX
+from mae_core.model import sizes
+from mae_core.pretrain.contrastive import run_contrastive
+from mae_core.pretrain.monitor import PREFIX
+from mae_core.runtime.context import RunContext
+from mae_core.train.deepspeed_engine import join_gang, leave_gang
 
 
 def train(

@@ -15,7 +15,7 @@ from mae_core.data.order import (
     stratified_order,
 )
 from mae_core.errors import ConfigError
-from mae_core.keyed import Stream, bits
+from mae_core.runtime.keyed_random import Stream, bits
 
 SIZES = [1, 7, 1000, FULL_PERMUTATION_MAX, FULL_PERMUTATION_MAX + 1, 100_003, 131_072]
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from mae_core.context import FAULT_POINTS
+from mae_core.runtime.context import FAULT_POINTS
 from orchestrator.cli import main
 from orchestrator.drill import INTERVAL, REACH, DrawnFaults, DrillOptions, run_drill
 

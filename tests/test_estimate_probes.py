@@ -22,7 +22,7 @@ from mae_core.config import (
     ReconstructionRecipe,
 )
 from mae_core.errors import ConfigError
-from mae_core.flops import encoder_forward_flops, pretrain_flops_per_image
+from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
 from orchestrator.estimate import Cost, DataSize, cost_of
 from studies.spec import Cell, Stage
 

@@ -13,6 +13,7 @@ from conftest import encoder_parent
 from digit_cases import DIGITS, write_encoder
 from torch.utils.flop_counter import FlopCounterMode
 
+from mae_core.checkpoint.encoder_file import read_tensors
 from mae_core.config import (
     NO_AUGMENTATION,
     AttentiveProbeRecipe,
@@ -23,7 +24,6 @@ from mae_core.config import (
     OptimizerConfig,
     PretrainRecipe,
 )
-from mae_core.context import RunContext
 from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError
 from mae_core.evaluate.attentive_probe import (
@@ -32,9 +32,9 @@ from mae_core.evaluate.attentive_probe import (
     build_head,
     run_attentive_probe,
 )
-from mae_core.evaluate.encoder_file import read_tensors
-from mae_core.flops import encoder_forward_flops, eval_flops_per_image
-from mae_core.vit import Encoder
+from mae_core.model.flops import encoder_forward_flops, eval_flops_per_image
+from mae_core.model.vit import Encoder
+from mae_core.runtime.context import RunContext
 from studies.errors import StudyError
 from studies.spec import Cell, Stage
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from digit_cases import DIGITS
 
+from mae_core.checkpoint.encoder_file import describe, write_tensors
 from mae_core.config import (
     CLASSIFIER_FILE,
     BestOfRecipe,
@@ -23,14 +24,13 @@ from mae_core.config import (
     KnnRecipe,
     PretrainRecipe,
 )
-from mae_core.context import RunContext
 from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError, NumericsError
 from mae_core.evaluate.best_of import best_candidate, run_best_of
-from mae_core.evaluate.encoder_file import describe, write_tensors
 from mae_core.evaluate.finetune import FORMAT, Classifier, evaluate, load_classifier
-from mae_core.parents import Parent
-from mae_core.vit import Encoder
+from mae_core.model.vit import Encoder
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.inputs import Parent
 from studies.codec import to_plain
 from studies.errors import StudyError
 from studies.spec import Cell, Stage

@@ -16,19 +16,19 @@ from conftest import encoder_parent
 from digit_cases import DIGITS
 from sklearn.neighbors import NearestCentroid
 
+from mae_core.checkpoint.encoder_file import load_encoder, save_encoder
 from mae_core.config import (
     CustomEvalRecipe,
     EncoderConfig,
     Execution,
     PretrainRecipe,
 )
-from mae_core.context import RunContext
 from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError
 from mae_core.evaluate.custom import run_custom_eval
-from mae_core.evaluate.encoder_file import load_encoder, save_encoder
 from mae_core.evaluate.features import Extractor, extract
-from mae_core.vit import Encoder
+from mae_core.model.vit import Encoder
+from mae_core.runtime.context import RunContext
 from studies.codec import recipe_from_plain, to_plain
 from studies.identity import identify
 from studies.spec import Cell, Stage

@@ -13,6 +13,7 @@ import torch
 from conftest import encoder_parent
 from digit_cases import DIGITS
 
+from mae_core.checkpoint.encoder_file import load_encoder, save_encoder
 from mae_core.config import (
     ENCODER_FILE,
     FEATURES_FILE,
@@ -22,16 +23,15 @@ from mae_core.config import (
     KnnRecipe,
     PretrainRecipe,
 )
-from mae_core.context import RunContext
 from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.evaluate.encoder_file import load_encoder, save_encoder
 from mae_core.evaluate.feature_file import read_features, run_features
 from mae_core.evaluate.features import Extractor, extract, layer_tokens
 from mae_core.evaluate.knn import run_knn
-from mae_core.parents import Parent
-from mae_core.training import Stopped
-from mae_core.vit import Encoder
+from mae_core.model.vit import Encoder
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.inputs import Parent
+from mae_core.train.loop import Stopped
 from studies.errors import StudyError
 from studies.spec import Cell, Stage
 

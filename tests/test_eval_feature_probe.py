@@ -13,6 +13,7 @@ import torch
 from conftest import encoder_parent
 from digit_cases import DIGITS
 
+from mae_core.checkpoint.encoder_file import read_tensors, save_encoder
 from mae_core.config import (
     ENCODER_FILE,
     FEATURES_FILE,
@@ -26,11 +27,9 @@ from mae_core.config import (
     LrScheduleConfig,
     OptimizerConfig,
 )
-from mae_core.context import RunContext
 from mae_core.data.order import SampleOrder
 from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import ConfigError, DataError, NumericsError
-from mae_core.evaluate.encoder_file import read_tensors, save_encoder
 from mae_core.evaluate.feature_file import read_features, run_features
 from mae_core.evaluate.feature_probe import (
     best_point,
@@ -40,9 +39,10 @@ from mae_core.evaluate.feature_probe import (
 )
 from mae_core.evaluate.head_grid import HeadGrid
 from mae_core.evaluate.linear_probe import Head, run_linear_probe, train_head
-from mae_core.parents import Parent
-from mae_core.training import Stopped
-from mae_core.vit import Encoder
+from mae_core.model.vit import Encoder
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.inputs import Parent
+from mae_core.train.loop import Stopped
 
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2)
 PROBE = FeatureProbeRecipe(

@@ -12,7 +12,7 @@ import torch
 from conftest import encoder_parent
 from digit_cases import DIGITS
 
-from mae_core.averaging import WeightAverage
+from mae_core.checkpoint.encoder_file import read_tensors, save_encoder
 from mae_core.config import (
     NO_AUGMENTATION,
     Duration,
@@ -23,14 +23,14 @@ from mae_core.config import (
     LrScheduleConfig,
     ScratchRecipe,
 )
-from mae_core.context import RunContext
 from mae_core.data.sources import ImageData
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.evaluate.encoder_file import read_tensors, save_encoder
 from mae_core.evaluate.finetune import build_classifier, load_classifier, run_finetune
-from mae_core.positions import sincos_positions
-from mae_core.training import Stopped
-from mae_core.vit import Encoder
+from mae_core.model.ema import WeightAverage
+from mae_core.model.positions import sincos_positions
+from mae_core.model.vit import Encoder
+from mae_core.runtime.context import RunContext
+from mae_core.train.loop import Stopped
 
 TINY = EncoderConfig(width=32, depth=2, num_heads=2, patch_size=2)
 FINETUNE = FinetuneRecipe(

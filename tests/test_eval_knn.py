@@ -10,13 +10,13 @@ from digit_cases import DIGITS
 from sklearn.neighbors import KNeighborsClassifier
 
 from mae_core.config import Execution, KnnRecipe
-from mae_core.context import RunContext
 from mae_core.data.sources import open_data
 from mae_core.errors import ConfigError
 from mae_core.evaluate import knn
 from mae_core.evaluate.features import Features
 from mae_core.evaluate.knn import classify, run_knn
-from mae_core.training import Stopped
+from mae_core.runtime.context import RunContext
+from mae_core.train.loop import Stopped
 
 
 def some_features(num: int, seed: int, width: int = 6, classes: int = 7) -> Features:

@@ -18,6 +18,7 @@ from conftest import encoder_parent
 from digit_cases import DIGITS, write_encoder
 from torch.multiprocessing.spawn import spawn
 
+from mae_core.checkpoint.encoder_file import read_tensors
 from mae_core.config import (
     NO_AUGMENTATION,
     AugmentationConfig,
@@ -29,10 +30,8 @@ from mae_core.config import (
     LrScheduleConfig,
     OptimizerConfig,
 )
-from mae_core.context import RunContext
 from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import ConfigError, NumericsError
-from mae_core.evaluate.encoder_file import read_tensors
 from mae_core.evaluate.features import Extractor, Features, labelled_split
 from mae_core.evaluate.knn import run_knn
 from mae_core.evaluate.linear_probe import (
@@ -43,8 +42,9 @@ from mae_core.evaluate.linear_probe import (
     run_linear_probe,
     train_head,
 )
-from mae_core.lr_schedule import LrSchedule
-from mae_core.training import Stopped
+from mae_core.runtime.context import RunContext
+from mae_core.train.loop import Stopped
+from mae_core.train.lr_schedule import LrSchedule
 
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2)
 LR = OptimizerConfig(name="sgd", base_lr=0.5, weight_decay=0.0)

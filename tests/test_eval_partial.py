@@ -23,15 +23,15 @@ from mae_core.config import (
     Precision,
     PretrainRecipe,
 )
-from mae_core.context import RunContext
 from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError
 from mae_core.evaluate.finetune import Classifier, build_classifier, load_classifier, run_finetune
 from mae_core.evaluate.partial import freeze_all_but_last
-from mae_core.flops import eval_flops_per_image
-from mae_core.optim import layer_decay_groups
-from mae_core.training import Stopped
-from mae_core.vit import Encoder
+from mae_core.model.flops import eval_flops_per_image
+from mae_core.model.vit import Encoder
+from mae_core.runtime.context import RunContext
+from mae_core.train.loop import Stopped
+from mae_core.train.optim import layer_decay_groups
 from studies.errors import StudyError
 from studies.spec import Cell, Stage
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from digit_cases import DIGITS
 
+from mae_core.checkpoint.encoder_file import save_encoder, write_tensors
 from mae_core.config import (
     DECODER_FILE,
     ENCODER_FILE,
@@ -24,16 +25,15 @@ from mae_core.config import (
     ReconstructionRecipe,
 )
 from mae_core.config.reconstruction import gallery_file
-from mae_core.context import RunContext
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import ImageData
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.evaluate.encoder_file import save_encoder, write_tensors
 from mae_core.evaluate.reconstruction import run_reconstruction
-from mae_core.mae import MAE
-from mae_core.masking import mask_noise
-from mae_core.parents import Parent
-from mae_core.targets import patchify
+from mae_core.model.mae import MAE
+from mae_core.model.masking import mask_noise
+from mae_core.model.patchify import patchify
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.inputs import Parent
 from studies.analysis.figures import GalleryEntry, gallery
 from studies.codec import to_plain
 from studies.errors import StudyError

@@ -22,7 +22,7 @@ import torch
 from digit_cases import DIGITS
 from torch.multiprocessing.spawn import spawn
 
-from mae_core import dist
+from mae_core.checkpoint.encoder_file import save_encoder, write_tensors
 from mae_core.config import (
     DECODER_FILE,
     ENCODER_FILE,
@@ -43,13 +43,13 @@ from mae_core.config import (
     PretrainRecipe,
     ReconstructionRecipe,
 )
-from mae_core.context import RunContext
 from mae_core.data.sources import open_data
-from mae_core.engine import join_gang
-from mae_core.evaluate.encoder_file import save_encoder, write_tensors
-from mae_core.extension import resolve
-from mae_core.mae import MAE
-from mae_core.parents import Parent
+from mae_core.model.mae import MAE
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.inputs import Parent
+from mae_core.runtime.plugins import resolve
+from mae_core.train.deepspeed_engine import join_gang
 from studies.codec import to_plain
 
 PRETRAIN = PretrainRecipe(
@@ -113,7 +113,7 @@ def run_chain(pretrain: Parent, output: Path, rank: int, world: int) -> dict[str
         )
         execution = Execution(world_size=world, zero_stage=1, loader_threads=0, micro_batch=None)
         found[name] = resolve(recipe.ENTRY)(recipe, execution, ctx, data)
-        dist.barrier()
+        collectives.barrier()
         done[name] = Parent(
             name=name,
             kind=recipe.KIND,

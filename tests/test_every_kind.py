@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("clean_machine")
 STUDY = """
 from dataclasses import replace
 
-from mae_core.augment.config import MixConfig, RandAugmentConfig
+from mae_core.config.augmentation import MixConfig, RandAugmentConfig
 from mae_core.config import *
 from studies.catalog import quickstart as base
 from studies.spec import Cell, Stage, Study

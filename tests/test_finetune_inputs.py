@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mae_core.augment.config import ErasingConfig, MixConfig, RandAugmentConfig
 from mae_core.config import (
     NO_AUGMENTATION,
     AugmentationConfig,
@@ -19,13 +18,14 @@ from mae_core.config import (
     DataConfig,
     FinetuneRecipe,
 )
+from mae_core.config.augmentation import ErasingConfig, MixConfig, RandAugmentConfig
 from mae_core.data.augmented import augmented, network_input
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import ImageData, open_data
 from mae_core.data.transforms import training_image
 from mae_core.errors import ConfigError
 from mae_core.evaluate.finetune_inputs import FinetuneInputs
-from mae_core.training import Inputs
+from mae_core.train.loop import Inputs
 
 DIGITS = DataConfig(
     path="digits", image_size=8, num_channels=3, pixel_mean=(0.3,) * 3, pixel_std=(0.38,) * 3

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from mae_core.config import DataConfig, Duration, KnnRecipe, PretrainRecipe
-from mae_core.sizes import encoder
+from mae_core.model.sizes import encoder
 from studies.errors import StudyError
 from studies.fingerprint import canonical, differences, digest
 from studies.identity import identify

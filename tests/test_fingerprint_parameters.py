@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mae_core.fingerprint import combine, partial_sums
+from mae_core.checkpoint.weights_checksum import combine, partial_sums
 
 
 def digest(tensors: list[torch.Tensor], cuts: int) -> str:

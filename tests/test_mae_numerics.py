@@ -12,10 +12,10 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from mae_core.config import DataConfig, DecoderConfig, EncoderConfig, PretrainRecipe
 from mae_core.errors import ConfigError
-from mae_core.mae import MAE
-from mae_core.masking import mask_noise
-from mae_core.targets import patch_targets, patchify, unpatchify
-from mae_core.vit import Encoder
+from mae_core.model.mae import MAE
+from mae_core.model.masking import mask_noise
+from mae_core.model.patchify import patch_targets, patchify, unpatchify
+from mae_core.model.vit import Encoder
 from mae_core.weights import hf_config, mae_to_hf
 
 

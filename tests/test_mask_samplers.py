@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from mae_core import extension, sizes
 from mae_core.config import DataConfig, MaskConfig, PretrainRecipe, num_keep
 from mae_core.errors import ConfigError
-from mae_core.mask_samplers import mask_sampler
-from mae_core.masking import random_masking
+from mae_core.model import sizes
+from mae_core.model.mask_samplers import mask_sampler
+from mae_core.model.masking import random_masking
+from mae_core.runtime import plugins
 
 DATA = DataConfig(path="digits", image_size=224)
 RECIPE = PretrainRecipe(data=DATA, encoder=sizes.encoder("B"))
@@ -119,7 +120,7 @@ def test_ones_own_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         masks(with_mask("own_masks:missing"), 3)
     with pytest.raises(ConfigError, match="no Python file for module 'nowhere'"):
         masks(with_mask("nowhere:x"), 3)
-    assert extension.import_root("own_masks:diagonal") == tmp_path
+    assert plugins.import_root("own_masks:diagonal") == tmp_path
 
 
 def test_what_cannot_be_is_refused() -> None:

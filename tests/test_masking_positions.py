@@ -8,8 +8,8 @@ import torch
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from mae_core.errors import ConfigError
-from mae_core.masking import mask_noise, random_masking
-from mae_core.positions import sincos_positions
+from mae_core.model.masking import mask_noise, random_masking
+from mae_core.model.positions import sincos_positions
 
 
 def test_lowest_noise_stays_visible_and_restore_undoes_the_shuffle() -> None:

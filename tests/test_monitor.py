@@ -9,7 +9,7 @@ import torch
 from gangs import train
 
 from cluster.gang import SlotPool
-from mae_core.monitor import PREFIX, effective_rank
+from mae_core.pretrain.monitor import PREFIX, effective_rank
 
 
 def test_effective_rank_counts_directions() -> None:

@@ -18,11 +18,11 @@ from mae_core.config import (
     PretrainRecipe,
 )
 from mae_core.errors import ConfigError
-from mae_core.lr_schedule import LrSchedule
-from mae_core.mae import MAE
-from mae_core.optim import Lars, build_optimizer, layer_decay_groups, pretrain_groups, set_lr
-from mae_core.sizes import encoder
-from mae_core.vit import Encoder
+from mae_core.model.mae import MAE
+from mae_core.model.sizes import encoder
+from mae_core.model.vit import Encoder
+from mae_core.train.lr_schedule import LrSchedule
+from mae_core.train.optim import Lars, build_optimizer, layer_decay_groups, pretrain_groups, set_lr
 
 
 def tiny_mae() -> MAE:

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 
-from mae_core.basis import read_basis, run_basis
 from mae_core.config import (
     BASIS_FILE,
     NO_AUGMENTATION,
@@ -29,17 +28,18 @@ from mae_core.config import (
     PretrainRecipe,
     TokenizerRecipe,
 )
-from mae_core.context import RunContext
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import ConfigError
-from mae_core.flops import pretrain_flops_per_image, pretrain_params
-from mae_core.mae import MAE
-from mae_core.parents import Parent
-from mae_core.pretrain import run_pretrain
-from mae_core.targets import patchify
-from mae_core.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
-from mae_core.tokenizer_stage import run_tokenizer
+from mae_core.model.flops import pretrain_flops_per_image, pretrain_params
+from mae_core.model.mae import MAE
+from mae_core.model.patchify import patchify
+from mae_core.model.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
+from mae_core.pretrain.mae import run_pretrain
+from mae_core.pretrain.pca import read_basis, run_basis
+from mae_core.pretrain.tokenizer import run_tokenizer
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.inputs import Parent
 
 DIGITS = DataConfig(
     path="digits", image_size=8, num_channels=1, pixel_mean=(0.3,), pixel_std=(0.38,)
@@ -199,7 +199,7 @@ def test_loss_on_all_is_the_mean_over_all_patches() -> None:
 
 def test_mask_tokens_cost_what_the_paper_says() -> None:
     """Paper Table 1c: 3.3 × the FLOPs for ViT-L; counted 3.23 ×."""
-    from mae_core import sizes
+    from mae_core.model import sizes
 
     paper = PretrainRecipe(
         data=DataConfig(path="imagenet"), encoder=sizes.encoder("L"), decoder=DecoderConfig()
@@ -212,8 +212,8 @@ def test_mask_tokens_cost_what_the_paper_says() -> None:
 OWN = """
 import torch
 from torch import nn
-from mae_core.mae import MAE
-from mae_core.targets import patchify
+from mae_core.model.mae import MAE
+from mae_core.model.patchify import patchify
 
 
 class Brightness:

@@ -22,12 +22,12 @@ from mae_core.config import (
     ScratchRecipe,
     ShiftRecipe,
 )
-from mae_core.context import RunContext
 from mae_core.data.sources import open_data
 from mae_core.errors import ConfigError
 from mae_core.evaluate import finetune, robustness
 from mae_core.evaluate.robustness import map_classes, run_corruptions, run_shift
-from mae_core.parents import Parent
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.inputs import Parent
 from studies.errors import StudyError
 from studies.spec import Cell, Stage
 

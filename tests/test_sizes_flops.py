@@ -21,16 +21,16 @@ from mae_core.config import (
     PretrainRecipe,
 )
 from mae_core.errors import ConfigError
-from mae_core.flops import (
+from mae_core.model.flops import (
     encoder_forward_flops,
     encoder_params,
     eval_flops_per_image,
     pretrain_flops_per_image,
     pretrain_params,
 )
-from mae_core.mae import MAE
-from mae_core.sizes import ENCODERS, encoder
-from mae_core.vit import Encoder
+from mae_core.model.mae import MAE
+from mae_core.model.sizes import ENCODERS, encoder
+from mae_core.model.vit import Encoder
 
 IMAGENET = DataConfig(path="unused", image_size=224)
 PAPER = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sweep_bench import CONTINUOUS, Bench, drive
 
-from mae_core import sizes
+from mae_core.model import sizes
 from orchestrator.controller import Controller
 from orchestrator.datasets import Datasets
 from orchestrator.lease import hold

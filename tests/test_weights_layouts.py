@@ -27,8 +27,8 @@ from transformers import (
     ViTModel,
 )
 
+from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import ENCODER_FILE
-from mae_core.evaluate.encoder_file import load_encoder
 from mae_core.evaluate.finetune import load_classifier
 from mae_core.weights import Hints, load_own, save_own, take_in, tensors_digest, write_layout
 

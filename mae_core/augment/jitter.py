@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mae_core.augment.blur import gaussian_blur
 from mae_core.augment.colour import per_image, to_bytes
-from mae_core.augment.config import ColorJitterConfig, ViewConfig
 from mae_core.augment.randaugment import check_images
-from mae_core.keyed import F64, Stream, uniform
+from mae_core.config.augmentation import ColorJitterConfig, ViewConfig
+from mae_core.runtime.keyed_random import F64, Stream, uniform
 
 I64 = npt.NDArray[np.int64]
 

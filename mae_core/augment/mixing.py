@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_core.augment.config import MixConfig
 from mae_core.augment.erasing import box_mask
+from mae_core.config.augmentation import MixConfig
 from mae_core.errors import ConfigError
-from mae_core.keyed import F64, Stream, uniform
+from mae_core.runtime.keyed_random import F64, Stream, uniform
 
 I64 = npt.NDArray[np.int64]
 

@@ -1,7 +1,8 @@
-"""Keyed noise for every pixel, made on the device: `keyed`'s hash in torch integers.
+"""Keyed noise for every pixel, made on the device: `keyed_random`'s hash in torch integers.
 
-The bits equal those of `mae_core.keyed` on every device. Normal numbers are looked up in a table
-of 65,536 quantiles, so they too are the same bits everywhere, and cheap: four per 64-bit word.
+The bits equal those of `mae_core.runtime.keyed_random` on every device. Normal numbers are looked
+up in a table of 65,536 quantiles, so they too are the same bits everywhere, and cheap: four per
+64-bit word.
 Legend: N samples, P positions (any number of dimensions).
 """
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mae_core.keyed import Stream, bits
+from mae_core.runtime.keyed_random import Stream, bits
 
 I64 = npt.NDArray[np.int64]
 TABLE_BITS = 16

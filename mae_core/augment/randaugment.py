@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from mae_core.augment import affine, colour
-from mae_core.augment.config import MAX_LEVEL, RandAugmentConfig
+from mae_core.config.augmentation import MAX_LEVEL, RandAugmentConfig
 from mae_core.errors import ConfigError
-from mae_core.keyed import F64, Stream, uniform
+from mae_core.runtime.keyed_random import F64, Stream, uniform
 
 I64 = npt.NDArray[np.int64]
 

@@ -15,7 +15,7 @@ class AdoptedRecipe(Recipe):
     """An encoder that `mae-study adopt` took in, as a finished stage: a point of its own."""
 
     KIND: ClassVar[str] = "adopted"
-    ENTRY: ClassVar[str] = "mae_core.adopted:run_adopted"
+    ENTRY: ClassVar[str] = "mae_core.pretrain.adopted:run_adopted"
     YIELDS: ClassVar[tuple[str, ...]] = (ENCODER_FILE,)
 
     encoder: EncoderConfig

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mae_core.augment.config import MOCO_V3_VIEWS, ViewConfig
+from mae_core.config.augmentation import MOCO_V3_VIEWS, ViewConfig
 from mae_core.config.base import ENCODER_FILE, Duration, Precision, require
 from mae_core.config.execution import Execution
 from mae_core.config.parts import (
@@ -33,7 +33,7 @@ class ContrastiveRecipe(Recipe):
     """
 
     KIND: ClassVar[str] = "contrastive"
-    ENTRY: ClassVar[str] = "mae_core.contrastive_stage:run_contrastive"
+    ENTRY: ClassVar[str] = "mae_core.pretrain.contrastive:run_contrastive"
     YIELDS: ClassVar[tuple[str, ...]] = (ENCODER_FILE,)
     TRAINS: ClassVar[bool] = True
 

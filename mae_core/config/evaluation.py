@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from mae_core.augment.config import ErasingConfig, MixConfig, RandAugmentConfig
+from mae_core.config.augmentation import ErasingConfig, MixConfig, RandAugmentConfig
 from mae_core.config.base import (
     CLASSIFIER_FILE,
     ENCODER_FILE,

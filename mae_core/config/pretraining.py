@@ -56,7 +56,7 @@ class PretrainRecipe(Recipe):
     """MAE pretraining (paper Table 8)."""
 
     KIND: ClassVar[str] = "pretrain"
-    ENTRY: ClassVar[str] = "mae_core.pretrain:run_pretrain"
+    ENTRY: ClassVar[str] = "mae_core.pretrain.mae:run_pretrain"
     YIELDS: ClassVar[tuple[str, ...]] = (ENCODER_FILE, DECODER_FILE)
     TRAINS: ClassVar[bool] = True
 
@@ -180,7 +180,7 @@ class BasisRecipe(Recipe):
     """Principal components of the training set's patches, a target (paper Table 1d)."""
 
     KIND: ClassVar[str] = "basis"
-    ENTRY: ClassVar[str] = "mae_core.basis:run_basis"
+    ENTRY: ClassVar[str] = "mae_core.pretrain.pca:run_basis"
     YIELDS: ClassVar[tuple[str, ...]] = (BASIS_FILE,)
 
     patch_size: int = 16
@@ -215,7 +215,7 @@ class TokenizerRecipe(Recipe):
     """Small VQ-VAE whose codes are a target (paper Table 1d; arXiv 1711.00937)."""
 
     KIND: ClassVar[str] = "tokenizer"
-    ENTRY: ClassVar[str] = "mae_core.tokenizer_stage:run_tokenizer"
+    ENTRY: ClassVar[str] = "mae_core.pretrain.tokenizer:run_tokenizer"
     YIELDS: ClassVar[tuple[str, ...]] = (TOKENIZER_FILE,)
     TRAINS: ClassVar[bool] = True
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mae_core.augment.config import ColorJitterConfig
 from mae_core.augment.jitter import color_jitter
 from mae_core.config import AugmentationConfig, DataConfig
+from mae_core.config.augmentation import ColorJitterConfig
 from mae_core.data.loader import Batch, normalise
 from mae_core.errors import ConfigError
-from mae_core.extension import resolve
+from mae_core.runtime.plugins import resolve
 
 
 def augmented(batch: Batch, config: AugmentationConfig, seed: int, device: torch.device) -> Tensor:

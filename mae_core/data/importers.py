@@ -27,7 +27,7 @@ from mae_core.data.order import stratified_order
 from mae_core.data.parquet import ROLE_WORDS, SplitWriter
 from mae_core.data.scan import SHOWN, Progress, SplitSurvey, examine, summarise
 from mae_core.errors import DataError
-from mae_core.keyed import Stream, bits
+from mae_core.runtime.keyed_random import Stream, bits
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mae_core.config import require
-from mae_core.keyed import Stream, bits
+from mae_core.runtime.keyed_random import Stream, bits
 
 I64 = npt.NDArray[np.int64]
 

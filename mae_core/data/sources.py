@@ -27,7 +27,7 @@ from mae_core.data.facts import (
 from mae_core.data.order import BLOCK, rank_in_class, stratified_order
 from mae_core.data.parquet import Rows, open_source
 from mae_core.errors import DataError
-from mae_core.keyed import Stream, bits
+from mae_core.runtime.keyed_random import Stream, bits
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mae_core.config import AugmentationConfig
-from mae_core.keyed import F64, Stream, uniform
+from mae_core.runtime.keyed_random import F64, Stream, uniform
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_core import dist
+from mae_core.checkpoint.encoder_file import check_fits, load_encoder, write_tensors
 from mae_core.config import (
     ENCODER_FILE,
     AttentiveProbeRecipe,
@@ -23,16 +23,16 @@ from mae_core.config import (
     require,
     split_batch,
 )
-from mae_core.context import RunContext
 from mae_core.data.loader import Batch, eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
-from mae_core.evaluate.encoder_file import check_fits, load_encoder, write_tensors
 from mae_core.evaluate.features import BATCH_SIZE, effective_batch, labelled_split, layer_tokens
 from mae_core.evaluate.predictions import Predictions, concatenate, finish, predict
-from mae_core.job import make_job
-from mae_core.optim import pretrain_groups
-from mae_core.training import TrainJob, train
-from mae_core.vit import NORM_EPS, Encoder, Linear, init_weights
+from mae_core.model.vit import NORM_EPS, Encoder, Linear, init_weights
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.train.job import make_job
+from mae_core.train.loop import TrainJob, train
+from mae_core.train.optim import pretrain_groups
 
 FILE_NAME = "attentive.safetensors"
 FORMAT = "mae-study-attentive-head-1"
@@ -79,7 +79,7 @@ class FrozenTokens:
         check_fits(encoder, recipe.data)
         recipe.check_encoder(encoder.config)
         self.recipe = recipe
-        self.encoder = encoder.to(dist.device()).eval().requires_grad_(False)
+        self.encoder = encoder.to(collectives.device()).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -154,13 +154,15 @@ def _job(
 @torch.inference_mode()
 def _evaluate(head: AttentiveHead, tokens: FrozenTokens, split: Split) -> Predictions:
     """Predict this rank's share of a split, without augmentation."""
-    head.to(dist.device()).eval()
+    head.to(collectives.device()).eval()
     return concatenate(list(_predicted(head, tokens, split)))
 
 
 def _predicted(head: AttentiveHead, tokens: FrozenTokens, split: Split) -> Iterator[Predictions]:
     data = tokens.recipe.data
-    for batch in eval_batches(split, data, BATCH_SIZE, rank=dist.rank(), world=dist.world()):
-        tokens_NTD, _ = tokens(batch, dist.device())
+    for batch in eval_batches(
+        split, data, BATCH_SIZE, rank=collectives.rank(), world=collectives.world()
+    ):
+        tokens_NTD, _ = tokens(batch, collectives.device())
         log_prob_NC = head.logits(tokens_NTD).double().log_softmax(dim=1)
         yield predict(batch.index, batch.labels.numpy(), log_prob_NC.cpu().numpy())

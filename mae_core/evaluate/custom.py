@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mae_core import dist
 from mae_core.config import CustomEvalRecipe, Execution
-from mae_core.context import RunContext
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import ConfigError
 from mae_core.evaluate.features import (
@@ -23,8 +21,10 @@ from mae_core.evaluate.features import (
     labelled_split,
 )
 from mae_core.evaluate.predictions import Predictions, finish, predict
-from mae_core.extension import resolve
-from mae_core.vit import Encoder
+from mae_core.model.vit import Encoder
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.plugins import resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,8 @@ def run_custom_eval(
         extractor=Extractor.for_recipe(recipe, ctx),
         options=dict(recipe.options),
         seed=recipe.seed,
-        rank=dist.rank(),
-        world=dist.world(),
+        rank=collectives.rank(),
+        world=collectives.world(),
         output_dir=ctx.output_dir,
     )
     returned = function(task)
@@ -113,13 +113,13 @@ def _check(entry: str, local: Any, details: Any, evaluation: Split, num_classes:
         problem = f"returned {type(local).__name__} and {type(details).__name__}"
     elif ((local.prediction < 0) | (local.prediction >= num_classes)).any():
         problem = f"predicted classes outside 0..{num_classes - 1}"
-    problems = [p for p in dist.all_gather_object(problem) if p]
+    problems = [p for p in collectives.all_gather_object(problem) if p]
     if problems:
         raise ConfigError(
             f"{entry} {problems[0]}: it must return this rank's Predictions, or a pair of these "
             "and a dict of details"
         )
-    index = np.sort(np.concatenate(dist.all_gather_object(local.sample_index)))
+    index = np.sort(np.concatenate(collectives.all_gather_object(local.sample_index)))
     if not np.array_equal(index, evaluation.sample_index):
         raise ConfigError(
             f"{entry} predicted {len(index)} images ({len(np.unique(index))} different ones) where "

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mae_core import dist
+from mae_core.checkpoint.encoder_file import check_fits, load_encoder
 from mae_core.config import (
     ENCODER_FILE,
     FEATURES_FILE,
@@ -27,14 +27,14 @@ from mae_core.config import (
     FeaturesRecipe,
     require,
 )
-from mae_core.context import RunContext
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError
-from mae_core.evaluate.encoder_file import check_fits, load_encoder
 from mae_core.evaluate.features import BATCH_SIZE, Features, layer_tokens, pool
-from mae_core.training import Stopped
-from mae_core.vit import Encoder
+from mae_core.model.vit import Encoder
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.train.loop import Stopped
 
 ROW_GROUP_ROWS = 4 * BATCH_SIZE
 """A few megabytes: what is held before it is written, and what a reader must read at least."""
@@ -70,7 +70,7 @@ def run_features(
     path = ctx.input(ENCODER_FILE)
     require(path is not None, "a features stage needs the encoder of a parent stage")
     assert path is not None
-    encoder = load_encoder(path).to(dist.device()).requires_grad_(False)
+    encoder = load_encoder(path).to(collectives.device()).requires_grad_(False)
     check_fits(encoder, recipe.data)
     layers: tuple[int | None, ...] = recipe.layers or (None,)
     depth = encoder.config.depth
@@ -88,7 +88,7 @@ def run_features(
     return counts | {
         "feature_width": encoder.config.width,
         "num_layers": len(layers),
-        "num_bytes": dist.broadcast_object(size),
+        "num_bytes": collectives.broadcast_object(size),
     }
 
 
@@ -131,7 +131,9 @@ def read_features(path: Path, split: Split, layer: int | None) -> Features:
 
 def rank_share(split: Split) -> Split:
     """This rank's images of a split, a run of neighbours; the shares hold each image once."""
-    start, end = (len(split) * r // dist.world() for r in (dist.rank(), dist.rank() + 1))
+    start, end = (
+        len(split) * r // collectives.world() for r in (collectives.rank(), collectives.rank() + 1)
+    )
     return Split(split.name, split.samples, split.sample_index[start:end])
 
 
@@ -145,13 +147,13 @@ def _encode_split(
     """Encode in rounds of one batch per rank; rank 0 writes each round in order."""
     num_batches = -(-len(split) // BATCH_SIZE)
     parts = _encoded(encoder, recipe, _batches_of_rank(split, num_batches))
-    for first in range(0, num_batches, dist.world()):
-        has_batch = first + dist.rank() < num_batches
-        gathered = dist.gather_object(next(parts) if has_batch else None)
+    for first in range(0, num_batches, collectives.world()):
+        has_batch = first + collectives.rank() < num_batches
+        gathered = collectives.gather_object(next(parts) if has_batch else None)
         for part in gathered or ():
             if part is not None and writer is not None:
                 writer.add(split.name, part)
-        if dist.any_rank(ctx.should_stop())[0]:
+        if collectives.any_rank(ctx.should_stop())[0]:
             raise Stopped("stopped on request while encoding; run again to encode anew")
     if writer is not None:
         writer.flush()  # a row group never holds two splits
@@ -161,7 +163,7 @@ def _batches_of_rank(split: Split, num_batches: int) -> Split:
     """The images of every world-th batch; only the split's last batch may be smaller."""
     mine = [
         split.sample_index[number * BATCH_SIZE : (number + 1) * BATCH_SIZE]
-        for number in range(dist.rank(), num_batches, dist.world())
+        for number in range(collectives.rank(), num_batches, collectives.world())
     ]
     index = np.concatenate(mine) if mine else split.sample_index[:0]
     return Split(split.name, split.samples, index)
@@ -173,7 +175,7 @@ def _encoded(encoder: Encoder, recipe: FeaturesRecipe, split: Split) -> Iterator
     encoder.eval()
     for batch in eval_batches(split, recipe.data, BATCH_SIZE, rank=0, world=1):
         images = normalise(
-            batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, dist.device()
+            batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, collectives.device()
         )
         tokens = layer_tokens(encoder, images, layers)
         vectors = tuple(pool(t_NLD, recipe.features).float().cpu().numpy() for t_NLD in tokens)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_core import dist
+from mae_core.checkpoint.encoder_file import write_tensors
 from mae_core.config import (
     FEATURES_FILE,
     Execution,
@@ -23,18 +23,18 @@ from mae_core.config import (
     OptimizerConfig,
     require,
 )
-from mae_core.context import RunContext
 from mae_core.data.order import SampleOrder
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import NumericsError
-from mae_core.evaluate.encoder_file import write_tensors
 from mae_core.evaluate.feature_file import rank_share, read_features
 from mae_core.evaluate.features import effective_batch, labelled_split
 from mae_core.evaluate.head_grid import HeadGrid, Rates
 from mae_core.evaluate.linear_probe import FILE_NAME, FORMAT, Head, predict_head
 from mae_core.evaluate.predictions import finish
-from mae_core.lr_schedule import LrSchedule
-from mae_core.training import Stopped
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.train.loop import Stopped
+from mae_core.train.lr_schedule import LrSchedule
 
 LOG_EVERY = 50
 """Steps between logged metrics."""
@@ -68,7 +68,7 @@ def run_feature_probe(
         num_classes=len(split.class_names),
         rates=rates,
         seed=recipe.seed,
-        device=dist.device(),
+        device=collectives.device(),
     )
     steps = rates.lr_schedules[0].total_steps
     labels_N = torch.from_numpy(split.labels)
@@ -81,7 +81,7 @@ def run_feature_probe(
         chosen = best_point(points)
     layer, number = divmod(chosen, grid.num_heads)
     # Unequal devices may differ in the last bit: rank 0's choice and head count.
-    layer, number, head = dist.broadcast_object((layer, number, grid.head(layer, number)))
+    layer, number, head = collectives.broadcast_object((layer, number, grid.head(layer, number)))
     local = read_features(path, rank_share(data.split(recipe.eval_split)), layers[layer])
     scored = finish(predict_head(head, local), split.class_names, ctx)
     if ctx.rank == 0:
@@ -95,7 +95,7 @@ def run_feature_probe(
         "base_lr": base_lr,
         "weight_decay": weight_decay,
         "peak_lr": rates.lr_schedules[number].peak_lr,
-        "grid": dist.broadcast_object(points),
+        "grid": collectives.broadcast_object(points),
     }
     return scored.metrics(num_train_images=len(split), details=details)
 
@@ -130,7 +130,7 @@ def train_grid(
     ctx: RunContext,
 ) -> None:
     """Train every head on the same global batches, in the order of the paper's probe."""
-    device = dist.device()
+    device = collectives.device()
     order = SampleOrder(
         len(labels_N), recipe.seed, effective_batch(recipe.global_batch, len(labels_N))
     )
@@ -142,7 +142,7 @@ def train_grid(
         if done % LOG_EVERY == 0 or done == steps:
             finite = loss_SH[loss_SH.isfinite()]
             ctx.log_metrics(done, {"loss": float(finite.min())} if len(finite) else {})
-        if done % STOP_EVERY == 0 and done < steps and dist.any_rank(ctx.should_stop())[0]:
+        if done % STOP_EVERY == 0 and done < steps and collectives.any_rank(ctx.should_stop())[0]:
             raise Stopped(f"stopped on request after step {done} of {steps}")
 
 

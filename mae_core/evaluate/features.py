@@ -14,13 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mae_core import dist
+from mae_core.checkpoint.encoder_file import check_fits, load_encoder
 from mae_core.config import ENCODER_FILE, DataConfig, EvalRecipe, FeatureKind, require
-from mae_core.context import RunContext
 from mae_core.data.loader import Batch, eval_batches, normalise
 from mae_core.errors import DataError
-from mae_core.evaluate.encoder_file import check_fits, load_encoder
-from mae_core.vit import Encoder
+from mae_core.model.vit import Encoder
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
 
 if TYPE_CHECKING:
     from mae_core.data.sources import ImageData, Split
@@ -53,7 +53,7 @@ class Extractor:
             f"features {kind!r} {'need' if encoder is None else 'take no'} encoder: "
             "give an encoder file for cls and mean, none for pixels",
         )
-        self.data, self.kind, self.device = data, kind, dist.device()
+        self.data, self.kind, self.device = data, kind, collectives.device()
         self.encoder = encoder
         if encoder is not None:
             check_fits(encoder, data)
@@ -150,7 +150,7 @@ def gather_features(local: Features) -> Features:
     Raises:
         DataError: an image was encoded twice.
     """
-    parts = [part for part in dist.all_gather_object(local) if len(part)]
+    parts = [part for part in collectives.all_gather_object(local) if len(part)]
     if not parts:
         raise DataError("no image to encode: the split is empty")
     every = _concatenate(parts)
@@ -167,7 +167,7 @@ def gather_features(local: Features) -> Features:
 
 def _encoded(extractor: Extractor, split: Split, batch_size: int) -> Iterator[Features]:
     batches: Iterator[Batch] = eval_batches(
-        split, extractor.data, batch_size, rank=dist.rank(), world=dist.world()
+        split, extractor.data, batch_size, rank=collectives.rank(), world=collectives.world()
     )
     for batch in batches:
         yield Features(

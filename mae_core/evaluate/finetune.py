@@ -18,8 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_core import dist
-from mae_core.averaging import WeightAverage
+from mae_core.checkpoint.encoder_file import (
+    EncoderFile,
+    check_fits,
+    describe,
+    expect_format,
+    load_state,
+    parse_description,
+    read_encoder,
+    read_tensors,
+    write_tensors,
+)
 from mae_core.config import (
     CLASSIFIER_FILE,
     ENCODER_FILE,
@@ -34,30 +43,21 @@ from mae_core.config import (
     require,
     split_batch,
 )
-from mae_core.context import RunContext
 from mae_core.data.loader import Batch, eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.evaluate.encoder_file import (
-    EncoderFile,
-    check_fits,
-    describe,
-    expect_format,
-    load_state,
-    parse_description,
-    read_encoder,
-    read_tensors,
-    write_tensors,
-)
 from mae_core.evaluate.features import BATCH_SIZE, effective_batch, labelled_split, pool
 from mae_core.evaluate.finetune_inputs import FinetuneInputs
 from mae_core.evaluate.partial import freeze_all_but_last
 from mae_core.evaluate.predictions import Predictions, concatenate, finish, predict
-from mae_core.job import make_job
-from mae_core.optim import layer_decay_groups
-from mae_core.positions import resize_positions, sincos_positions
-from mae_core.training import Inputs, TrainJob, train
-from mae_core.vit import NORM_EPS, Encoder, Linear
+from mae_core.model.ema import WeightAverage
+from mae_core.model.positions import resize_positions, sincos_positions
+from mae_core.model.vit import NORM_EPS, Encoder, Linear
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.train.job import make_job
+from mae_core.train.loop import Inputs, TrainJob, train
+from mae_core.train.optim import layer_decay_groups
 
 FORMAT = "mae-study-classifier-1"
 HEAD_STD = 2e-5
@@ -227,14 +227,18 @@ def load_classifier(path: Path) -> tuple[Classifier, tuple[str, ...]]:
 @torch.inference_mode()
 def evaluate(model: Classifier, recipe: EvalRecipe, split: Split) -> Predictions:
     """Predict this rank's share of a split in fp32, without drop path or augmentation."""
-    model.to(dist.device()).eval()
+    model.to(collectives.device()).eval()
     return concatenate(list(_predicted(model, recipe, split)))
 
 
 def _predicted(model: Classifier, recipe: EvalRecipe, split: Split) -> Iterator[Predictions]:
-    batches = eval_batches(split, recipe.data, BATCH_SIZE, rank=dist.rank(), world=dist.world())
+    batches = eval_batches(
+        split, recipe.data, BATCH_SIZE, rank=collectives.rank(), world=collectives.world()
+    )
     for batch in batches:
-        log_prob_NK = model.logits(_images(recipe, batch, dist.device())).double().log_softmax(1)
+        log_prob_NK = (
+            model.logits(_images(recipe, batch, collectives.device())).double().log_softmax(1)
+        )
         yield predict(batch.index, batch.labels.numpy(), log_prob_NK.cpu().numpy())
 
 

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_core import dist
 from mae_core.augment.erasing import random_erase
 from mae_core.augment.mixing import draw_mix, mix_images, partner_rows, soft_targets
 from mae_core.augment.randaugment import rand_augment
 from mae_core.config import FinetuneRecipe
 from mae_core.data.augmented import augmented
 from mae_core.data.loader import Batch, normalise
-from mae_core.keyed import Stream, uniform
-from mae_core.training import Inputs
+from mae_core.runtime import collectives
+from mae_core.runtime.keyed_random import Stream, uniform
+from mae_core.train.loop import Inputs
 
 
 class FinetuneInputs:
@@ -63,12 +63,12 @@ class FinetuneInputs:
         own, other = _rows(share, rows), _rows(share, partners)
         images = self._finished(bytes_NCHW[torch.from_numpy(rows)], own, device)
         partner_images = self._finished(bytes_NCHW[torch.from_numpy(partners)], other, device)
-        world = dist.world()
+        world = collectives.world()
         mix = draw_mix(
             self.recipe.mix,
             seed=self.recipe.seed,
             step=step,
-            positions=dist.rank() + rows * world,  # the order is dealt like cards
+            positions=collectives.rank() + rows * world,  # the order is dealt like cards
             global_batch=len(share.index) * world,
             height=images.shape[-2],
             width=images.shape[-1],

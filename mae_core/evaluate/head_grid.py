@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core.evaluate.linear_probe import NORM_EPS, Head
-from mae_core.lr_schedule import LrSchedule
-from mae_core.optim import LARS_TRUST
+from mae_core.train.lr_schedule import LrSchedule
+from mae_core.train.optim import LARS_TRUST
 
 CHUNK_ROWS = 4096
 """Rows that are scored at a time."""

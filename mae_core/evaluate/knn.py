@@ -14,9 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from mae_core import dist
 from mae_core.config import FEATURES_FILE, Execution, KnnRecipe, require
-from mae_core.context import RunContext
 from mae_core.data.sources import ImageData, Split
 from mae_core.evaluate.feature_file import rank_share, read_features
 from mae_core.evaluate.features import Extractor, Features, extract, gather_features, labelled_split
@@ -27,7 +25,9 @@ from mae_core.evaluate.predictions import (
     finish,
     predict,
 )
-from mae_core.training import Stopped
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.train.loop import Stopped
 
 CHUNK_ELEMENTS = 2**24
 """Similarities held at once: 64 MB of float32."""
@@ -139,9 +139,9 @@ def _nearest(similarity_QN: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _unit(vectors_ND: npt.NDArray[np.float32]) -> torch.Tensor:
-    return F.normalize(torch.from_numpy(vectors_ND).to(dist.device()), dim=1)
+    return F.normalize(torch.from_numpy(vectors_ND).to(collectives.device()), dim=1)
 
 
 def _stop_if_asked(ctx: RunContext) -> None:
-    if dist.any_rank(ctx.should_stop())[0]:
+    if collectives.any_rank(ctx.should_stop())[0]:
         raise Stopped("stopped on request while encoding; run again to start this evaluation anew")

@@ -19,15 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_core import dist
+from mae_core.checkpoint.encoder_file import write_tensors
 from mae_core.config import Execution, LinearProbeRecipe, require, split_batch
-from mae_core.context import RunContext
 from mae_core.data.augmented import augmented
 from mae_core.data.loader import Batch
 from mae_core.data.order import SampleOrder
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import NumericsError
-from mae_core.evaluate.encoder_file import write_tensors
 from mae_core.evaluate.features import (
     Extractor,
     Features,
@@ -37,10 +35,12 @@ from mae_core.evaluate.features import (
     labelled_split,
 )
 from mae_core.evaluate.predictions import Predictions, finish, predict
-from mae_core.job import make_loader
-from mae_core.lr_schedule import LrSchedule
-from mae_core.optim import build_optimizer, pretrain_groups, set_lr
-from mae_core.training import Stopped
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.train.job import make_loader
+from mae_core.train.loop import Stopped
+from mae_core.train.lr_schedule import LrSchedule
+from mae_core.train.optim import build_optimizer, pretrain_groups, set_lr
 
 FILE_NAME = "head.safetensors"
 FORMAT = "mae-study-linear-head-1"
@@ -155,7 +155,7 @@ def encoded_batches(
 
 
 def _augmented(recipe: LinearProbeRecipe, batch: Batch) -> Batch:
-    images = augmented(batch, recipe.augmentation, recipe.seed, dist.device())
+    images = augmented(batch, recipe.augmentation, recipe.seed, collectives.device())
     return dataclasses.replace(batch, images=images)
 
 
@@ -169,13 +169,13 @@ def assemble(extractor: Extractor, micro_batches: list[Batch]) -> StepBatch:
     labels_R = torch.cat([batch.labels for batch in micro_batches]).to(device)
     index_R = torch.cat([torch.from_numpy(batch.index) for batch in micro_batches]).to(device)
     share = len(vectors_RD)
-    mine = slice(dist.rank() * share, (dist.rank() + 1) * share)
-    vectors_ND = vectors_RD.new_zeros(share * dist.world(), vectors_RD.shape[1])
-    keys_2N = index_R.new_zeros(2, share * dist.world())
+    mine = slice(collectives.rank() * share, (collectives.rank() + 1) * share)
+    vectors_ND = vectors_RD.new_zeros(share * collectives.world(), vectors_RD.shape[1])
+    keys_2N = index_R.new_zeros(2, share * collectives.world())
     vectors_ND[mine] = vectors_RD
     keys_2N[:, mine] = torch.stack([index_R, labels_R])
-    dist.all_reduce_sum(vectors_ND)
-    dist.all_reduce_sum(keys_2N)
+    collectives.all_reduce_sum(vectors_ND)
+    collectives.all_reduce_sum(keys_2N)
     rows = keys_2N[0].argsort(stable=True)
     return vectors_ND[rows], keys_2N[1][rows]
 
@@ -209,7 +209,7 @@ def train_head(
         if done % LOG_EVERY == 0 or last:
             mean = _log(done, losses, lr_schedule, ctx)
             losses.clear()
-        if dist.any_rank(ctx.should_stop())[0] and not last:
+        if collectives.any_rank(ctx.should_stop())[0] and not last:
             raise Stopped(f"stopped on request after step {done} of {lr_schedule.total_steps}")
     return mean
 
@@ -238,4 +238,4 @@ def _log(done: int, losses: list[Tensor], lr_schedule: LrSchedule, ctx: RunConte
 def _adopt_rank_zero(head: Head) -> None:
     """Give every rank rank 0's head: unequal devices may differ in the last bit."""
     state = {name: value.cpu() for name, value in head.state_dict().items()}
-    head.load_state_dict(dist.broadcast_object(state))
+    head.load_state_dict(collectives.broadcast_object(state))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from mae_core.config import require
-from mae_core.vit import Encoder
+from mae_core.model.vit import Encoder
 
 
 def freeze_all_but_last(encoder: Encoder, num_blocks: float) -> None:

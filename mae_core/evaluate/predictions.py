@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mae_core import dist
-from mae_core.context import RunContext
 from mae_core.errors import DataError, NumericsError
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -99,7 +99,7 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
 
 def gather_predictions(local: Predictions) -> Predictions:
     """Join the shares of all ranks, in sample order, on every rank."""
-    return concatenate(dist.all_gather_object(local))
+    return concatenate(collectives.all_gather_object(local))
 
 
 def score(predictions: Predictions, class_names: Sequence[str]) -> Scores:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mae_core import dist
+from mae_core.checkpoint.encoder_file import check_fits, load_state, read_encoder, read_tensors
 from mae_core.config import (
     DECODER_FILE,
     ENCODER_FILE,
@@ -30,17 +30,17 @@ from mae_core.config import (
     require,
 )
 from mae_core.config.reconstruction import check_pixels, gallery_file
-from mae_core.context import RunContext
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError, DataError
-from mae_core.evaluate.encoder_file import check_fits, load_state, read_encoder, read_tensors
 from mae_core.evaluate.features import BATCH_SIZE
-from mae_core.gallery import make_gallery
-from mae_core.mae import MAE
-from mae_core.masking import mask_noise
-from mae_core.parents import Parent
-from mae_core.targets import VARIANCE_EPS, patch_targets, patchify
+from mae_core.evaluate.gallery import make_gallery
+from mae_core.model.mae import MAE
+from mae_core.model.masking import mask_noise
+from mae_core.model.patchify import VARIANCE_EPS, patch_targets, patchify
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.inputs import Parent
 
 FILE_NAME = "reconstruction.parquet"
 
@@ -66,7 +66,9 @@ def run_reconstruction(
     module = MAE(source)
     load_state(module, state, ctx.output_dir)
     split = data.split(recipe.eval_split)
-    gathered = dist.all_gather_object(_concatenate(list(_losses(recipe, source, module, split))))
+    gathered = collectives.all_gather_object(
+        _concatenate(list(_losses(recipe, source, module, split)))
+    )
     every = _concatenate(gathered)
     if len(every.loss) == 0:
         raise DataError(f"no image to reconstruct: the {recipe.eval_split} split is empty")
@@ -152,9 +154,11 @@ def _losses(
     recipe: ReconstructionRecipe, source: PretrainRecipe, module: MAE, split: Split
 ) -> Iterator[_Losses]:
     """This rank's share of the images."""
-    device = dist.device()
+    device = collectives.device()
     module.to(device).eval()
-    for batch in eval_batches(split, recipe.data, BATCH_SIZE, rank=dist.rank(), world=dist.world()):
+    for batch in eval_batches(
+        split, recipe.data, BATCH_SIZE, rank=collectives.rank(), world=collectives.world()
+    ):
         images = normalise(batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, device)
         noise = mask_noise(recipe.mask_seed, 0, batch.index, source.num_patches).to(device)
         yield _Losses(batch.index, image_losses(module, images, noise).cpu().numpy())

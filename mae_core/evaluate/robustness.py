@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mae_core import dist
+from mae_core.checkpoint.encoder_file import check_fits
 from mae_core.config import (
     CLASSIFIER_FILE,
     CorruptionRecipe,
@@ -26,14 +26,12 @@ from mae_core.config import (
     ShiftRecipe,
     require,
 )
-from mae_core.context import RunContext
 from mae_core.corruptions.corrupt import corrupt
 from mae_core.corruptions.error import ALEXNET, Baseline, family_means, mean_corruption_error
 from mae_core.corruptions.severity import FAMILIES, NOTES, strength_set
 from mae_core.data.loader import Batch, eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import ConfigError
-from mae_core.evaluate.encoder_file import check_fits
 from mae_core.evaluate.finetune import Classifier, load_classifier
 from mae_core.evaluate.predictions import (
     Predictions,
@@ -42,7 +40,9 @@ from mae_core.evaluate.predictions import (
     gather_predictions,
     predict,
 )
-from mae_core.training import Stopped
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.train.loop import Stopped
 
 BATCH_SIZE = 128
 CORRUPTED_FILE = "corrupted_predictions.parquet"
@@ -152,12 +152,14 @@ def _classifier(ctx: RunContext, data: DataConfig) -> tuple[Classifier, tuple[st
         raise ConfigError("this evaluation needs a fine-tuned classifier among its parents")
     model, class_names = load_classifier(path)
     check_fits(model.encoder, data)
-    return model.to(dist.device()).eval(), class_names
+    return model.to(collectives.device()).eval(), class_names
 
 
 def _batches(split: Split, data: DataConfig, ctx: RunContext) -> Iterator[Batch]:
     """This rank's share; ends with `Stopped` where somebody asked for it."""
-    for batch in eval_batches(split, data, BATCH_SIZE, rank=dist.rank(), world=dist.world()):
+    for batch in eval_batches(
+        split, data, BATCH_SIZE, rank=collectives.rank(), world=collectives.world()
+    ):
         if ctx.should_stop():
             raise Stopped("stopped on request while predicting; run again to start anew")
         yield batch
@@ -180,7 +182,7 @@ def _predict(
     batch: Batch,
     columns_S: npt.NDArray[np.int64] | None = None,
 ) -> Predictions:
-    device = dist.device()
+    device = collectives.device()
     logits_NK = model.logits(normalise(images, data.pixel_mean, data.pixel_std, device)).double()
     if columns_S is not None:
         logits_NK = logits_NK[:, torch.from_numpy(columns_S).to(device)]

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mae_core.checkpoint import encoder_file
 from mae_core.config import CLASSIFIER_FILE, DECODER_FILE, ENCODER_FILE, DecoderConfig, require
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.evaluate import encoder_file, finetune
-from mae_core.vit import NORM_EPS, Encoder
+from mae_core.evaluate import finetune
+from mae_core.model.vit import NORM_EPS, Encoder
 from mae_core.weights import huggingface
 from mae_core.weights.foreign import LayoutName, naming_for_export
 from mae_core.weights.layout import check_state, to_theirs

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mae_core.config import DecoderConfig, PretrainRecipe, num_keep
 from mae_core.errors import ConfigError
-from mae_core.sizes import hidden_width
+from mae_core.model.sizes import hidden_width
 from mae_core.weights.layout import to_theirs
 from mae_core.weights.network import Network, with_positions
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mae_core.config import DecoderConfig, EncoderConfig, require
 from mae_core.errors import ConfigError
-from mae_core.sizes import ENCODERS, hidden_width
-from mae_core.sizes import encoder as named_encoder
+from mae_core.model.sizes import ENCODERS, hidden_width
+from mae_core.model.sizes import encoder as named_encoder
 from mae_core.weights.layout import PATCHES, Layout
 from mae_core.weights.network import Shape, decoder_shapes, encoder_shapes, head_shapes
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mae_core.config import DecoderConfig, EncoderConfig
-from mae_core.mae import Decoder
-from mae_core.positions import sincos_positions
-from mae_core.vit import Encoder
+from mae_core.model.mae import Decoder
+from mae_core.model.positions import sincos_positions
+from mae_core.model.vit import Encoder
 
 ENCODER, DECODER = "encoder.", "decoder."
 POSITIONS = {"encoder.positions", "decoder.positions"}

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_core.checkpoint.encoder_file import read_tensors
+from mae_core.checkpoint.shards import foreign_types
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.evaluate.encoder_file import read_tensors
-from mae_core.shards import foreign_types
 
 INERT = (argparse.Namespace,)
 """Types beyond torch's own list that a pickle may hold: building them runs no code."""

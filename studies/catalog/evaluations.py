@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from mae_core.augment.config import ErasingConfig, MixConfig, RandAugmentConfig
 from mae_core.config import (
     BestOfRecipe,
     DataConfig,
@@ -19,6 +18,7 @@ from mae_core.config import (
     LrScheduleConfig,
     OptimizerConfig,
 )
+from mae_core.config.augmentation import ErasingConfig, MixConfig, RandAugmentConfig
 from studies.spec import Stage
 
 Tuned = TypeVar("Tuned", bound=FinetuneRecipe)

@@ -10,8 +10,8 @@ Expected: paper Figure 7 and Table 3: ViT-L linear probe 57.3/64.4/69.7/73.5/75.
 
 from __future__ import annotations
 
-from mae_core import sizes
 from mae_core.config import Duration, Execution, PretrainRecipe
+from mae_core.model import sizes
 from studies.catalog.evaluations import IMAGENET, paper_evaluations
 from studies.spec import Cell, Stage, Study
 

@@ -9,7 +9,6 @@ Expected: k-NN and linear probe rise from the untrained net to the longest durat
 
 from __future__ import annotations
 
-from mae_core import sizes
 from mae_core.config import (
     NO_AUGMENTATION,
     DataConfig,
@@ -24,6 +23,7 @@ from mae_core.config import (
     OptimizerConfig,
     PretrainRecipe,
 )
+from mae_core.model import sizes
 from studies.results import Role
 from studies.spec import Cell, Choices, Stage, Study, Sweep
 

@@ -20,9 +20,9 @@ from gangs import train
 
 from cluster.connect import connect
 from cluster.gang import SlotPool, slot_shape
-from mae_core.checkpoint import Checkpoints
-from mae_core.engine import safe_types
-from mae_core.place import LocalPlace
+from mae_core.checkpoint.commit import Checkpoints
+from mae_core.checkpoint.storage import LocalPlace
+from mae_core.train.deepspeed_engine import safe_types
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from checkpoint_cases import count_points, is_whole, make, open_checkpoints, save, state
 from figures import Section, arguments
 
-from mae_core.place import LocalPlace
+from mae_core.checkpoint.storage import LocalPlace
 
 ERRORS = {"full": errno.ENOSPC, "I/O error": errno.EIO, "read-only": errno.EROFS}
 TMPFS_MIB = 2

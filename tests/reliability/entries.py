@@ -12,12 +12,12 @@ from cluster.rank_actor import RankControl
 
 def train_large(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
     """Pretrain a ViT-B on enlarged digits, saving every few steps; return times and events."""
-    from mae_core import engine
     from mae_core.config import Duration, Execution
-    from mae_core.context import RunContext
     from mae_core.data.sources import open_data
-    from mae_core.pretrain import run_pretrain
-    from mae_core.sizes import encoder
+    from mae_core.model.sizes import encoder
+    from mae_core.pretrain.mae import run_pretrain
+    from mae_core.runtime.context import RunContext
+    from mae_core.train import deepspeed_engine
     from studies.catalog import quickstart
 
     base = quickstart.pretrain("N1", 1, 0).recipe
@@ -42,21 +42,21 @@ def train_large(payload: dict[str, Any], control: RankControl) -> dict[str, Any]
         beat=lambda section, step: steps.append(time.time()) if section == "step" else None,
         event=lambda name, fields: events.append((time.time(), name, dict(fields))),
     )
-    engine.join_gang()
+    deepspeed_engine.join_gang()
     try:
         run_pretrain(recipe, execution, context, open_data(recipe.data))
     finally:
-        engine.leave_gang()
+        deepspeed_engine.leave_gang()
     return {"steps": steps, "events": events}
 
 
 def train_until_told(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
     """Pretrain on the digits until somebody gives notice; a save takes `save_s` at least."""
-    from mae_core import engine
     from mae_core.config import Duration, Execution
-    from mae_core.context import RunContext
     from mae_core.data.sources import open_data
-    from mae_core.pretrain import run_pretrain
+    from mae_core.pretrain.mae import run_pretrain
+    from mae_core.runtime.context import RunContext
+    from mae_core.train import deepspeed_engine
     from studies.catalog import quickstart
 
     recipe = dataclasses.replace(
@@ -86,8 +86,8 @@ def train_until_told(payload: dict[str, Any], control: RankControl) -> dict[str,
         beat=control.beat,
         fault_point=pause,
     )
-    engine.join_gang()
+    deepspeed_engine.join_gang()
     try:
         return run_pretrain(recipe, execution, context, open_data(recipe.data))
     finally:
-        engine.leave_gang()
+        deepspeed_engine.leave_gang()

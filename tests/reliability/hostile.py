@@ -16,8 +16,8 @@ from gangs import attempt, train
 
 from cluster.connect import connect
 from cluster.gang import SlotPool, slot_shape
+from mae_core.checkpoint.manifest import MANIFEST
 from mae_core.errors import MaeCoreError
-from mae_core.manifest import MANIFEST
 from orchestrator.errors import UserError
 from orchestrator.store import LocalStore
 from studies.errors import StudyError

@@ -12,9 +12,9 @@ from typing import Any
 
 from figures import Section, arguments
 
-from mae_core.checkpoint import Checkpoints
-from mae_core.engine import safe_types
-from mae_core.place import LocalPlace
+from mae_core.checkpoint.commit import Checkpoints
+from mae_core.checkpoint.storage import LocalPlace
+from mae_core.train.deepspeed_engine import safe_types
 
 STUDY = """
 from dataclasses import replace

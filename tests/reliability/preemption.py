@@ -15,9 +15,9 @@ from figures import Section, arguments
 
 from cluster.connect import connect
 from cluster.gang import Gang, SlotPool, slot_shape
-from mae_core.checkpoint import Checkpoints
-from mae_core.engine import safe_types
-from mae_core.place import LocalPlace
+from mae_core.checkpoint.commit import Checkpoints
+from mae_core.checkpoint.storage import LocalPlace
+from mae_core.train.deepspeed_engine import safe_types
 
 SLOW_SAVE_S = 9.0
 

@@ -10,8 +10,8 @@ Small:     none: it is about these encoders. small/transfer rehearses its stages
 
 from __future__ import annotations
 
-from mae_core import sizes
 from mae_core.config import AdoptedRecipe
+from mae_core.model import sizes
 from studies.catalog.evaluations import IMAGENET, paper_evaluations
 from studies.catalog.paper.parts import EVALUATION
 from studies.spec import Cell, Stage, Study

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mae_core import sizes
-from mae_core.augment.config import MixConfig, RandAugmentConfig
 from mae_core.config import (
     ContrastiveRecipe,
     DataConfig,
@@ -22,6 +20,8 @@ from mae_core.config import (
     PretrainRecipe,
     ScratchRecipe,
 )
+from mae_core.config.augmentation import MixConfig, RandAugmentConfig
+from mae_core.model import sizes
 from studies.catalog.evaluations import IMAGENET, paper_linear_probe, stage
 from studies.spec import Cell, Stage
 

@@ -23,7 +23,7 @@ from mae_core.config import (
     OptimizerConfig,
     PretrainRecipe,
 )
-from mae_core.sizes import encoder
+from mae_core.model.sizes import encoder
 from studies.catalog import quickstart
 from studies.spec import Cell, Stage, Study
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mae_core.checkpoint.encoder_file import expect_format, load_state, read_tensors, write_tensors
 from mae_core.config import TokenizerRecipe
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.evaluate.encoder_file import expect_format, load_state, read_tensors, write_tensors
 
 FORMAT = "mae-study-tokenizer-1"
 COMMITMENT = 0.25

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core.config import EncoderConfig, num_patches
-from mae_core.positions import sincos_positions
-from mae_core.sizes import hidden_width
-from mae_core.targets import patchify as patchify
-from mae_core.targets import unpatchify as unpatchify
+from mae_core.model.patchify import patchify as patchify
+from mae_core.model.patchify import unpatchify as unpatchify
+from mae_core.model.positions import sincos_positions
+from mae_core.model.sizes import hidden_width
 
 NORM_EPS = 1e-6
 TOKEN_STD = 0.02

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from mae_core import dist
+from mae_core.checkpoint.shards import read_shard
+from mae_core.checkpoint.universal import ShardReader, restricted
+from mae_core.checkpoint.weights_checksum import combine, partial_sums
 from mae_core.config import BatchSplit, OptimizerConfig, Precision
 from mae_core.errors import CheckpointError
-from mae_core.fingerprint import combine, partial_sums
-from mae_core.optim import build_optimizer, set_lr
-from mae_core.shards import read_shard
-from mae_core.universal import ShardReader, restricted
+from mae_core.runtime import collectives
+from mae_core.train.optim import build_optimizer, set_lr
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 SHARDS = "shards"
@@ -90,14 +90,14 @@ def join_gang() -> None:
     """Open the process group that the RANK, WORLD_SIZE and MASTER_* variables describe."""
     deepspeed = boot()
     if torch.cuda.is_available():
-        torch.cuda.set_device(dist.device())
+        torch.cuda.set_device(collectives.device())
     deepspeed.init_distributed(
-        dist_backend=dist.backend(),
+        dist_backend=collectives.backend(),
         auto_mpi_discovery=False,
         timeout=COLLECTIVE_TIMEOUT,
         verbose=False,
     )
-    dist.open_control_group()
+    collectives.open_control_group()
 
 
 def leave_gang() -> None:
@@ -105,8 +105,8 @@ def leave_gang() -> None:
 
     DeepSpeed's own call, not torch's: its cached groups must go too.
     """
-    if dist.is_initialised():
-        dist.forget_control_group()
+    if collectives.is_initialised():
+        collectives.forget_control_group()
         boot().comm.destroy_process_group()
 
 
@@ -135,7 +135,7 @@ class Engine:
         self._zero_stage, self._universal = zero_stage, universal
         if zero_stage == 3:
             _reset_zero3_counters()
-        self.device = dist.device()
+        self.device = collectives.device()
         module.to(self.device)
         config: dict[str, Any] = {
             "train_batch_size": batch.global_batch,
@@ -260,9 +260,9 @@ class Engine:
         if self._zero_stage == 3:
             slices = [_own_slice(i, p) for i, p in enumerate(parameters)]
         else:  # every rank has all of them: each sums a share
-            own = range(dist.rank(), len(parameters), dist.world())
+            own = range(collectives.rank(), len(parameters), collectives.world())
             slices = [(i, parameters[i].detach(), 0) for i in own]
-        return combine(dist.all_gather_object(partial_sums(slices)))
+        return combine(collectives.all_gather_object(partial_sums(slices)))
 
     def probe(self, inputs: tuple[torch.Tensor, ...]) -> float:
         """Loss of a batch without learning from it (collective under ZeRO-3)."""
@@ -285,7 +285,7 @@ def rehearse() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")
     with tempfile.TemporaryDirectory() as directory:
         boot().init_distributed(
-            dist_backend=dist.backend(),
+            dist_backend=collectives.backend(),
             auto_mpi_discovery=False,
             verbose=False,
             init_method=f"file://{directory}/rendezvous",
@@ -369,7 +369,7 @@ def safe_types() -> list[Any]:
 def _own_slice(number: int, parameter: Any) -> tuple[int, torch.Tensor, int]:
     """This rank's slice of a parameter under ZeRO-3, without the padding."""
     shard = parameter.ds_tensor
-    begin = dist.rank() * shard.numel()
+    begin = collectives.rank() * shard.numel()
     length = max(0, min(shard.numel(), parameter.ds_numel - begin))
     return number, shard.detach().reshape(-1)[:length], begin
 

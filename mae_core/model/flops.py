@@ -29,7 +29,7 @@ from mae_core.config import (
     num_keep,
     num_patches,
 )
-from mae_core.sizes import hidden_width
+from mae_core.model.sizes import hidden_width
 
 ALGORITHMIC_VERSION = 1
 """Raise it if the algorithmic formula ever changes: points of two versions share no axis."""
@@ -183,7 +183,7 @@ def tokenizer_flops_per_image(recipe: TokenizerRecipe) -> FlopCount:
 
 
 def tokenizer_layers(recipe: TokenizerRecipe) -> list[tuple[int, int, int, int]]:
-    """Convolutions as (inputs, outputs, kernel, side of the output): see `mae_core.tokenizer`."""
+    """Convolutions of `mae_core.model.tokenizer` as (inputs, outputs, kernel, output side)."""
     size, width, channels = recipe.data.image_size, recipe.width, recipe.data.num_channels
     halvings = recipe.patch_size.bit_length() - 1
     sides = [size >> (i + 1) for i in range(halvings)]

@@ -17,11 +17,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from mae_core import dist
+from mae_core.checkpoint.manifest import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    directory_name,
+    parse_directory,
+)
+from mae_core.checkpoint.shards import Copier, foreign_types, num_bytes, write_shard
+from mae_core.checkpoint.storage import Place
 from mae_core.errors import CheckpointError
-from mae_core.manifest import MANIFEST, FileEntry, Manifest, directory_name, parse_directory
-from mae_core.place import Place
-from mae_core.shards import Copier, foreign_types, num_bytes, write_shard
+from mae_core.runtime import collectives
 
 SPACE_MARGIN = 1.05
 """Of the bytes in memory: a shard's own structure comes on top."""
@@ -84,13 +90,13 @@ class Checkpoints:
 
     def begin(self, facts: Manifest, files: Mapping[str, Any]) -> str | None:
         """Start to write this rank's files (collective); return why not, if there is no room."""
-        sizes = dist.all_gather_object(num_bytes(dict(files)))
+        sizes = collectives.all_gather_object(num_bytes(dict(files)))
         directory = directory_name(facts.step, self._epoch)
         problem = None
-        if dist.rank() == 0:
+        if collectives.rank() == 0:
             problem = self._make_room(directory, int(sum(sizes) * SPACE_MARGIN))
         # Nobody writes before rank 0 has cleared the directory.
-        if problem := dist.broadcast_object(problem):
+        if problem := collectives.broadcast_object(problem):
             return str(problem)
         self._pending = _Pending(
             facts, time.monotonic(), self._writer.submit(self._write, directory, files)
@@ -103,7 +109,7 @@ class Checkpoints:
         assert pending is not None, "commit without begin"
         digests, problem = _outcome(pending.result)
         seconds = time.monotonic() - pending.began
-        parts: list[tuple[Digests, str | None, float]] = dist.all_gather_object(
+        parts: list[tuple[Digests, str | None, float]] = collectives.all_gather_object(
             (digests, problem, seconds)
         )
         problem = next((p for _, p, _ in parts if p), None)
@@ -112,9 +118,9 @@ class Checkpoints:
             for rank, (mine, _, _) in enumerate(parts)
             for name, (size, sha) in mine.items()
         }
-        if dist.rank() == 0:
+        if collectives.rank() == 0:
             problem = problem or self._publish(pending.facts, files)
-        problem = dist.broadcast_object(problem)
+        problem = collectives.broadcast_object(problem)
         total = sum(f.size for f in files.values())
         return Saved(pending.facts.step, total, max(s for _, _, s in parts), problem)
 
@@ -126,9 +132,9 @@ class Checkpoints:
                 are deleted once one is committed that follows from an older one.
         """
         last: Found | None = None
-        for name in dist.broadcast_object(list(reversed(self._candidates()))):
+        for name in collectives.broadcast_object(list(reversed(self._candidates()))):
             manifest, problem = self._inspect(name)
-            problems = [p for p in dist.all_gather_object(problem) if p]
+            problems = [p for p in collectives.all_gather_object(problem) if p]
             if problems:
                 _say(f"checkpoint {name} is not used: {problems[0]}")
                 continue
@@ -259,7 +265,7 @@ class Checkpoints:
 
 def _is_mine(entry: FileEntry) -> bool:
     """A rank checks what it reads: its own files, rank 0's, and a share of a larger gang's."""
-    return entry.rank == 0 or entry.rank % dist.world() == dist.rank()
+    return entry.rank == 0 or entry.rank % collectives.world() == collectives.rank()
 
 
 def _outcome(result: Future[Digests]) -> tuple[Digests, str | None]:
@@ -275,6 +281,6 @@ def _os_problem(error: OSError) -> str:
 
 def _say(text: str) -> None:
     """Print on rank 0; a full disk must not end the run that a message is about."""
-    if dist.rank() == 0:
+    if collectives.rank() == 0:
         with contextlib.suppress(OSError):
             print(text, file=sys.stderr, flush=True)

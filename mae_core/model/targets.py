@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mae_core.basis import Basis, read_basis
 from mae_core.config import BASIS_FILE, TOKENIZER_FILE, PretrainRecipe, require
-from mae_core.context import RunContext
 from mae_core.errors import ConfigError
-from mae_core.extension import resolve
-from mae_core.targets import patchify
-from mae_core.tokenizer import Tokenizer, load_tokenizer
+from mae_core.model.patchify import patchify
+from mae_core.model.tokenizer import Tokenizer, load_tokenizer
+from mae_core.pretrain.pca import Basis, read_basis
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.plugins import resolve
 
 
 class Target(Protocol):

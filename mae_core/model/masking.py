@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mae_core.errors import ConfigError
-from mae_core.keyed import Stream, uniform
+from mae_core.runtime.keyed_random import Stream, uniform
 
 
 def mask_noise(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mae_core.config import OptimizerConfig
 from mae_core.errors import ConfigError
-from mae_core.vit import Encoder
+from mae_core.model.vit import Encoder
 
 Group = dict[str, Any]
 

@@ -11,14 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mae_core import dist
 from mae_core.config import PretrainRecipe
-from mae_core.custom_targets import Target
 from mae_core.data.loader import Batch, eval_batches, normalise
 from mae_core.data.sources import ImageData
-from mae_core.mae import MAE
-from mae_core.mask_samplers import mask_sampler
-from mae_core.targets import patchify, unpatchify
+from mae_core.model.mae import MAE
+from mae_core.model.mask_samplers import mask_sampler
+from mae_core.model.patchify import patchify, unpatchify
+from mae_core.model.targets import Target
+from mae_core.runtime import collectives
 
 GALLERY_IMAGES = 8
 NORM_EPS = 1e-6
@@ -55,7 +55,7 @@ def _patches(
 ) -> tuple[Tensor, str]:
     """Predictions as normalised pixels (n, L, P), and what a viewer must know of them."""
     if target is not None:
-        made = target.to_patches(prediction.to(dist.device()))
+        made = target.to_patches(prediction.to(collectives.device()))
         if made is None:
             return torch.zeros_like(true), "this target cannot be shown as pixels"
         return made.cpu(), f"predicted {recipe.target}, turned into pixels"

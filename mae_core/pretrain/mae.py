@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mae_core import dist
+from mae_core.checkpoint.encoder_file import save_encoder, write_tensors
 from mae_core.config import (
     DECODER_FILE,
     ENCODER_FILE,
@@ -18,22 +18,22 @@ from mae_core.config import (
     num_keep,
     split_batch,
 )
-from mae_core.context import RunContext
-from mae_core.custom_targets import Target, make_target
 from mae_core.data.augmented import network_input
 from mae_core.data.loader import Batch
 from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError
-from mae_core.evaluate.encoder_file import save_encoder, write_tensors
-from mae_core.extension import resolve
-from mae_core.gallery import make_gallery
-from mae_core.job import make_job
-from mae_core.mae import MAE
-from mae_core.mask_samplers import mask_sampler
-from mae_core.monitor import MaskedLoss, Monitor
-from mae_core.optim import pretrain_groups
-from mae_core.training import TrainResult, train
-from mae_core.vit import Encoder
+from mae_core.evaluate.gallery import make_gallery
+from mae_core.model.mae import MAE
+from mae_core.model.mask_samplers import mask_sampler
+from mae_core.model.targets import Target, make_target
+from mae_core.model.vit import Encoder
+from mae_core.pretrain.monitor import MaskedLoss, Monitor
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.plugins import resolve
+from mae_core.train.job import make_job
+from mae_core.train.loop import TrainResult, train
+from mae_core.train.optim import pretrain_groups
 
 
 def run_pretrain(
@@ -47,7 +47,7 @@ def run_pretrain(
         Stopped: somebody asked to stop; a checkpoint is committed.
     """
     module = build_module(recipe)
-    target = make_target(recipe, ctx, dist.device())
+    target = make_target(recipe, ctx, collectives.device())
     sampler = mask_sampler(recipe)
     split = data.split("train")
     batch = split_batch(recipe.global_batch, execution)
@@ -71,9 +71,9 @@ def run_pretrain(
         monitor=monitor,
     )
     result = train(job, execution, ctx)
-    if dist.rank() == 0:
+    if collectives.rank() == 0:
         _save(recipe, result, ctx, data, target)
-    dist.barrier()
+    collectives.barrier()
     return result.facts() | {
         "steps": job.num_steps,
         "images_seen": job.num_steps * recipe.global_batch,
@@ -88,8 +88,9 @@ def run_pretrain(
 def build_module(recipe: PretrainRecipe) -> nn.Module:
     """The network that `objective` names; raises `ConfigError` if one's own has no encoder.
 
-    One's own is `make(recipe) -> nn.Module` with an `encoder` of `mae_core.vit`; its forward takes
-    (images, noise) and, where the target is not pixels, the targets, and returns a scalar loss.
+    One's own is `make(recipe) -> nn.Module` with an `encoder` of `mae_core.model.vit`; its forward
+    takes (images, noise) and, where the target is not pixels, the targets, and returns a scalar
+    loss.
     """
     if recipe.objective == "mae":
         return MAE(recipe)
@@ -99,7 +100,7 @@ def build_module(recipe: PretrainRecipe) -> nn.Module:
     ):
         raise ConfigError(
             f"objective {recipe.objective!r} returned a {type(module).__name__}: it must return a "
-            "torch module whose `encoder` is a mae_core.vit.Encoder"
+            "torch module whose `encoder` is a mae_core.model.vit.Encoder"
         )
     return module
 

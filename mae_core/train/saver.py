@@ -20,17 +20,17 @@ from pathlib import Path
 
 import torch
 
-from mae_core import dist
-from mae_core.checkpoint import Checkpoints, Found
+from mae_core.checkpoint.commit import Checkpoints, Found
+from mae_core.checkpoint.manifest import Layout, Manifest
+from mae_core.checkpoint.storage import open_place
+from mae_core.checkpoint.universal import convert
 from mae_core.config import STATE_FILE, BatchSplit, Execution, Precision
-from mae_core.context import RunContext
 from mae_core.data.loader import I64
-from mae_core.engine import SHARDS, Engine, safe_types, software_versions
 from mae_core.errors import CheckpointError, NumericsError
-from mae_core.manifest import Layout, Manifest
-from mae_core.place import open_place
-from mae_core.train_state import FILE, TrainState, unpack
-from mae_core.universal import convert
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.train.deepspeed_engine import SHARDS, Engine, safe_types, software_versions
+from mae_core.train.state import FILE, TrainState, unpack
 
 LEVEL_NONE, BIT_EXACT, ORDER_EXACT = "none", "bit-exact", "order-exact"
 PROBE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}
@@ -96,7 +96,7 @@ class Saver:
         Without ZeRO every rank saves the same, which any number of ranks reads.
         """
         saved = self._found and self._found.manifest.layout
-        return bool(saved and saved.zero_stage > 0 and saved.world_size != dist.world())
+        return bool(saved and saved.zero_stage > 0 and saved.world_size != collectives.world())
 
     @property
     def is_writing(self) -> bool:
@@ -124,8 +124,8 @@ class Saver:
             engine.load(directory, read)
         state = unpack(
             lambda name: checkpoints.verified(found, name),
-            rank=dist.rank(),
-            world=dist.world(),
+            rank=collectives.rank(),
+            world=collectives.world(),
             saved_world=manifest.layout.world_size,
         )
         self._assert_same(manifest, state, engine, probe, position, level)
@@ -158,7 +158,7 @@ class Saver:
         self.settle(wait=True)
         loss = engine.probe(probe)
         # A loss says how the weights were before their update; this one says how they are now.
-        if any(dist.any_rank(not math.isfinite(loss))):
+        if any(collectives.any_rank(not math.isfinite(loss))):
             raise NumericsError(
                 f"the weights after step {state.data_step} give no finite loss: they are not saved"
             )
@@ -171,7 +171,7 @@ class Saver:
             parameter_digest=engine.parameter_digest(),
             probe_loss=loss,
         )
-        files = engine.shards() | {FILE.format(rank=dist.rank()): state.pack(next_ids)}
+        files = engine.shards() | {FILE.format(rank=collectives.rank()): state.pack(next_ids)}
         problem = self._checkpoints.begin(facts, self._checkpoints.copy(files))
         self._stall_s = time.monotonic() - began
         self._ctx.fault_point("copied")
@@ -203,7 +203,7 @@ class Saver:
         """Leave the digests of the last checkpoint with the outputs: equal files, equal state."""
         assert self._checkpoints is not None
         found = self._checkpoints.find()
-        if found is None or dist.rank() != 0:
+        if found is None or collectives.rank() != 0:
             return
         manifest = found.manifest
         content = {
@@ -232,19 +232,19 @@ class Saver:
             yield local
             return
         # Scratch is shared where checkpoints are; else every rank makes its own.
-        makes = dist.rank() == 0 or local is None
+        makes = collectives.rank() == 0 or local is None
         base = local.parent if local else Path(tempfile.gettempdir())
-        unique = dist.broadcast_object(f"{self._ctx.science_hash[:16]}-{os.getpid()}")
-        scratch = base / f"resuming-{unique}-{dist.rank() if local is None else 0}"
+        unique = collectives.broadcast_object(f"{self._ctx.science_hash[:16]}-{os.getpid()}")
+        scratch = base / f"resuming-{unique}-{collectives.rank() if local is None else 0}"
         problem = None
         try:
             if makes:
                 problem = self._prepare(found, read, local, scratch)
-            problems = [p for p in dist.all_gather_object(problem) if p]
+            problems = [p for p in collectives.all_gather_object(problem) if p]
             if problems:
                 raise CheckpointError(f"checkpoint {found.name}: {problems[0]}")
             yield scratch
-            dist.barrier()
+            collectives.barrier()
         finally:
             if makes:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -267,7 +267,8 @@ class Saver:
             else:
                 source.rename(scratch / SHARDS)
         except Exception as error:  # DeepSpeed's converter raises whatever it meets
-            return f"conversion to {dist.world()} ranks failed ({type(error).__name__}: {error})"
+            world = collectives.world()
+            return f"conversion to {world} ranks failed ({type(error).__name__}: {error})"
         return None
 
     def _fetch(self, found: Found, target: Path) -> None:
@@ -300,7 +301,7 @@ class Saver:
         tolerance = 0.0 if level == BIT_EXACT else PROBE_TOLERANCE[self._precision]
         if not abs(loss - manifest.probe_loss) <= tolerance * abs(manifest.probe_loss):
             differences.append(f"loss of the fixed batch {loss!r}, not {manifest.probe_loss!r}")
-        found = [d for part in dist.all_gather_object(differences) for d in part]
+        found = [d for part in collectives.all_gather_object(differences) for d in part]
         if found:
             raise CheckpointError(
                 f"resuming from step {manifest.step} did not restore what was saved: {found[0]}; "
@@ -315,10 +316,10 @@ def _where(ctx: RunContext, execution: Execution) -> str | Path | None:
 
 
 def _layout(execution: Execution, precision: Precision, batch: BatchSplit) -> Layout:
-    device = dist.device()
+    device = collectives.device()
     cuda = device.type == "cuda"
     return Layout(
-        world_size=dist.world(),
+        world_size=collectives.world(),
         zero_stage=execution.zero_stage,
         micro_batch=batch.micro,
         accumulation=batch.accumulation,

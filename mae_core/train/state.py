@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from mae_core.checkpoint.shards import read_shard
 from mae_core.data.loader import I64
 from mae_core.errors import CheckpointError
-from mae_core.generators import restore_rng, rng_state
-from mae_core.shards import read_shard
+from mae_core.runtime.rng_state import restore_rng, rng_state
 
 FILE = "ranks/rank-{rank:05d}.pt"
 RECENT = 20

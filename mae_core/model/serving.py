@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import CLASSIFIER_FILE, DataConfig, FeatureKind
-from mae_core.evaluate.encoder_file import load_encoder
 from mae_core.evaluate.features import pool
 from mae_core.evaluate.finetune import load_classifier
 

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_core import dist
+from mae_core.checkpoint.encoder_file import expect_format, read_tensors, write_tensors
 from mae_core.config import BASIS_FILE, BasisRecipe, Execution, require
-from mae_core.context import RunContext
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError
-from mae_core.evaluate.encoder_file import expect_format, read_tensors, write_tensors
-from mae_core.targets import patchify
+from mae_core.model.patchify import patchify
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
 
 FORMAT = "mae-study-basis-1"
 BATCH_SIZE = 256
@@ -93,15 +93,17 @@ def read_basis(path: Path) -> Basis:
 def _moments(recipe: BasisRecipe, split: Split) -> tuple[int, Tensor, Tensor]:
     """Number, sum (P,) and sum of outer products (P, P) of all patches, float64 on the CPU."""
     values = recipe.patch_size**2 * recipe.data.num_channels
-    sums = torch.zeros(values + 1, values + 1, dtype=torch.float64, device=dist.device())
-    batches = eval_batches(split, recipe.data, BATCH_SIZE, rank=dist.rank(), world=dist.world())
+    sums = torch.zeros(values + 1, values + 1, dtype=torch.float64, device=collectives.device())
+    batches = eval_batches(
+        split, recipe.data, BATCH_SIZE, rank=collectives.rank(), world=collectives.world()
+    )
     for batch in batches:
         images = normalise(
-            batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, dist.device()
+            batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, collectives.device()
         )
         patches = patchify(images, recipe.patch_size).flatten(0, 1).double()
         # A leading one gives count and sum in the same product.
         padded = torch.cat([patches.new_ones(len(patches), 1), patches], dim=1)
         sums += padded.T @ padded
-    sums = dist.all_reduce_sum(sums).cpu()
+    sums = collectives.all_reduce_sum(sums).cpu()
     return round(float(sums[0, 0])), sums[0, 1:], sums[1:, 1:]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from mae_core.config import ContrastiveRecipe, DataConfig, KnnRecipe, PretrainRecipe, require
-from mae_core.custom_targets import Target
 from mae_core.data.loader import Batch, eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.evaluate.features import Features, pool
 from mae_core.evaluate.knn import classify
-from mae_core.mask_samplers import mask_sampler
+from mae_core.model.mask_samplers import mask_sampler
+from mae_core.model.targets import Target
 
 NUM_TRAIN = 1024
 """Training images among which neighbours are looked for."""

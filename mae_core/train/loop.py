@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mae_core import dist
 from mae_core.config import BatchSplit, Execution, OptimizerConfig, Precision
-from mae_core.context import RunContext
 from mae_core.data.loader import Batch, TrainLoader
-from mae_core.engine import Engine
 from mae_core.errors import MaeCoreError, NumericsError
-from mae_core.generators import seed_generators
-from mae_core.lr_schedule import LrSchedule
-from mae_core.saving import LEVEL_NONE, Resumed, Saver, find_checkpoint
-from mae_core.train_state import RECENT
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.rng_state import seed_generators
+from mae_core.train.deepspeed_engine import Engine
+from mae_core.train.lr_schedule import LrSchedule
+from mae_core.train.saver import LEVEL_NONE, Resumed, Saver, find_checkpoint
+from mae_core.train.state import RECENT
 
 MAX_LOG_EVERY = 50
 MIN_LOGS = 100
@@ -81,7 +81,7 @@ class TrainResult:
     resumed_from: int = 0
     """Step of the checkpoint that this attempt went on from."""
     level: str = LEVEL_NONE
-    """How exactly it went on; see `mae_core.saving`."""
+    """How exactly it went on; see `mae_core.train.saver`."""
     images_per_s: float | None = None
     """Over this attempt's steps, all ranks together."""
 
@@ -133,7 +133,7 @@ class _Loop:
         self.state = resumed.state
         if resumed.step == 0:
             # Importing for the first time draws from them too, so not any earlier.
-            seed_generators(dist.rank())
+            seed_generators(collectives.rank())
         start = resumed.step
         self.loss = self.state.recent[-1] if self.state.recent else None
         # In double precision, so that it can be saved and added up again without loss.
@@ -200,8 +200,11 @@ class _Loop:
         self._monitor(done)
         wants_stop = self.ctx.should_stop()
         no_time = wants_stop and self.ctx.grace_left_s() < self.saver.expected_s
-        stop, save, no_time, writing = dist.any_rank(
-            wants_stop, dist.rank() == 0 and self._is_due(done), no_time, self.saver.is_writing
+        stop, save, no_time, writing = collectives.any_rank(
+            wants_stop,
+            collectives.rank() == 0 and self._is_due(done),
+            no_time,
+            self.saver.is_writing,
         )
         if not writing:
             self.saver.settle()
@@ -234,8 +237,8 @@ class _Loop:
         raise Stopped(f"{where}; {problem or 'a checkpoint is committed'}")
 
     def _log(self, done: int) -> None:
-        total = dist.all_reduce_sum(self.window.clone())
-        self.loss = float(total) / (self.state.window_steps * dist.world())
+        total = collectives.all_reduce_sum(self.window.clone())
+        self.loss = float(total) / (self.state.window_steps * collectives.world())
         self._check_finite(done)
         self._check_spike(done)
         now = time.monotonic()
@@ -255,7 +258,7 @@ class _Loop:
 
     def _check_finite(self, done: int) -> None:
         """Raise on every rank if any rank's loss has become non-finite since the last log."""
-        bad = dist.all_gather_object(not math.isfinite(float(self.window)))
+        bad = collectives.all_gather_object(not math.isfinite(float(self.window)))
         if any(bad):
             ranks = ", ".join(str(r) for r, is_bad in enumerate(bad) if is_bad)
             raise NumericsError(

@@ -2,7 +2,7 @@
 
 What depends on the whole global batch (BatchNorm, negatives) is computed on the whole of it, on
 every rank alike, from the features of all images; only the encoders' work is shared out. So a
-step takes two passes (gradient caching, arXiv 2101.06983): `mae_core.contrastive_stage` encodes,
+step takes two passes (gradient caching, arXiv 2101.06983): `mae_core.pretrain.contrastive` encodes,
 `contrast` returns the loss and its gradients towards features and heads, and `MoCo.forward` is a
 scalar with just these gradients, micro-batch by micro-batch. Encoders without dropout make that
 exact.
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mae_core.config import ContrastiveRecipe
 from mae_core.config.contrastive import NUM_VIEWS
 from mae_core.data.loader import normalise
-from mae_core.vit import Encoder, Linear
+from mae_core.model.vit import Encoder, Linear
 
 PROJECTOR_LAYERS, PREDICTOR_LAYERS = 3, 2
 BATCH_NORM_EPS = 1e-5

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mae_core.shards import read_shard
+from mae_core.checkpoint.shards import read_shard
 
 ShardReader = Callable[[Path], bytes | None]
 """Verified content of a shard by its path; None for a file that is not one."""

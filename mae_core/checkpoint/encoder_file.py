@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from mae_core.config import DataConfig, EncoderConfig, num_patches, require
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.vit import Encoder
+from mae_core.model.vit import Encoder
 
 FORMAT = "mae-study-encoder-1"
 METADATA = "mae_study"

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from mae_core.config import MaskConfig, PretrainRecipe, num_keep
 from mae_core.errors import ConfigError
-from mae_core.extension import resolve
-from mae_core.keyed import Stream, uniform
-from mae_core.masking import mask_noise
+from mae_core.model.masking import mask_noise
+from mae_core.runtime.keyed_random import Stream, uniform
+from mae_core.runtime.plugins import resolve
 
 I64 = npt.NDArray[np.int64]
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core.config import DecoderConfig, EncoderConfig, PretrainRecipe, num_keep
-from mae_core.flops import target_width
-from mae_core.masking import random_masking, shuffle_order
-from mae_core.positions import sincos_positions
-from mae_core.targets import patch_targets, patchify
-from mae_core.vit import NORM_EPS, TOKEN_STD, Block, Encoder, Linear, init_weights
+from mae_core.model.flops import target_width
+from mae_core.model.masking import random_masking, shuffle_order
+from mae_core.model.patchify import patch_targets, patchify
+from mae_core.model.positions import sincos_positions
+from mae_core.model.vit import NORM_EPS, TOKEN_STD, Block, Encoder, Linear, init_weights
 
 
 class Reconstruction(NamedTuple):

@@ -13,8 +13,8 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from mae_core.checkpoint.storage import check_name
 from mae_core.errors import CheckpointError
-from mae_core.place import check_name
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
@@ -60,7 +60,7 @@ class Manifest:
     position: dict[str, int]
     """Where the data stands: `images_seen`, `epoch`, `offset` within it."""
     parameter_digest: str
-    """Of the weights; see `mae_core.fingerprint`."""
+    """Of the weights; see `mae_core.checkpoint.weights_checksum`."""
     probe_loss: float
     """Of a fixed batch under these weights."""
     files: dict[str, FileEntry] = field(default_factory=dict)

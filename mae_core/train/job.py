@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from mae_core import dist
 from mae_core.config import BatchSplit, Execution
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import Split
-from mae_core.lr_schedule import LrSchedule
-from mae_core.training import Inputs, TrainJob
+from mae_core.runtime import collectives
+from mae_core.train.loop import Inputs, TrainJob
+from mae_core.train.lr_schedule import LrSchedule
 
 
 def make_job(
@@ -68,7 +68,7 @@ def make_loader(
         recipe.augmentation,
         seed=recipe.seed,
         batch=batch,
-        rank=dist.rank(),
+        rank=collectives.rank(),
         threads=execution.loader_threads,
         num_views=num_views,
     )

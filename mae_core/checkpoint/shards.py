@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
+from mae_core.checkpoint.storage import Place
 from mae_core.errors import CheckpointError
-from mae_core.place import Place
 
 
 class Copier:

@@ -18,19 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mae_core import dist
 from mae_core.augment.jitter import augment_view
+from mae_core.checkpoint.encoder_file import save_encoder
 from mae_core.config import ENCODER_FILE, BatchSplit, ContrastiveRecipe, Execution, split_batch
 from mae_core.config.contrastive import NUM_VIEWS
-from mae_core.context import RunContext
-from mae_core.contrastive import MoCo, contrast, momentum_at
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import ImageData
-from mae_core.evaluate.encoder_file import save_encoder
-from mae_core.job import make_job
-from mae_core.monitor import BATCH_SIZE, Monitor, dev_images
-from mae_core.optim import pretrain_groups
-from mae_core.training import Inputs, train
+from mae_core.model.moco import MoCo, contrast, momentum_at
+from mae_core.pretrain.monitor import BATCH_SIZE, Monitor, dev_images
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.train.job import make_job
+from mae_core.train.loop import Inputs, train
+from mae_core.train.optim import pretrain_groups
 
 
 def run_contrastive(
@@ -66,9 +66,9 @@ def run_contrastive(
         monitor=monitor,
     )
     result = train(job, execution, ctx)
-    if dist.rank() == 0:
+    if collectives.rank() == 0:
         _save(recipe, result.state, ctx)
-    dist.barrier()
+    collectives.barrier()
     return result.facts() | {
         "steps": job.num_steps,
         "images_seen": job.num_steps * recipe.global_batch,
@@ -114,7 +114,7 @@ class TwoPass:
         rows_NVD, own_R = _gathered(everything.transpose(0, 1), torch.from_numpy(index).to(device))
         found = contrast(model, *rows_NVD.transpose(0, 1).chunk(2))
         # The engine takes means over micro-batches and ranks, whose sum this gradient is.
-        share = found.feature_gradient_VND[:, own_R] * (len(batches) * dist.world())
+        share = found.feature_gradient_VND[:, own_R] * (len(batches) * collectives.world())
         sizes = [len(batch.index) for batch in batches]
         inputs = features if keeps_graph else views
         for part, gradient in zip(inputs, torch.split(share, sizes, dim=1), strict=True):
@@ -149,11 +149,11 @@ def _gathered(rows: Tensor, index_R: Tensor) -> tuple[Tensor, Tensor]:
 
     The order does not depend on how the batch was divided, nor do sums over it.
     """
-    order = dist.all_gather_rows(index_R).argsort(stable=True)
+    order = collectives.all_gather_rows(index_R).argsort(stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
-    first = dist.rank() * len(index_R)
-    return dist.all_gather_rows(rows)[order], place[first : first + len(index_R)]
+    first = collectives.rank() * len(index_R)
+    return collectives.all_gather_rows(rows)[order], place[first : first + len(index_R)]
 
 
 def _save(recipe: ContrastiveRecipe, state: dict[str, Tensor], ctx: RunContext) -> None:

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from mae_core import dist
 from mae_core.config import TOKENIZER_FILE, Execution, TokenizerRecipe, split_batch
-from mae_core.context import RunContext
 from mae_core.data.augmented import network_input
 from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
 from mae_core.data.sources import ImageData
-from mae_core.job import make_job, make_loader
-from mae_core.keyed import Stream, uniform
-from mae_core.optim import pretrain_groups
-from mae_core.tokenizer import Tokenizer, TokenizerConfig, save_tokenizer, start_codes
-from mae_core.training import train
+from mae_core.model.tokenizer import Tokenizer, TokenizerConfig, save_tokenizer, start_codes
+from mae_core.runtime import collectives
+from mae_core.runtime.context import RunContext
+from mae_core.runtime.keyed_random import Stream, uniform
+from mae_core.train.job import make_job, make_loader
+from mae_core.train.loop import train
+from mae_core.train.optim import pretrain_groups
 
 START_IMAGES = 64
 """Images whose patches the code book starts at."""
@@ -57,9 +57,9 @@ def run_tokenizer(
     trained = Tokenizer(config)
     trained.load_state_dict(result.state)
     usage = _usage(recipe, trained.eval(), data)
-    if dist.rank() == 0:
+    if collectives.rank() == 0:
         save_tokenizer(ctx.output_dir / TOKENIZER_FILE, trained)
-    dist.barrier()
+    collectives.barrier()
     return (
         result.facts()
         | usage
@@ -89,13 +89,15 @@ def _images(recipe: TokenizerRecipe, batch: Batch, device: torch.device) -> torc
 def _usage(recipe: TokenizerRecipe, tokenizer: Tokenizer, data: ImageData) -> dict[str, Any]:
     """Codes in use and their perplexity, exp(entropy), on some training images."""
     split = data.split("train").sample(USAGE_IMAGES, recipe.seed)
-    device = dist.device()
+    device = collectives.device()
     tokenizer.to(device)
     counts = torch.zeros(recipe.vocabulary, dtype=torch.float64, device=device)
-    for batch in eval_batches(split, recipe.data, 256, rank=dist.rank(), world=dist.world()):
+    for batch in eval_batches(
+        split, recipe.data, 256, rank=collectives.rank(), world=collectives.world()
+    ):
         codes = tokenizer.tokenize(_images(recipe, batch, device)).flatten()
         counts += torch.bincount(codes, minlength=recipe.vocabulary)
-    share = dist.all_reduce_sum(counts).cpu()
+    share = collectives.all_reduce_sum(counts).cpu()
     tokenizer.cpu()
     share = share / share.sum()
     entropy = -(share[share > 0] * share[share > 0].log()).sum()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mae_core.parents import Parent, find_input
+from mae_core.runtime.inputs import Parent, find_input
 
 SECTIONS = ("start", "restore", "load", "step", "save", "finish", "evaluate")
 """What a rank can be at; a limit of time is learned for each."""

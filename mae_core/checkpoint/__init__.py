@@ -1,0 +1,1 @@
+"""Committed checkpoints: a manifest written last, shards verified before they are loaded."""

@@ -1,0 +1,1 @@
+"""Networks, masks, targets and what they cost in FLOPs."""

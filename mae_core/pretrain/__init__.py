@@ -1,0 +1,1 @@
+"""Stages that leave an encoder, and those that prepare its target."""

@@ -1,0 +1,1 @@
+"""What every stage stands on: ranks, keyed randomness, inputs, plug-ins."""

@@ -1,0 +1,1 @@
+"""The training loop: DeepSpeed's engine, optimisers, learning rates, saving and resuming."""
