@@ -23,7 +23,7 @@ from mae_core.config import AdoptedRecipe, EncoderConfig
 from orchestrator.errors import StoreError, UserError
 from orchestrator.records import DoneRecord, Records, digest_outputs, now_iso
 from studies.errors import StudyError, unknown
-from studies.spec import Stage, Study, check_address
+from studies.spec.study import Stage, Study, check_address
 
 if TYPE_CHECKING:
     from mae_core.weights import Conversion, Hints

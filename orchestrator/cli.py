@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mae_core.data.facts import DataFacts
     from orchestrator.plan import Plan
     from orchestrator.records import Records
-    from studies.spec import Study
+    from studies.spec.study import Study
 
 _CODES = """Exit codes: 0 done; 1 a defect of mae-study; 2 bad input; 3 drift; 4 stages failed;
 5 study busy; 6 not enough resources or no cluster; 7 tracking; 8 store; 9 preempted;
@@ -48,7 +48,7 @@ def main() -> None:
 def list_command(as_json: bool) -> None:
     """List the studies that ship."""
     from studies.catalog import CATALOG
-    from studies.load import load_study
+    from studies.spec.load import load_study
 
     found = {name: load_study(name) for name in CATALOG}
     if as_json:
@@ -362,8 +362,8 @@ def data_inspect(path: str, as_json: bool) -> None:
 
 
 def _study(reference: str, settings: tuple[str, ...], data_path: str | None) -> Study:
-    from studies.load import load_study
-    from studies.overrides import override_study, parse
+    from studies.spec.load import load_study
+    from studies.spec.overrides import override_study, parse
 
     overrides = parse(settings)
     study = load_study(reference, data_path)

@@ -10,8 +10,8 @@ import click
 from orchestrator.cli_options import json_option
 
 if TYPE_CHECKING:
-    from studies.analysis.fit_table import Measure, Question
-    from studies.analysis.study_laws import ProtocolLaw
+    from studies.analysis.laws.any_table import Measure, Question
+    from studies.analysis.laws.by_protocol import ProtocolLaw
 
 
 @click.command()
@@ -51,8 +51,8 @@ def fit(
 
     The same engine as `laws`: chosen by hold-out at the large end, with intervals and refusals.
     """
-    from studies.analysis.fit import Method
-    from studies.analysis.fit_table import Question, fit_table, read_table
+    from studies.analysis.laws.any_table import Question, fit_table, read_table
+    from studies.analysis.laws.fit import Method
 
     question = Question(
         y=y, axes=axes, measure=measure, by=by, laws=laws, top=top,
@@ -70,8 +70,8 @@ def _show(
 ) -> None:
     from orchestrator.cli import _console, _print_json
     from orchestrator.cli_laws import print_table
-    from studies.analysis.fit_table import prediction_lines
-    from studies.analysis.study_laws import law_json, law_lines, law_texts
+    from studies.analysis.laws.any_table import prediction_lines
+    from studies.analysis.laws.by_protocol import law_json, law_lines, law_texts
 
     predictions = prediction_lines(found, question.measure)
     if as_json:
@@ -92,7 +92,7 @@ def _show(
 
 def _draw(found: list[ProtocolLaw], out: str) -> list[Path]:
     from orchestrator.store import output_dir
-    from studies.analysis.law_figures import law_drawings
+    from studies.analysis.report.law_figures import law_drawings
 
     directory = output_dir(Path(out), Path(out))
     made = []

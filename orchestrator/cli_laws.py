@@ -19,7 +19,7 @@ def laws(
     from orchestrator.cli import _console, _plan, _print_json
     from orchestrator.forecasts import chance_of
     from orchestrator.results import make_rows
-    from studies.analysis.study_laws import law_json, law_lines, law_texts, study_laws
+    from studies.analysis.laws.by_protocol import law_json, law_lines, law_texts, study_laws
 
     _, plan, records = _plan(study_ref, settings, data_path, store)
     found = study_laws(make_rows(plan, records), top=chance_of(plan))
@@ -105,7 +105,7 @@ def advise(
     from orchestrator.cli import _console, _plan, _print_json
     from orchestrator.forecasts import advise_cells
     from orchestrator.results import make_rows
-    from studies.analysis.advise import go_or_no_go
+    from studies.analysis.laws.next_runs import go_or_no_go
 
     _, plan, records = _plan(study_ref, settings, data_path, store)
     found, protocol, cost = advise_cells(plan, make_rows(plan, records), target, budget, stage)
@@ -181,7 +181,7 @@ def compare(
     from orchestrator.compare_page import write_comparison
     from orchestrator.records import Records
     from orchestrator.store import LocalStore, output_dir
-    from studies.analysis.differences import difference_lines, difference_texts
+    from studies.analysis.curves.differences import difference_lines, difference_texts
 
     if len(sides) < 2:
         raise click.UsageError("name at least two sides")

@@ -18,8 +18,8 @@ from orchestrator.kept import kept_plan, kept_states
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records
 from orchestrator.results import make_rows
-from studies.analysis.differences import LEVEL, Difference
-from studies.results import ResultRow
+from studies.analysis.curves.differences import LEVEL, Difference
+from studies.result_row import ResultRow
 
 PREDICTIONS = "predictions.parquet"
 _SEED = re.compile(r"(^|/)s\d+(?=/|$)")
@@ -188,7 +188,7 @@ def _interval(differences: Any, images: Sequence[Any]) -> tuple[float | None, fl
         return float(differences.mean() - reach), float(differences.mean() + reach), "seeds"
     if images[0] is None:
         return None, None, "nothing"
-    from studies.analysis.paired import paired_bootstrap
+    from studies.analysis.curves.paired_tests import paired_bootstrap
 
     found = paired_bootstrap(*images[0], level=LEVEL)
     return found.low, found.high, "images"
@@ -196,7 +196,7 @@ def _interval(differences: Any, images: Sequence[Any]) -> tuple[float | None, fl
 
 def _mcnemar(images: Sequence[Any]) -> str:
     """Of the images of a single pair; empty with several seeds, whose images may differ."""
-    from studies.analysis.paired import mcnemar
+    from studies.analysis.curves.paired_tests import mcnemar
 
     if len(images) != 1 or images[0] is None:
         return ""

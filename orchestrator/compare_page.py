@@ -11,9 +11,9 @@ from orchestrator.forecasts import chance_of
 from orchestrator.records import Records, now_iso
 from orchestrator.report import asks_for_laws
 from orchestrator.show_plan import plan_findings
-from studies.analysis.differences import Difference
-from studies.analysis.report import ReportMeta, write_report
-from studies.analysis.study_laws import study_laws
+from studies.analysis.curves.differences import Difference
+from studies.analysis.laws.by_protocol import study_laws
+from studies.analysis.report.page import ReportMeta, write_report
 
 
 def write_comparison(

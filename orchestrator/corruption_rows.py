@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from studies.results import ResultRow
+from studies.result_row import ResultRow
 
 
 def by_condition(

@@ -16,8 +16,8 @@ from mae_core.data.facts import DataFacts, dev_size, find_facts, split_sizes, su
 from mae_core.errors import DataError
 from orchestrator.estimate import DataSize
 from orchestrator.store import Store
-from studies.identity import UNKNOWN_DATA
-from studies.spec import Study
+from studies.spec.identity import UNKNOWN_DATA
+from studies.spec.study import Study
 
 UNPLANNED = DataSize(num_train=0, num_eval=0, num_classes=0, is_measured=False)
 Progress = Callable[[int, int], None]

@@ -22,7 +22,7 @@ from orchestrator.records import Records
 from orchestrator.show_status import find_stage
 from orchestrator.store import output_dir
 from orchestrator.tasks import extensions_of, parents_of
-from studies.codec import to_plain
+from studies.spec.codec import to_plain
 
 METRICS_FILE = "metrics.json"
 """What a stage said, for the stages that build on it."""

@@ -26,7 +26,7 @@ from orchestrator.run import RunOptions, run_study
 from orchestrator.store import LocalStore
 from orchestrator.tracking import stage_history
 from studies.catalog import quickstart
-from studies.spec import Cell, Study
+from studies.spec.study import Cell, Study
 
 BATCH = 96
 INTERVAL = 10

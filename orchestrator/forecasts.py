@@ -13,12 +13,12 @@ from orchestrator.errors import UserError
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.records import Records, now_iso
 from orchestrator.results import axes_of, objective_of
-from studies.analysis.advise import Advice, Option, advise, go_or_no_go
-from studies.analysis.refusals import Verdict
-from studies.analysis.study_laws import DURATION, SIZE, ProtocolLaw, candidates, protocol_law
+from studies.analysis.laws.by_protocol import DURATION, SIZE, ProtocolLaw, candidates, protocol_law
+from studies.analysis.laws.next_runs import Advice, Option, advise, go_or_no_go
+from studies.analysis.laws.refusals import Verdict
 from studies.errors import StudyError, unknown
-from studies.results import ResultRow
-from studies.spec import Cell
+from studies.result_row import ResultRow
+from studies.spec.study import Cell
 
 MAX_REPEATS = 3
 """Further seeds of a finished cell that advice may ask for."""

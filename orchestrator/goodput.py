@@ -14,8 +14,8 @@ from orchestrator.journal import JOURNAL_FILE, Entry, JournalReader, read_events
 from orchestrator.lease import is_alive
 from orchestrator.plan import Plan
 from orchestrator.records import Records, stage_key
-from studies.analysis.goodput import AttemptLog, Goodput, account, total
-from studies.analysis.goodput_advice import StudyGoodput, advise
+from studies.analysis.goodput.accounting import AttemptLog, Goodput, account, total
+from studies.analysis.goodput.advice import StudyGoodput, advise
 
 STEPPED_KINDS = frozenset(kind for kind, recipe in RECIPES.items() if recipe.TRAINS)
 """Stages that train in steps and save checkpoints; the others work from their first event on."""

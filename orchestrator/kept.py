@@ -8,7 +8,7 @@ from orchestrator.errors import StoreError
 from orchestrator.plan import Plan, make_plan
 from orchestrator.records import Records
 from orchestrator.run_data import KeptDatasets, fingerprints_of
-from studies.codec import study_from_plain
+from studies.spec.codec import study_from_plain
 
 
 def kept_studies(records: Records, prefix: str = "") -> Iterator[str]:

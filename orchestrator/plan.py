@@ -15,11 +15,11 @@ from orchestrator.datasets import Datasets, data_paths
 from orchestrator.estimate import Cost, Rates, Sample, cost_of
 from orchestrator.records import DoneRecord, Records
 from orchestrator.trials import Trials, Values, apply_winner
-from studies.codec import to_plain
-from studies.fingerprint import differences
-from studies.identity import UNKNOWN_DATA, Identity, identify
-from studies.spec import Cell, Stage, Study
-from studies.sweeps import by_size, size_name
+from studies.spec.canonical_json import differences
+from studies.spec.codec import to_plain
+from studies.spec.identity import UNKNOWN_DATA, Identity, identify
+from studies.spec.search import by_size, size_name
+from studies.spec.study import Cell, Stage, Study
 
 
 class Status(enum.Enum):

@@ -78,7 +78,7 @@ def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict
     from mae_core.runtime import collectives, plugins
     from mae_core.runtime.rng_state import seed_generators
     from mae_core.train import deepspeed_engine
-    from studies.codec import recipe_from_plain
+    from studies.spec.codec import recipe_from_plain
 
     began = time.monotonic()
     control.beat("start", 0)
@@ -146,7 +146,7 @@ def _dispatch(
     recipe: Any, payload: dict[str, Any], context: RunContext, data: ImageData
 ) -> dict[str, Any]:
     from mae_core.config import Execution
-    from studies.codec import from_plain
+    from studies.spec.codec import from_plain
 
     execution = from_plain(Execution, payload["execution"], "execution")
     module, _, name = recipe.ENTRY.partition(":")

@@ -17,11 +17,11 @@ from orchestrator.results import make_rows
 from orchestrator.show_plan import plan_findings
 from orchestrator.sweep_report import searches
 from orchestrator.tasks import code_version
-from studies.analysis.figures import GalleryEntry
-from studies.analysis.report import ReportMeta
-from studies.analysis.report import write_report as write_page
-from studies.analysis.study_laws import study_laws
-from studies.axes import places, shown
+from studies.analysis.laws.by_protocol import study_laws
+from studies.analysis.report.curve_figures import GalleryEntry
+from studies.analysis.report.page import ReportMeta
+from studies.analysis.report.page import write_report as write_page
+from studies.spec.axes import places, shown
 
 GALLERY_CELLS = 5
 

@@ -15,9 +15,9 @@ from mae_core.config import (
 from orchestrator.corruption_rows import by_condition
 from orchestrator.plan import Plan, PlannedStage, Planner
 from orchestrator.records import Records
-from studies.axes import place, places
-from studies.results import ResultRow, Role
-from studies.spec import Cell
+from studies.result_row import ResultRow, Role
+from studies.spec.axes import place, places
+from studies.spec.study import Cell
 
 
 def make_rows(plan: Plan, records: Records) -> list[ResultRow]:

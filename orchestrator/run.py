@@ -37,8 +37,8 @@ from orchestrator.store import LocalStore
 from orchestrator.tasks import Task
 from orchestrator.tracked import Tracking, sync_key
 from orchestrator.tracking_uri import without_credentials
-from studies.analysis.report import summary_text
-from studies.spec import Study
+from studies.analysis.report.page import summary_text
+from studies.spec.study import Study
 
 RANK_BYTES = 2 << 30
 """Memory set aside for a rank on a CPU: torch and DeepSpeed take a quarter of it."""

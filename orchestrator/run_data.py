@@ -13,7 +13,7 @@ from orchestrator.datasets import Datasets
 from orchestrator.plan import PlannedStage
 from orchestrator.store import Store
 from orchestrator.tracking import DataUse
-from studies.identity import UNKNOWN_DATA
+from studies.spec.identity import UNKNOWN_DATA
 
 DIGEST_LENGTH = 32
 """Hex digits of a fingerprint that fit where MLflow shows a digest; the whole is in the profile."""

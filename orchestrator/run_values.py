@@ -16,9 +16,9 @@ from typing import Any
 from mae_core.config import EvalRecipe
 from orchestrator.plan import Plan, PlannedStage
 from orchestrator.results import axes_of
-from studies.axes import place, places
-from studies.codec import to_plain
-from studies.results import ResultRow
+from studies.result_row import ResultRow
+from studies.spec.axes import place, places
+from studies.spec.codec import to_plain
 
 AXES = (
     "size",
@@ -36,7 +36,7 @@ AXES = (
 )
 """Copied onto every run: MLflow's filters and charts see only a run's own values."""
 MORE_AXES = ("objective", "target", "mask_sampling", "patch_size", "train_fraction")
-"""Axes of `studies.axes` that tell cells apart where a study varies them."""
+"""Axes of `studies.spec.axes` that tell cells apart where a study varies them."""
 MEASURED = ("top1", "top5", "loss", "mce")
 """What rows of the results table measure."""
 NOT_SETTINGS = ("data.expected_images", "data.expected_classes")

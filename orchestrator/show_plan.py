@@ -15,7 +15,7 @@ from orchestrator.estimate import Cost
 from orchestrator.plan import Plan, PlannedStage, Status, SweepPlan
 from orchestrator.progress import duration_text
 from orchestrator.sweep import JOURNAL
-from studies.checks import Finding, check_study
+from studies.spec.checks import Finding, check_study
 
 if TYPE_CHECKING:
     from orchestrator.run import RunOutcome

@@ -12,8 +12,8 @@ from orchestrator.goodput import study_goodput
 from orchestrator.journal import JOURNAL_FILE, JournalReader
 from orchestrator.plan import Plan, PlannedStage, Status
 from orchestrator.records import Records
-from studies.analysis.goodput import DRIVER_LOST, SUCCESS, Goodput
-from studies.analysis.goodput_advice import StudyGoodput, causes_text, sentence, short_time
+from studies.analysis.goodput.accounting import DRIVER_LOST, SUCCESS, Goodput
+from studies.analysis.goodput.advice import StudyGoodput, causes_text, sentence, short_time
 from studies.errors import StudyError, unknown
 
 if TYPE_CHECKING:

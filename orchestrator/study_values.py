@@ -19,8 +19,8 @@ from orchestrator.plan import Plan
 from orchestrator.records import Records
 from orchestrator.run_values import numeric, safe
 from orchestrator.tracking import Table
-from studies.checks import check_study
-from studies.results import COLUMNS, ResultRow
+from studies.result_row import COLUMNS, ResultRow
+from studies.spec.checks import check_study
 
 SUMMARY = "summary.json"
 """What the report says, as data, beside its page."""

@@ -16,8 +16,8 @@ from typing import Any
 from orchestrator.errors import StudyBusy
 from orchestrator.records import Records
 from orchestrator.trials import Trials, Values
-from studies.spec import Axis, Choices, Sweep
-from studies.sweeps import combinations
+from studies.spec.search import combinations
+from studies.spec.study import Axis, Choices, Sweep
 
 JOURNAL = "optuna-journal.log"
 TRANSFERRED = "transferred"

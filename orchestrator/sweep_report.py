@@ -5,8 +5,8 @@ from __future__ import annotations
 from orchestrator.plan import Plan, SweepPlan
 from orchestrator.records import Records
 from orchestrator.sweep import JOURNAL, TRANSFERRED, importance
-from studies.analysis.sweeps import Search, Trial
-from studies.sweeps import is_log
+from studies.analysis.sweeps.trials import Search, Trial
+from studies.spec.search import is_log
 
 
 def searches(plan: Plan, records: Records) -> tuple[Search, ...]:

@@ -21,8 +21,8 @@ from orchestrator.plan import PlannedStage
 from orchestrator.policies import Start, TaskState, TaskView
 from orchestrator.records import DoneRecord, Records, digest_outputs
 from orchestrator.remedies import PastAttempt
-from studies.codec import to_plain
-from studies.spec import Cell, Stage
+from studies.spec.codec import to_plain
+from studies.spec.study import Cell, Stage
 
 
 @dataclass

@@ -50,7 +50,7 @@ from orchestrator.tracking import (
     default_uri,
 )
 from orchestrator.tracking_uri import check_uri, without_credentials
-from studies.results import ResultRow
+from studies.result_row import ResultRow
 
 STALL_S = 60.0
 """A shipper that is told to end and makes no progress for this long is killed."""

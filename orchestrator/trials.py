@@ -19,11 +19,11 @@ from mae_core.errors import ConfigError
 from orchestrator.records import DoneRecord, Records, now_iso
 from orchestrator.store import Store
 from studies.errors import StudyError
-from studies.fingerprint import canonical, digest
-from studies.identity import identify
-from studies.overrides import override_cell
-from studies.spec import Cell, Study, Sweep
-from studies.sweeps import encoder_of, mean_ranks, pareto_front, repeats
+from studies.spec.canonical_json import canonical, digest
+from studies.spec.identity import identify
+from studies.spec.overrides import override_cell
+from studies.spec.search import encoder_of, mean_ranks, pareto_front, repeats
+from studies.spec.study import Cell, Study, Sweep
 
 Values = tuple[float, ...]
 """A trial's metric by each of the sweep's protocols."""

@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 from bench_coverage import ADDITIVE, BOUNDED, IMAGES, PRODUCT, SIZES, draw_truth
 
-from studies.analysis import laws
-from studies.analysis.advise import Option, advise
-from studies.analysis.conclusions import conclude
-from studies.analysis.fit import Method
-from studies.analysis.laws import Law
-from studies.analysis.observations import Observations, observe
+from studies.analysis.laws import forms
+from studies.analysis.laws.conclusions import conclude
+from studies.analysis.laws.fit import Method
+from studies.analysis.laws.forms import Law
+from studies.analysis.laws.next_runs import Option, advise
+from studies.analysis.laws.observations import Observations, observe
 from studies.analysis.simulate import full_grid, generate
 from studies.reference.scaling_tables import MMPRETRAIN_GRID
 
@@ -36,7 +36,7 @@ GFLOPS = (34.0, 39.0, 58.7, 124.5, 291.4)
 METHOD = Method(starts=4)
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 1.0)
 ALLOWED = 0.25
-FALLBACKS = (PRODUCT, laws.power("N"), laws.power("T"))
+FALLBACKS = (PRODUCT, forms.power("N"), forms.power("T"))
 TOKENS_PER_PARAMETER = 4
 """Porian et al. trained far below this too, where more parameters make a short run worse: over all
 of their runs every law that can only fall is refused."""

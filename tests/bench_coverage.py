@@ -15,10 +15,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from studies.analysis import laws
-from studies.analysis.choose import choose, default_candidates
-from studies.analysis.fit import Method
-from studies.analysis.laws import F64, Law, Parameter
+from studies.analysis.laws import forms
+from studies.analysis.laws.fit import Method
+from studies.analysis.laws.forms import F64, Law, Parameter
+from studies.analysis.laws.selection import choose, default_candidates
 from studies.analysis.simulate import (
     SHOWN_BELOW,
     Coverage,
@@ -36,7 +36,7 @@ REFERENCES = {"N": 6e7, "T": 3e8}
 TOP = 99.9
 LEVEL = 0.90
 METHOD = Method(starts=4)
-ADDITIVE, BOUNDED, PRODUCT = laws.additive(), laws.bounded(TOP), laws.product()
+ADDITIVE, BOUNDED, PRODUCT = forms.additive(), forms.bounded(TOP), forms.product()
 
 
 def interaction_columns(theta: F64, x: Mapping[str, F64]) -> F64:
@@ -49,7 +49,7 @@ def plateau_columns(theta: F64, x: Mapping[str, F64]) -> F64:
     return np.column_stack([x["N"] ** -theta[0], late ** -theta[1]])
 
 
-def truth_law(name: str, columns: laws.Columns, linear: tuple[str, ...]) -> Law:
+def truth_law(name: str, columns: forms.Columns, linear: tuple[str, ...]) -> Law:
     """A law that only generates."""
     exponents = tuple(Parameter(name=n, low=0.01, high=3.0) for n in ("alpha", "beta"))
     return Law(name=name, formula=name, axes=("N", "T"), nonlinear=exponents, linear=linear,

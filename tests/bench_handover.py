@@ -27,7 +27,7 @@ from orchestrator.records import Records, digest_outputs
 from orchestrator.store import LocalStore
 from orchestrator.tasks import Task, completion, make_payload
 from studies.catalog import quickstart
-from studies.spec import Cell, Stage, Study
+from studies.spec.study import Cell, Stage, Study
 
 MIXED = [(2, 1), (1, 1), (2, 3), (1, 0), (2, 2)] * 4
 """World size and ZeRO stage of twenty stages."""

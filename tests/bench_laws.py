@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from studies.analysis import laws
-from studies.analysis.conclusions import conclude
-from studies.analysis.fit import Fit, Method, fit_law
-from studies.analysis.frontier import GridOptimum, grid_optimum
-from studies.analysis.observations import observe
-from studies.analysis.refusals import Verdict
-from studies.analysis.uncertainty import predict, profile, profiles
+from studies.analysis.laws import forms
+from studies.analysis.laws.conclusions import conclude
+from studies.analysis.laws.fit import Fit, Method, fit_law
+from studies.analysis.laws.frontier import GridOptimum, grid_optimum
+from studies.analysis.laws.intervals import predict, profile, profiles
+from studies.analysis.laws.observations import observe
+from studies.analysis.laws.refusals import Verdict
 from studies.reference.scaling_tables import MAWS_IG3B, MMPRETRAIN_GRID
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "reference" / "scaling"
@@ -88,7 +88,7 @@ def porian(folder: Path) -> None:
 
 def rising(x: np.ndarray, y: np.ndarray) -> Fit:
     """A power that rises: fitted as a falling one of 1 / y."""
-    return fit_law(laws.power("compute"), observe({"compute": x}, 1 / y), Method(scale="log"))
+    return fit_law(forms.power("compute"), observe({"compute": x}, 1 / y), Method(scale="log"))
 
 
 def matches(row: Row, dataset: str, step: tuple[str, ...]) -> bool:
@@ -124,11 +124,13 @@ def gadre(folder: Path) -> None:
              ("d=96_l=8_h=4", "d=512_l=8_h=4", "d=576_l=24_h=8", "d=1024_l=24_h=8")]  # fmt: skip
     small.append(by["d=96_l=8_h=4", 16.0])
     axes = {a: [float(r[a]) for r in small] for a in ("N", "D")}
-    loss = fit_law(laws.additive_shared("N", "D"),
+    loss = fit_law(forms.additive_shared("N", "D"),
                    observe(axes, [float(r["loss_c4_val"]) for r in small]))  # fmt: skip
     tasks = [*small, by["open_lm_1b", 1.0]]
     losses = {"loss": [float(r["loss_c4_val"]) for r in tasks]}
-    error = fit_law(laws.saturating(), observe(losses, [float(r["err_avg_subset"]) for r in tasks]))
+    error = fit_law(
+        forms.saturating(), observe(losses, [float(r["err_avg_subset"]) for r in tasks])
+    )
     expected = {("open_lm_1b", 32.0): (0.7103, 3.6365), ("open_lm_7b", 1.0): (0.7320, 0.0464)}
     for key, (on_loss, on_error) in expected.items():
         held = by[key]
@@ -145,13 +147,13 @@ def muennighoff(folder: Path) -> None:
     """Both optima of the effective-data law, and how far R_D* is identified."""
     runs = rows(folder, "data_constrained/fit_runs_no_outliers.csv")
     print(f"Muennighoff et al. 2023: effective data, {len(runs)} runs, Huber 1e-3 on log residuals")
-    base = laws.SinglePass(E=math.exp(0.6254804), A=math.exp(6.255414), alpha=0.3526596,
+    base = forms.SinglePass(E=math.exp(0.6254804), A=math.exp(6.255414), alpha=0.3526596,
                            B=math.exp(7.3049974), beta=0.3526596)  # fmt: skip
     names = {"N": "params", "T": "tokens", "U": "unique_tokens"}
     axes = {a: [float(r[c]) for r in runs] for a, c in names.items()}
     losses = [float(r["val_loss"]) for r in runs]
     data = observe(axes, losses, cells=[r["name"] for r in runs])
-    fit = fit_law(laws.repetition(base), data, Method(huber=1e-3, starts=30))
+    fit = fit_law(forms.repetition(base), data, Method(huber=1e-3, starts=30))
     for optimum in fit.optima:
         v = fit.values_of(optimum)
         print(f"       optimum R_D* {v['R_D*']:.4g}, R_N* {v['R_N*']:.4g}: objective "
@@ -176,7 +178,7 @@ def masked_autoencoders() -> None:
     ):  # fmt: skip
         kept = [p for i, p in enumerate(MMPRETRAIN_GRID)
                 if i not in without and getattr(p, metric)]  # fmt: skip
-        fit = fit_law(laws.product(), observe(
+        fit = fit_law(forms.product(), observe(
             {"N": [p.encoder_params for p in kept], "T": [p.images_seen for p in kept]},
             [100 - getattr(p, metric) for p in kept],
         ))  # fmt: skip
@@ -188,7 +190,7 @@ def masked_autoencoders() -> None:
     for count in (4, 3):
         ladder = MAWS_IG3B[:count]
         data = observe({"N": [p.encoder_params for p in ladder]}, [100 - p.top1 for p in ladder])
-        done = conclude(laws.power_floor("N"), data, [{"N": 6.5e9}])
+        done = conclude(forms.power_floor("N"), data, [{"N": 6.5e9}])
         if count == 4:
             found = done.predictions[0]
             check(f"6.5B from {count} sizes, 90 % [{100 - found.high:.2f}, {100 - found.low:.2f}], "
@@ -204,9 +206,9 @@ def timed_fits() -> Iterator[tuple[str, float]]:
     n, t = rng.uniform(5e6, 6e8, 1000), rng.uniform(1e8, 1e9, 1000)
     h = 2e3 * n**-0.5 + 1e5 * t**-0.6
     for law, y in (
-        (laws.additive(), 12 + 3e4 * n**-0.45 + 2e6 * t**-0.6),
-        (laws.bounded(99.9), 9 + 90.9 * h / (1 + h)),
-        (laws.product(), 3e3 * n**-0.2 * t**-0.1),
+        (forms.additive(), 12 + 3e4 * n**-0.45 + 2e6 * t**-0.6),
+        (forms.bounded(99.9), 9 + 90.9 * h / (1 + h)),
+        (forms.product(), 3e3 * n**-0.2 * t**-0.1),
     ):
         began = time.perf_counter()
         done = conclude(law, observe({"N": n, "T": t}, y + 0.2 * rng.standard_normal(1000)),

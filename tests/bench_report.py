@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from studies.analysis.report import ReportMeta, write_report
-from studies.analysis.study_laws import study_laws
-from studies.results import ResultRow
+from studies.analysis.laws.by_protocol import study_laws
+from studies.analysis.report.page import ReportMeta, write_report
+from studies.result_row import ResultRow
 
 SIZES = {"Ti": 5.5e6, "S": 21.6e6, "B": 85.7e6, "L": 303e6, "H": 630e6}
 GFLOPS = {"Ti": 34.0, "S": 39.0, "B": 58.7, "L": 124.5, "H": 291.4}

@@ -11,7 +11,7 @@ from orchestrator.store import LocalStore
 from orchestrator.sweep import JOURNAL, SweepDriver
 from orchestrator.trials import Trials
 from studies.catalog import quickstart
-from studies.spec import Choices, Range, Sweep
+from studies.spec.study import Choices, Range, Sweep
 
 CONTINUOUS = (
     Range(key="pretrain.optimizer.base_lr", low=1e-4, high=1e-2, log=True),

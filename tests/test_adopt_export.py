@@ -27,8 +27,8 @@ from orchestrator.plan import accept, make_plan
 from orchestrator.records import DoneRecord, Records, digest_outputs
 from orchestrator.store import LocalStore
 from studies.errors import StudyError
-from studies.load import load_study
-from studies.overrides import override_study
+from studies.spec.load import load_study
+from studies.spec.overrides import override_study
 
 SCIENCE = {"kind": "adopted", "version": 1}
 

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from studies.analysis import figures
-from studies.analysis.curves import (
+from studies.analysis.curves.curves import (
     UNTRAINED,
     cost,
     curves,
@@ -27,14 +26,15 @@ from studies.analysis.curves import (
     sweep_surface,
     unmeasured,
 )
-from studies.analysis.report import (
+from studies.analysis.report import curve_figures
+from studies.analysis.report.page import (
     GalleryEntry,
     ReportFiles,
     ReportMeta,
     summary_text,
     write_report,
 )
-from studies.results import COLUMNS, ResultRow
+from studies.result_row import COLUMNS, ResultRow
 
 PROTOCOLS = {
     "knn": "k-NN k=20 mean tokens",
@@ -350,7 +350,7 @@ def test_a_damaged_gallery_file_is_named_and_the_rest_is_shown(tmp_path: Path) -
     np.savez(wrong, images=grey, mask=np.ones((2, 5)), reconstruction=grey)
     for path in (broken, wrong):
         entries.append(GalleryEntry(cell="X", label=path.stem, path=path))
-    drawing, problems = figures.gallery(entries, "g")
+    drawing, problems = curve_figures.gallery(entries, "g")
     assert drawing is not None and len(problems) == 2
     assert "5 patches do not tile an image of 8 x 8" in problems[1]
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from studies.analysis.axis_curves import AxisCurve, axis_curves, ordered, trends
-from studies.analysis.report import ReportMeta, summary_text, write_report
-from studies.axes import AXES, axis, place, places
+from studies.analysis.curves.axis_curves import AxisCurve, axis_curves, ordered, trends
+from studies.analysis.report.page import ReportMeta, summary_text, write_report
 from studies.errors import StudyError
-from studies.load import load_study
-from studies.overrides import override_cell
-from studies.results import ResultRow
-from studies.spec import Cell
+from studies.result_row import ResultRow
+from studies.spec.axes import AXES, axis, place, places
+from studies.spec.load import load_study
+from studies.spec.overrides import override_cell
+from studies.spec.study import Cell
 
 
 def row(cell: str, top1: float | None, at: dict[str, Any], seed: int = 0, **more: Any) -> ResultRow:

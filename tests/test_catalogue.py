@@ -12,12 +12,12 @@ from orchestrator.datasets import Datasets
 from orchestrator.plan import Plan, make_plan
 from orchestrator.records import Records
 from orchestrator.store import LocalStore
-from studies.axes import axis, place
 from studies.catalog import CATALOG, PAPER, SMALL
-from studies.identity import identify
-from studies.load import load_study
 from studies.reference import published_set
-from studies.spec import Study
+from studies.spec.axes import axis, place
+from studies.spec.identity import identify
+from studies.spec.load import load_study
+from studies.spec.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [f"paper/{name}" for name in PAPER] + [f"small/{name}" for name in SMALL]

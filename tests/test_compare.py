@@ -16,7 +16,7 @@ from orchestrator.datasets import Datasets
 from orchestrator.plan import accept, make_plan
 from orchestrator.records import DoneRecord, Records, digest_outputs
 from orchestrator.store import LocalStore
-from studies.load import load_study
+from studies.spec.load import load_study
 
 STUDY = """
 from studies.catalog import quickstart as base

@@ -40,8 +40,8 @@ from mae_core.model.flops import (
 from mae_core.model.moco import MoCo, info_nce, momentum_at
 from mae_core.pretrain.contrastive import TwoPass
 from orchestrator.estimate import DataSize, cost_of
-from studies.codec import recipe_from_plain, to_plain
-from studies.spec import Cell, Stage
+from studies.spec.codec import recipe_from_plain, to_plain
+from studies.spec.study import Cell, Stage
 
 VIEW = ViewConfig(
     jitter=ColorJitterConfig(saturation=0.0, hue=0.0), blur=0.5, blur_sigma=(0.1, 0.6)

@@ -36,7 +36,7 @@ from orchestrator.run import RunOptions, run_study
 from orchestrator.store import LocalStore
 from orchestrator.tasks import Task, completion
 from studies.catalog import quickstart
-from studies.spec import Cell, Stage, Study
+from studies.spec.study import Cell, Stage, Study
 
 EVERY = 10
 """Steps between checkpoints."""

@@ -34,10 +34,10 @@ from mae_core.model.masking import mask_noise
 from mae_core.model.patchify import patchify
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
-from studies.analysis.figures import GalleryEntry, gallery
-from studies.codec import to_plain
+from studies.analysis.report.curve_figures import GalleryEntry, gallery
 from studies.errors import StudyError
-from studies.spec import Cell, Stage
+from studies.spec.codec import to_plain
+from studies.spec.study import Cell, Stage
 
 PRETRAIN = PretrainRecipe(
     data=DIGITS,

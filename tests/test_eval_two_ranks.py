@@ -50,7 +50,7 @@ from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
 from mae_core.runtime.plugins import resolve
 from mae_core.train.deepspeed_engine import join_gang
-from studies.codec import to_plain
+from studies.spec.codec import to_plain
 
 PRETRAIN = PretrainRecipe(
     data=DIGITS,

@@ -15,7 +15,7 @@ from orchestrator.datasets import Datasets
 from orchestrator.plan import Plan, PlannedStage, make_plan
 from orchestrator.records import DoneRecord, Records
 from orchestrator.store import LocalStore
-from studies.load import load_study
+from studies.spec.load import load_study
 
 STUDY = """
 from dataclasses import replace

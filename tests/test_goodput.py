@@ -18,7 +18,7 @@ from orchestrator.goodput import attempt_log, from_store
 from orchestrator.journal import JOURNAL_FILE, Entry, JournalReader, JournalWriter, read_events
 from orchestrator.records import Records, stage_key
 from orchestrator.store import LocalStore
-from studies.analysis.goodput import (
+from studies.analysis.goodput.accounting import (
     AT_THE_SAME_PLACE,
     BUCKETS,
     DRIVER_LOST,
@@ -30,8 +30,8 @@ from studies.analysis.goodput import (
     account,
     total,
 )
-from studies.analysis.goodput_advice import advise, sentence
-from studies.analysis.goodput_law import (
+from studies.analysis.goodput.advice import advise, sentence
+from studies.analysis.goodput.interval_law import (
     Costs,
     best_interval,
     daly,

@@ -7,21 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from studies.analysis import laws
-from studies.analysis.advise import Option, advise, go_or_no_go
-from studies.analysis.fit import Method, fit_law
-from studies.analysis.refusals import Verdict
+from studies.analysis.laws import forms
+from studies.analysis.laws.fit import Method, fit_law
+from studies.analysis.laws.intervals import predict
+from studies.analysis.laws.next_runs import Option, advise, go_or_no_go
+from studies.analysis.laws.refusals import Verdict
 from studies.analysis.simulate import Truth, full_grid, generate
-from studies.analysis.uncertainty import predict
 from studies.errors import StudyError
 
 SIZES = (5.5e6, 21.6e6, 85.7e6, 303e6, 630e6)
 IMAGES = (1.28e8, 2.56e8, 5.12e8, 1.02e9)
 TARGET = {"N": SIZES[-1], "T": IMAGES[-1]}
 DESIGN = full_grid(SIZES, IMAGES).without(TARGET)
-TRUTH = Truth(law=laws.additive(), theta=(0.4, 0.5), coefficients=(12.0, 9.0, 8.0),
+TRUTH = Truth(law=forms.additive(), theta=(0.4, 0.5), coefficients=(12.0, 9.0, 8.0),
               references={"N": 6e7, "T": 3e8})  # fmt: skip
-LAW = laws.additive()
+LAW = forms.additive()
 METHOD = Method(starts=2)
 
 

@@ -7,17 +7,18 @@ import math
 import numpy as np
 import pytest
 
-from studies.analysis import laws
-from studies.analysis.choose import (
+from studies.analysis.laws import forms
+from studies.analysis.laws.fit import Method, fit_law
+from studies.analysis.laws.intervals import predict
+from studies.analysis.laws.observations import observe
+from studies.analysis.laws.refusals import Verdict
+from studies.analysis.laws.selection import (
     choose,
     default_candidates,
     hold_out_error,
     hold_outs,
     one_axis_candidates,
 )
-from studies.analysis.fit import Method, fit_law
-from studies.analysis.observations import observe
-from studies.analysis.refusals import Verdict
 from studies.analysis.simulate import (
     Coverage,
     Truth,
@@ -28,15 +29,14 @@ from studies.analysis.simulate import (
     self_test,
     truth_of,
 )
-from studies.analysis.uncertainty import predict
 
 SIZES = (5.5e6, 21.6e6, 85.7e6, 303e6, 630e6)
 IMAGES = (1.28e8, 2.56e8, 5.12e8, 1.02e9)
 DESIGN = full_grid(SIZES, IMAGES, seeds_of_smallest=3)
 LARGEST = {"N": SIZES[-1], "T": IMAGES[-1]}
-ADDITIVE = Truth(law=laws.additive(), theta=(0.4, 0.5), coefficients=(12.0, 9.0, 8.0),
+ADDITIVE = Truth(law=forms.additive(), theta=(0.4, 0.5), coefficients=(12.0, 9.0, 8.0),
                  references={"N": 6e7, "T": 3e8})  # fmt: skip
-PRODUCT = Truth(law=laws.product(), theta=(0.2, 0.1), coefficients=(30.0,),
+PRODUCT = Truth(law=forms.product(), theta=(0.2, 0.1), coefficients=(30.0,),
                 references={"N": 6e7, "T": 3e8})  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_a_design_repeats_the_smallest_size_and_leaves_the_target_out() -> None:
 
 
 def test_well_specified_intervals_cover() -> None:
-    found = coverage(ADDITIVE, DESIGN.without(LARGEST), LARGEST, laws.additive(), noise_sd=0.2,
+    found = coverage(ADDITIVE, DESIGN.without(LARGEST), LARGEST, forms.additive(), noise_sd=0.2,
                      studies=30, method=Method(starts=2))  # fmt: skip
     assert found.fitted == 30
     assert found.interval[0] < 0.9 < found.interval[1]
@@ -59,7 +59,7 @@ def test_an_interval_that_misses_is_never_called_trustworthy() -> None:
     # A tenfold extrapolation with a law that has no floor, of data that have one.
     kept = full_grid(SIZES[:4], IMAGES, seeds=2)
     far = {"N": 6e10, "T": 1e11}
-    found = coverage(ADDITIVE, kept, far, laws.product(), noise_sd=0.05, studies=12,
+    found = coverage(ADDITIVE, kept, far, forms.product(), noise_sd=0.05, studies=12,
                      method=Method(starts=2))  # fmt: skip
     assert found.share < 0.75 and not found.is_trusted
     assert "not to be trusted" in found.statement().text
@@ -76,7 +76,7 @@ def test_statement_of_coverage(covered: int, verdict: Verdict, words: str) -> No
 
 def test_refused_studies_do_not_count_as_covered() -> None:
     two = full_grid(SIZES[:2], IMAGES)
-    found = coverage(ADDITIVE, two, LARGEST, laws.additive(), noise_sd=0.1, studies=3)
+    found = coverage(ADDITIVE, two, LARGEST, forms.additive(), noise_sd=0.1, studies=3)
     assert found.fitted == 0 and math.isnan(found.share) and not found.is_trusted
     assert found.statement().verdict is Verdict.REFUSED
 
@@ -84,16 +84,16 @@ def test_refused_studies_do_not_count_as_covered() -> None:
 def test_what_the_interval_holds_is_what_its_ends_say() -> None:
     data = generate(ADDITIVE, DESIGN.without(LARGEST), 0.2, (5,))
     method = Method(starts=2)
-    ends = predict(fit_law(laws.additive(), data, method), LARGEST)
+    ends = predict(fit_law(forms.additive(), data, method), LARGEST)
     for error, inside in ((ends.low + 0.01, True), (ends.low - 0.01, False),
                           (ends.high - 0.01, True), (ends.high + 0.01, False)):  # fmt: skip
-        assert holds(laws.additive(), data, LARGEST, error, 0.9, method) is inside
+        assert holds(forms.additive(), data, LARGEST, error, 0.9, method) is inside
 
 
 def test_self_test_generates_from_the_fit_and_from_other_laws() -> None:
-    fit = fit_law(laws.additive(), generate(ADDITIVE, DESIGN, 0.2, (6,)), Method(starts=2))
+    fit = fit_law(forms.additive(), generate(ADDITIVE, DESIGN, 0.2, (6,)), Method(starts=2))
     assert truth_of(fit).error(fit.table.axes) == pytest.approx(fit.predict(fit.table.axes))
-    found = self_test(fit, LARGEST, [laws.product(), laws.broken("N")], studies=6)
+    found = self_test(fit, LARGEST, [forms.product(), forms.broken("N")], studies=6)
     assert [c.truth for c in found] == ["additive", "product"]
     assert all(c.fitted == 6 for c in found)
 
@@ -112,7 +112,7 @@ def test_more_parameters_fit_better_and_predict_worse() -> None:
     rng = np.random.default_rng(2)
     x = np.geomspace(5e6, 1e9, 7)
     data = observe({"N": x}, 300 * x**-0.15 * np.exp(0.01 * rng.standard_normal(7)))
-    law, floored = laws.power("N"), laws.power_floor("N")
+    law, floored = forms.power("N"), forms.power_floor("N")
     assert fit_law(floored, data).best.objective <= fit_law(law, data).best.objective
     chosen = choose([law, floored], data)
     assert chosen.best is not None and chosen.best.law.name == "power"
@@ -127,8 +127,8 @@ def test_hold_outs_are_the_large_end() -> None:
     four = full_grid(SIZES[:4], IMAGES)
     small = generate(ADDITIVE, four, 0.1, (1,))
     way = hold_outs(small, ("N", "T"))[0]
-    assert math.isnan(hold_out_error(laws.additive(), small, way))
-    assert hold_out_error(laws.product(), small, way) > 0
+    assert math.isnan(hold_out_error(forms.additive(), small, way))
+    assert hold_out_error(forms.product(), small, way) > 0
 
 
 def test_refused_laws_come_last_with_their_reason() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from studies.analysis.paired import mcnemar, paired_bootstrap, variance_components
+from studies.analysis.curves.paired_tests import mcnemar, paired_bootstrap, variance_components
 from studies.errors import StudyError
 
 RNG = np.random.default_rng(0)

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from studies.analysis import laws
-from studies.analysis.conclusions import Conclusion, conclude
-from studies.analysis.frontier import GridOptimum, best_per_bin, grid_optimum
-from studies.analysis.observations import Observations, observe
-from studies.analysis.refusals import Statement, Verdict
+from studies.analysis.laws import forms
+from studies.analysis.laws.conclusions import Conclusion, conclude
+from studies.analysis.laws.frontier import GridOptimum, best_per_bin, grid_optimum
+from studies.analysis.laws.observations import Observations, observe
+from studies.analysis.laws.refusals import Statement, Verdict
 from studies.reference.scaling_tables import MAWS_IG3B
 
 SIZES = np.geomspace(5e6, 6e8, 5)
@@ -32,7 +32,7 @@ def refusal(conclusion: Conclusion) -> str:
 
 
 def test_a_good_grid_is_concluded_from() -> None:
-    done = conclude(laws.additive(), grid(), [NEXT])
+    done = conclude(forms.additive(), grid(), [NEXT])
     assert not done.is_refused and not done.texts(Verdict.CAUTION)
     assert done.predictions[0].high - done.predictions[0].low < 1.0
     assert all(i.identifiable for i in done.intervals.values())
@@ -41,17 +41,17 @@ def test_a_good_grid_is_concluded_from() -> None:
 def test_no_floor_from_three_sizes() -> None:
     ladder = MAWS_IG3B[:3]
     sizes, errors = [p.encoder_params for p in ladder], [100 - p.top1 for p in ladder]
-    said = refusal(conclude(laws.power_floor("N"), observe({"N": sizes}, errors), [NEXT]))
+    said = refusal(conclude(forms.power_floor("N"), observe({"N": sizes}, errors), [NEXT]))
     assert "3 values of N cannot show a floor: at least 4 are needed" in said
     keep = N < SIZES[3] * 0.9
-    said = refusal(conclude(laws.additive(), grid().take(keep)))
+    said = refusal(conclude(forms.additive(), grid().take(keep)))
     assert "cannot show a floor" in said
 
 
 def test_four_sizes_show_a_floor_with_its_width() -> None:
     ladder = MAWS_IG3B[:4]
     data = observe({"N": [p.encoder_params for p in ladder]}, [100 - p.top1 for p in ladder])
-    done = conclude(laws.power_floor("N"), data, [{"N": 6.5e9}])
+    done = conclude(forms.power_floor("N"), data, [{"N": 6.5e9}])
     prediction = done.predictions[0]
     assert round(100 - prediction.value, 2) == 88.31
     assert prediction.contains(100 - 88.3)
@@ -60,12 +60,12 @@ def test_four_sizes_show_a_floor_with_its_width() -> None:
 
 def test_a_break_asks_for_ten_points() -> None:
     x = np.geomspace(1e6, 1e9, 9)
-    said = refusal(conclude(laws.broken("N"), observe({"N": x}, 5 + 1e3 * x**-0.3)))
+    said = refusal(conclude(forms.broken("N"), observe({"N": x}, 5 + 1e3 * x**-0.3)))
     assert "9 values of N are too few" in said and "10 are needed" in said
 
 
 def test_extrapolation_is_marked_beyond_four_and_far_beyond_eight() -> None:
-    done = conclude(laws.additive(), grid(), [
+    done = conclude(forms.additive(), grid(), [
         {"N": 6e8 * f, "T": 1e9} for f in (3.9, 5.0, 9.0)
     ], parameters=False)  # fmt: skip
     marks = [t for t in done.texts(Verdict.CAUTION) if "times beyond" in t]
@@ -76,30 +76,30 @@ def test_extrapolation_is_marked_beyond_four_and_far_beyond_eight() -> None:
 def test_missing_results_are_left_out_and_named() -> None:
     y = Y.copy()
     y[[3, 7]] = math.nan
-    done = conclude(laws.additive(), grid(y), [NEXT])
+    done = conclude(forms.additive(), grid(y), [NEXT])
     assert not done.is_refused and len(done.data) == 18
     assert any("2 of 20 runs have no result" in t for t in done.texts(Verdict.NOTE))
-    assert "No usable result" in refusal(conclude(laws.additive(), grid(Y * math.nan)))
+    assert "No usable result" in refusal(conclude(forms.additive(), grid(Y * math.nan)))
 
 
 def test_a_single_cell_and_too_few_cells() -> None:
     one = observe({"N": [1e8] * 3, "T": [1e9] * 3}, [20.0, 20.1, 19.9])
-    assert "too few" in refusal(conclude(laws.additive(), one))
+    assert "too few" in refusal(conclude(forms.additive(), one))
     few = observe({"N": SIZES, "T": [1e9, 2e9, 3e9, 1e9, 2e9]}, [30.0, 25.0, 20.0, 18.0, 17.0])
-    assert "5 cells for 5 parameters" in refusal(conclude(laws.additive(), few))
+    assert "5 cells for 5 parameters" in refusal(conclude(forms.additive(), few))
 
 
 def test_nothing_to_explain() -> None:
-    said = refusal(conclude(laws.additive(), grid(np.full(20, 30.0))))
+    said = refusal(conclude(forms.additive(), grid(np.full(20, 30.0))))
     assert "All 20 cells are equal" in said
     rng = np.random.default_rng(0)
     noise = observe({"N": np.repeat(SIZES, 3)}, 30 + rng.standard_normal(15))
-    said = refusal(conclude(laws.power_floor("N"), noise))
+    said = refusal(conclude(forms.power_floor("N"), noise))
     assert "no more than seeds of one cell" in said
 
 
 def test_errors_that_rise_are_not_a_falling_law() -> None:
-    said = refusal(conclude(laws.power_floor("N"), observe({"N": SIZES}, 10 + np.arange(5.0))))
+    said = refusal(conclude(forms.power_floor("N"), observe({"N": SIZES}, 10 + np.arange(5.0))))
     assert "does not fall along N: it rises in 10 of 10 pairs" in said
 
 
@@ -114,40 +114,40 @@ def equal_compute(exponent: float) -> Observations:
 
 def test_a_chance_pair_among_runs_of_equal_compute_refuses_no_law() -> None:
     """One pair of 31 cells differs in size alone; all cells together judge the trend."""
-    assert not conclude(laws.additive(), equal_compute(-0.45), parameters=False).is_refused
-    said = refusal(conclude(laws.additive(), equal_compute(0.2), parameters=False))
+    assert not conclude(forms.additive(), equal_compute(-0.45), parameters=False).is_refused
+    said = refusal(conclude(forms.additive(), equal_compute(0.2), parameters=False))
     assert "does not fall along N: over all" in said
 
 
 def test_a_bump_is_marked() -> None:
     y = Y.copy()
     y[-1] += 8
-    done = conclude(laws.additive(), grid(y), [NEXT], parameters=False)
+    done = conclude(forms.additive(), grid(y), [NEXT], parameters=False)
     assert any("Not monotone" in t for t in done.texts(Verdict.CAUTION))
 
 
 def test_accuracies_at_the_ends() -> None:
     y = Y.copy()
     y[0], y[1], y[2], y[3] = 0.0, 100.0, -3.0, 130.0
-    done = conclude(laws.bounded(99.9), grid(y), [NEXT], parameters=False)
+    done = conclude(forms.bounded(99.9), grid(y), [NEXT], parameters=False)
     notes = " ".join(done.texts(Verdict.NOTE))
     for words in ("at 100 %", "at 0 %", "more than 100 %", "less than 0 %"):
         assert words in notes
     assert len(done.data) == 16 and not done.is_refused
-    everything = conclude(laws.bounded(99.9), grid(np.zeros(20)))
+    everything = conclude(forms.bounded(99.9), grid(np.zeros(20)))
     assert "No usable result" in refusal(everything)
 
 
 def test_axes_that_rise_together() -> None:
     x = np.geomspace(1e6, 1e9, 8)
     data = observe({"N": x, "T": x * 20}, 10 + 1e3 * x**-0.4)
-    assert "rise together" in refusal(conclude(laws.product(), data))
+    assert "rise together" in refusal(conclude(forms.product(), data))
 
 
 def test_an_axis_that_is_missing_or_zero() -> None:
     data = observe({"N": SIZES}, 10 + 1e3 * SIZES**-0.4)
-    assert "no axis 'T'" in refusal(conclude(laws.additive(), data))
-    zero = conclude(laws.power_floor("N"), observe({"N": [0.0, *SIZES]}, [90.0, *Y[:5]]))
+    assert "no axis 'T'" in refusal(conclude(forms.additive(), data))
+    zero = conclude(forms.power_floor("N"), observe({"N": [0.0, *SIZES]}, [90.0, *Y[:5]]))
     assert any("no N above 0" in t for t in zero.texts(Verdict.NOTE)) and not zero.is_refused
 
 
@@ -155,17 +155,17 @@ def test_thousands_of_points() -> None:
     rng = np.random.default_rng(0)
     n, t = rng.uniform(5e6, 6e8, 3000), rng.uniform(1e8, 1e9, 3000)
     y = 12 + 3e4 * n**-0.45 + 2e6 * t**-0.6 + 0.2 * rng.standard_normal(3000)
-    done = conclude(laws.additive(), observe({"N": n, "T": t}, y), parameters=False)
+    done = conclude(forms.additive(), observe({"N": n, "T": t}, y), parameters=False)
     assert done.fit is not None and done.fit.values["E"] == pytest.approx(12, abs=0.5)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 @pytest.mark.parametrize(
     "law",
-    [laws.power("N"), laws.additive(), laws.bounded(90), laws.product()],
+    [forms.power("N"), forms.additive(), forms.bounded(90), forms.product()],
     ids=lambda v: v.name,
 )
-def test_hardly_any_runs_never_crash(law: laws.Law, count: int) -> None:
+def test_hardly_any_runs_never_crash(law: forms.Law, count: int) -> None:
     data = observe({"N": N[:count], "T": T[:count]}, Y[:count])
     assert conclude(law, data, [NEXT]).is_refused
 

@@ -19,7 +19,7 @@ from orchestrator.plan import Plan, Status, make_plan
 from orchestrator.records import DoneRecord, Records, digest_outputs
 from orchestrator.report import write_report
 from orchestrator.store import LocalStore
-from studies.load import load_study
+from studies.spec.load import load_study
 
 MAX_ROWS = 8
 """Images that a gallery shows, one below the other, under a line of titles."""

@@ -11,11 +11,9 @@ import pytest
 from bench_report import rows
 from test_analysis_report import check_page, evaluated, grid_rows, meta
 
-from studies.analysis.axis_curves import axis_curves
-from studies.analysis.claims import claims
-from studies.analysis.curves import curves
-from studies.analysis.frontier import GridOptimum
-from studies.analysis.insights import (
+from studies.analysis.curves.axis_curves import axis_curves
+from studies.analysis.curves.curves import curves
+from studies.analysis.curves.insights import (
     doublings,
     influences,
     loss_against_accuracy,
@@ -24,11 +22,13 @@ from studies.analysis.insights import (
     rank_relation,
     seed_noise,
 )
-from studies.analysis.refusals import Statement
-from studies.analysis.report import ReportFiles, write_report
-from studies.analysis.study_laws import protocol_law, study_laws
+from studies.analysis.laws.by_protocol import protocol_law, study_laws
+from studies.analysis.laws.frontier import GridOptimum
+from studies.analysis.laws.refusals import Statement
+from studies.analysis.report.claims import claims
+from studies.analysis.report.page import ReportFiles, write_report
 from studies.errors import StudyError
-from studies.results import ResultRow
+from studies.result_row import ResultRow
 
 
 def report(folder: Path, found: list[ResultRow], **more: object) -> ReportFiles:

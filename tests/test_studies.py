@@ -10,11 +10,11 @@ import pytest
 from mae_core.config import Duration, EncoderConfig, Execution, PretrainRecipe, split_batch
 from mae_core.errors import ConfigError
 from studies.catalog import CATALOG
-from studies.codec import study_from_plain, to_plain
 from studies.errors import StudyError
-from studies.load import load_study
-from studies.overrides import override_study, parse
-from studies.spec import Cell, Choices, Stage, Study, Sweep
+from studies.spec.codec import study_from_plain, to_plain
+from studies.spec.load import load_study
+from studies.spec.overrides import override_study, parse
+from studies.spec.study import Cell, Choices, Stage, Study, Sweep
 
 
 @pytest.mark.parametrize("name", CATALOG)

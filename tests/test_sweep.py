@@ -19,11 +19,11 @@ from orchestrator.lease import hold
 from orchestrator.plan import Plan, make_plan
 from orchestrator.trials import Trials, apply_winner
 from studies.catalog import quickstart
-from studies.codec import study_from_plain, to_plain
 from studies.errors import StudyError
-from studies.identity import identify
-from studies.overrides import override_study
-from studies.spec import Choices, Range, Study
+from studies.spec.codec import study_from_plain, to_plain
+from studies.spec.identity import identify
+from studies.spec.overrides import override_study
+from studies.spec.study import Choices, Range, Study
 
 
 @pytest.mark.parametrize("parallel", [1, 4, 50])

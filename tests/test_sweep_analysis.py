@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from studies.analysis.sweep_page import sweep_drawings, sweep_json, sweep_lines, sweep_texts
-from studies.analysis.sweeps import (
+from studies.analysis.sweeps.page import sweep_drawings, sweep_json, sweep_lines, sweep_texts
+from studies.analysis.sweeps.trials import (
     Search,
     Trial,
     noise,

@@ -20,13 +20,13 @@ from orchestrator.store import LocalStore
 from orchestrator.sweep import TRANSFERRED, SweepDriver, importance
 from orchestrator.sweep_report import searches
 from orchestrator.trials import Trials
-from studies.analysis.sweep_page import sweep_texts
+from studies.analysis.sweeps.page import sweep_texts
 from studies.catalog import quickstart
-from studies.checks import check_study
-from studies.codec import study_from_plain, to_plain
 from studies.errors import StudyError
-from studies.spec import Choices, Range, Study, Sweep
-from studies.sweeps import combinations, mean_ranks, pareto_front
+from studies.spec.checks import check_study
+from studies.spec.codec import study_from_plain, to_plain
+from studies.spec.search import combinations, mean_ranks, pareto_front
+from studies.spec.study import Choices, Range, Study, Sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 RATIO = "pretrain.mask_ratio"

@@ -27,7 +27,7 @@ from orchestrator.tracked import Shipper, Tracking, decision_text, sync_key
 from orchestrator.tracking import STUDY, RunInfo, Target, database_exists, default_uri
 from orchestrator.tracking_uri import check_uri, without_credentials
 from studies.catalog import quickstart
-from studies.spec import Study
+from studies.spec.study import Study
 
 STAGE = RunInfo(name="a#pretrain", level="stage", identity="stage:1", tags={"kind": "pretrain"},
                 params={"mask_ratio": 0.75, "size": "N1"})  # fmt: skip

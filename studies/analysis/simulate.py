@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from studies.analysis.conclusions import conclude
-from studies.analysis.fit import Fit, Method
-from studies.analysis.laws import Law
-from studies.analysis.observations import Observations, observe
-from studies.analysis.refusals import Statement, caution, note, refused
-from studies.analysis.uncertainty import LEVEL, joint_rise, require_noise, threshold
+from studies.analysis.laws.conclusions import conclude
+from studies.analysis.laws.fit import Fit, Method
+from studies.analysis.laws.forms import Law
+from studies.analysis.laws.intervals import LEVEL, joint_rise, require_noise, threshold
+from studies.analysis.laws.observations import Observations, observe
+from studies.analysis.laws.refusals import Statement, caution, note, refused
 from studies.errors import StudyError
 
 F64 = npt.NDArray[np.float64]

@@ -24,8 +24,8 @@ from mae_core.config import (
     PretrainRecipe,
 )
 from mae_core.model import sizes
-from studies.results import Role
-from studies.spec import Cell, Choices, Stage, Study, Sweep
+from studies.result_row import Role
+from studies.spec.study import Cell, Choices, Stage, Study, Sweep
 
 SIZES = ("N1", "N2", "N3", "N4")
 EPOCHS = (40, 100, 240)

@@ -9,7 +9,7 @@ Expected: no published law; B, L and H alone change patch and recipe together wi
 from __future__ import annotations
 
 from studies.catalog.paper_size_by_duration import cell
-from studies.spec import Study
+from studies.spec.study import Study
 
 SIZES = ("Ti", "XS", "S", "M", "MB", "B", "BL", "L", "LH", "H")
 EPOCHS = (100, 300, 800)

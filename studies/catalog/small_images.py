@@ -23,7 +23,7 @@ from mae_core.config import (
     OptimizerConfig,
     PretrainRecipe,
 )
-from studies.spec import Cell, Stage, Study
+from studies.spec.study import Cell, Stage, Study
 
 WIDTHS = (64, 128)
 EPOCHS = (0, 10, 40)

@@ -40,7 +40,7 @@ class Published:
     dataset: str
     value: float
     at: Mapping[str, Place]
-    """Where it stands on our axes (`studies.axes`)."""
+    """Where it stands on our axes (`studies.spec.axes`)."""
     is_verified: bool
     """Read in the source; False: from memory or at second hand, never drawn."""
     link: str

@@ -27,9 +27,9 @@ from orchestrator.journal import Entry
 from orchestrator.records import Records
 from orchestrator.run import RunOptions, run_study
 from orchestrator.store import LocalStore
-from studies.analysis.goodput import Goodput, account
-from studies.analysis.goodput_advice import Advice, advise, short_time
-from studies.analysis.goodput_law import Costs, best_interval, expected_share
+from studies.analysis.goodput.accounting import Goodput, account
+from studies.analysis.goodput.advice import Advice, advise, short_time
+from studies.analysis.goodput.interval_law import Costs, best_interval, expected_share
 
 MTBFS_S = (600.0, 3600.0, 6 * 3600.0)
 PRESENT_INTERVAL_S = 600.0
@@ -234,7 +234,7 @@ def scenarios(seed: int = 0) -> list[Outcome]:
 def killed_for_real(seed: int, failures: int, folder: Path) -> tuple[Goodput, Advice]:
     """A training of two ranks in which each step is a rank's last with the same probability."""
     from studies.catalog import quickstart
-    from studies.spec import Cell, Study
+    from studies.spec.study import Cell, Study
 
     def faults(attempt: int) -> tuple[Fault, ...]:
         draw = random.Random(f"{seed}/{attempt}")

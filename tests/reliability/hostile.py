@@ -21,7 +21,7 @@ from mae_core.errors import MaeCoreError
 from orchestrator.errors import UserError
 from orchestrator.store import LocalStore
 from studies.errors import StudyError
-from studies.spec import check_address
+from studies.spec.study import check_address
 
 
 def main() -> int:

@@ -164,7 +164,7 @@ def rank(folder: Path) -> dict[str, Any]:
     from cluster.rank_env import stage_environment
     from orchestrator.datasets import Datasets
     from studies.catalog import quickstart
-    from studies.codec import to_plain
+    from studies.spec.codec import to_plain
 
     spent = {"cpu": 0.0, "wall": 0.0, "lines": 0}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mae_core.config import NO_AUGMENTATION, AugmentationConfig
 from studies.catalog.paper.parts import ablation
-from studies.spec import Study
+from studies.spec.study import Study
 
 MARGIN = 256 / 224
 """The short side becomes 256 pixels, of which a window of 224 is cut."""

@@ -14,7 +14,7 @@ from mae_core.config import AdoptedRecipe
 from mae_core.model import sizes
 from studies.catalog.evaluations import IMAGENET, paper_evaluations
 from studies.catalog.paper.parts import EVALUATION
-from studies.spec import Cell, Stage, Study
+from studies.spec.study import Cell, Stage, Study
 
 SIZES = ("B", "L", "H")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from studies.catalog.evaluations import IMAGENET, paper_finetune, stage
 from studies.catalog.paper.parts import EVALUATION, mae
-from studies.spec import Cell, Study
+from studies.spec.study import Cell, Study
 
 SIZES = ("B", "L", "H")
 EPOCHS = 1600

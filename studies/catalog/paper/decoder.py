@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mae_core.config import DecoderConfig
 from studies.catalog.paper.parts import ablation
-from studies.spec import Cell, Study
+from studies.spec.study import Cell, Study
 
 DEPTHS = (1, 2, 4, 8, 12)
 WIDTHS = (128, 256, 512, 768, 1024)

@@ -10,7 +10,7 @@ Small:     small/duration
 from __future__ import annotations
 
 from studies.catalog.paper.parts import ablation
-from studies.spec import Study
+from studies.spec.study import Study
 
 EPOCHS = (100, 200, 400, 800, 1600)
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from mae_core.config import FeatureProbeRecipe, FeaturesRecipe
 from studies.catalog.evaluations import IMAGENET, paper_finetune, stage
 from studies.catalog.paper.parts import EVALUATION, mae
-from studies.spec import Cell, Stage, Study
+from studies.spec.study import Cell, Stage, Study
 
 SIZES = ("B", "L", "H")
 EPOCHS = 1600

@@ -10,7 +10,7 @@ Small:     small/mask_token
 from __future__ import annotations
 
 from studies.catalog.paper.parts import ablation
-from studies.spec import Study
+from studies.spec.study import Study
 
 
 def study() -> Study:

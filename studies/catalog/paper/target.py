@@ -12,7 +12,7 @@ from __future__ import annotations
 from mae_core.config import BasisRecipe, TokenizerRecipe
 from studies.catalog.evaluations import IMAGENET
 from studies.catalog.paper.parts import EVALUATION, evaluations, mae
-from studies.spec import Cell, Stage, Study
+from studies.spec.study import Cell, Stage, Study
 
 COMPONENTS = 96
 VOCABULARY = 8192

@@ -14,7 +14,7 @@ from dataclasses import replace
 from mae_core.config import Duration
 from studies.catalog.evaluations import IMAGENET
 from studies.catalog.paper.parts import evaluations, mae
-from studies.spec import Cell, Study
+from studies.spec.study import Cell, Study
 
 SIZES = ("S", "B", "L")
 FRACTIONS = (0.01, 0.1, 0.5, 1.0)

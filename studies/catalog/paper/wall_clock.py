@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from mae_core.config import DecoderConfig, Duration, LrScheduleConfig
 from studies.catalog.paper.parts import mae
-from studies.spec import Cell, Study
+from studies.spec.study import Cell, Study
 
 SIZES = ("L", "H")
 VARIANTS = ((True, 8), (False, 8), (False, 1))

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from studies.catalog.paper.augmentation import AUGMENTATIONS
 from studies.catalog.small.bench import bench
-from studies.spec import Study
+from studies.spec.study import Study
 
 
 def study(data: str | None = None) -> Study:

@@ -25,7 +25,7 @@ from mae_core.config import (
 )
 from mae_core.model.sizes import encoder
 from studies.catalog import quickstart
-from studies.spec import Cell, Stage, Study
+from studies.spec.study import Cell, Stage, Study
 
 DIGITS_NOTE = (
     "1,797 scans of 8x8 pixels, 16 patches each: a trend beyond the seed spread is one, a point or "

@@ -19,7 +19,7 @@ from mae_core.config import (
     ScratchRecipe,
 )
 from studies.catalog.small.bench import EXECUTION, Bench, bench
-from studies.spec import Cell, Stage, Study
+from studies.spec.study import Cell, Stage, Study
 
 
 def study(data: str | None = None) -> Study:

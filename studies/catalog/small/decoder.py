@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from studies.catalog.small.bench import bench
-from studies.spec import Study
+from studies.spec.study import Study
 
 DEPTHS = (1, 2, 4)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mae_core.config import Duration
 from studies.catalog.small.bench import bench
-from studies.spec import Study
+from studies.spec.study import Study
 
 SHARES = (0, 0.25, 0.5, 1, 2)
 """Of the usual number of epochs; 0 is the untrained network."""

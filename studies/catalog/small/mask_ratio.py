@@ -10,7 +10,7 @@ Larger:    paper/mask_ratio
 from __future__ import annotations
 
 from studies.catalog.small.bench import bench
-from studies.spec import Study
+from studies.spec.study import Study
 
 RATIOS = (0.25, 0.5, 0.75, 0.875)
 

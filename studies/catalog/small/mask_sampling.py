@@ -12,7 +12,7 @@ from __future__ import annotations
 from mae_core.config import MaskConfig
 from studies.catalog.paper.mask_sampling import VARIANTS
 from studies.catalog.small.bench import bench
-from studies.spec import Study
+from studies.spec.study import Study
 
 
 def study(data: str | None = None) -> Study:

@@ -10,7 +10,7 @@ Larger:    paper/mask_token
 from __future__ import annotations
 
 from studies.catalog.small.bench import bench
-from studies.spec import Study
+from studies.spec.study import Study
 
 
 def study(data: str | None = None) -> Study:

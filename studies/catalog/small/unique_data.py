@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from mae_core.config import Duration
 from studies.catalog.small.bench import Bench, bench
-from studies.spec import Cell, Study
+from studies.spec.study import Cell, Study
 
 FRACTIONS = (0.1, 0.25, 0.5, 1.0)
 

@@ -1,0 +1,1 @@
+"""Accuracy along the axes of a study: seeds averaged, differences tested."""

@@ -1,0 +1,411 @@
+"""What a study's cells say beside their curves: noise, doublings, ranks, frontiers, influence.
+
+Rows or curves in, numbers and statements out; where the numbers do not carry a conclusion, the
+statement says so. Accuracies are top-1 in per cent, differences in points.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from studies.analysis.curves.axis_curves import AxisCurve
+from studies.analysis.curves.curves import (
+    EVALUATIONS,
+    Curve,
+    filled,
+    is_number,
+    paired,
+    spread,
+    with_labels,
+)
+from studies.analysis.laws.conclusions import Conclusion
+from studies.analysis.laws.fit import Method, fit_law
+from studies.analysis.laws.frontier import GridOptimum, best_per_bin, grid_optimum
+from studies.analysis.laws.observations import observe
+from studies.analysis.laws.refusals import Statement
+from studies.errors import StudyError
+from studies.result_row import ResultRow
+from studies.spec.axes import AXES
+
+F64 = npt.NDArray[np.float64]
+LEVEL = 0.90
+MIN_CELLS_FOR_RANKS = 5
+RESAMPLES = 2000
+MAX_CELLS_FOR_INFLUENCE = 40
+"""A refit for each cell: more would take longer than the rest of a report."""
+TRAINS = ("pretrain", "contrastive", "scratch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedNoise:
+    """Spread of one run over seeds, pooled over the points of a protocol."""
+
+    protocol: str
+    sd: float
+    low: float
+    high: float
+    """90 % interval of the standard deviation (chi-square)."""
+    dof: int
+    points: int
+    sampling_sd: float | None
+    """Of a test set of this size drawn anew, at the mean accuracy (binomial); None = unknown."""
+
+
+def seed_noise(rows: Sequence[ResultRow]) -> list[SeedNoise]:
+    """Pooled standard deviation over seeds of each protocol that has a repeated point.
+
+    A point is what differs in nothing but the seed: the same settings at the same place.
+    """
+    from scipy.stats import chi2
+
+    found = []
+    for protocol, members in _by_protocol(rows).items():
+        points: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
+        for r in members:
+            points[_place(r)][r.science_hash] = r.top1 or 0.0
+        groups = [list(v.values()) for v in points.values() if len(v) > 1]
+        dof = sum(len(g) - 1 for g in groups)
+        if not dof:
+            continue
+        squares = sum((len(g) - 1) * statistics.variance(g) for g in groups)
+        tail = (1 - LEVEL) / 2
+        found.append(
+            SeedNoise(
+                protocol=protocol,
+                sd=math.sqrt(squares / dof),
+                low=math.sqrt(squares / chi2.ppf(1 - tail, dof)),
+                high=math.sqrt(squares / chi2.ppf(tail, dof)),
+                dof=dof,
+                points=len(groups),
+                sampling_sd=_sampling_sd(members),
+            )
+        )
+    return found
+
+
+def _by_protocol(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
+    """Measured grid results on test, by protocol and number of labels."""
+    found: dict[str, list[ResultRow]] = defaultdict(list)
+    for r in filled(rows):
+        usable = r.kind in EVALUATIONS and is_number(r.top1) and r.eval_split != "dev"
+        if usable and r.role in ("grid", "untrained"):
+            found[with_labels(r)].append(r)
+    return dict(found)
+
+
+def _place(row: ResultRow) -> tuple[object, ...]:
+    return (row.size, row.duration, row.mask_ratio, row.decoder_depth, row.decoder_width,
+            row.objective, row.axes, row.stage)  # fmt: skip
+
+
+def _sampling_sd(rows: Sequence[ResultRow]) -> float | None:
+    sizes = [r.num_eval_images for r in rows if r.num_eval_images]
+    if not sizes:
+        return None
+    share = statistics.fmean((r.top1 or 0.0) / 100 for r in rows)
+    return 100 * math.sqrt(max(share * (1 - share), 0.0) / statistics.fmean(sizes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubling:
+    """Gain per doubling of the duration between two neighbouring durations of a size."""
+
+    protocol: str
+    size: str
+    start: str
+    end: str
+    gain: float
+    sd: float | None
+    """Over paired seeds."""
+    n: int
+
+
+def doublings(curve: Curve) -> list[Doubling]:
+    """Paired differences of neighbouring durations over log2 of their ratio."""
+    found = []
+    for size in curve.sizes:
+        line = [p for p in curve.line(size) if p.epochs]
+        for start, end in zip(line, line[1:], strict=False):
+            steps = math.log2((end.epochs or 1) / (start.epochs or 1))
+            pairs = list(paired(start, end, size).differences.values())
+            if pairs and steps > 0:
+                sd = spread(pairs)
+                found.append(
+                    Doubling(
+                        protocol=curve.label,
+                        size=size,
+                        start=start.duration,
+                        end=end.duration,
+                        gain=statistics.fmean(pairs) / steps,
+                        sd=None if sd is None else sd / steps,
+                        n=len(pairs),
+                    )
+                )
+    return found
+
+
+def optima(curve: AxisCurve) -> list[tuple[str, GridOptimum | Statement]]:
+    """Fitted optimum of each series over a numeric axis of settings, or why there is none."""
+    known = AXES.get(curve.axis.name)
+    if known is None or known.scale not in ("linear", "log") or curve.measure != "top1":
+        return []
+    if curve.axis.name in ("duration", "train_fraction", "num_labels", "severity"):
+        return []  # more is better: an end, not an optimum
+    found = []
+    for s in curve.series:
+        x = [float(at) for at, _ in s.points if isinstance(at, float)]
+        y = [100 - p.mean for at, p in s.points if isinstance(at, float)]
+        sds = [p.sd / math.sqrt(p.n) for _, p in s.points if p.sd is not None and p.sd > 0]
+        if len(x) >= 2:
+            noise = math.sqrt(statistics.fmean(v * v for v in sds)) if sds else None
+            log = curve.axis.scale == "log"
+            found.append((s.label, grid_optimum(curve.axis.label, x, y, sd=noise, log=log)))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRelation:
+    """How two measurements of the same cells agree in order."""
+
+    x: str
+    y: str
+    points: tuple[tuple[str, float, float], ...]
+    """(cell, x, y)."""
+    spearman: float | None
+    low: float | None
+    high: float | None
+    """90 % bootstrap interval over cells."""
+    kendall: float | None
+
+    @property
+    def verdict(self) -> str:
+        """What may be said."""
+        n = len(self.points)
+        if self.spearman is None or self.low is None or self.high is None:
+            return f"{n} cells with both: too few, or all equal; no correlation is quoted"
+        text = (
+            f"Spearman {self.spearman:+.2f} (90 % {self.low:+.2f} to {self.high:+.2f}), "
+            f"Kendall {self.kendall:+.2f}, {n} cells"
+        )
+        if self.low > 0:
+            return f"{text}: they order the cells alike"
+        if self.high < 0:
+            return f"{text}: they order the cells against each other"
+        return f"{text}: no order that chance would not give"
+
+
+def rank_relation(x: str, y: str, points: Sequence[tuple[str, float, float]]) -> RankRelation:
+    """Spearman's and Kendall's rank correlation with a bootstrap interval over cells."""
+    from scipy.stats import kendalltau, rankdata, spearmanr
+
+    a, b = (np.asarray([p[i] for p in points], dtype=np.float64) for i in (1, 2))
+    few = len(points) < MIN_CELLS_FOR_RANKS or len(np.unique(a)) < 2 or len(np.unique(b)) < 2
+    if few:
+        return RankRelation(x=x, y=y, points=tuple(points), spearman=None, low=None, high=None,
+                            kendall=None)  # fmt: skip
+    rng = np.random.default_rng(0)
+    index = rng.integers(0, len(points), (_resamples(len(points)), len(points)))
+    ranks = [rankdata(v[index], axis=1) for v in (a, b)]
+    left, right = (r - r.mean(axis=1, keepdims=True) for r in ranks)
+    spreads = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
+    drawn = (left * right).sum(axis=1)[spreads > 0] / spreads[spreads > 0]
+    low, high = (float(np.quantile(drawn, q)) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return RankRelation(
+        x=x,
+        y=y,
+        points=tuple(points),
+        spearman=float(spearmanr(a, b).statistic),
+        low=low,
+        high=high,
+        kendall=float(kendalltau(a, b).statistic),
+    )
+
+
+def _resamples(points: int) -> int:
+    """As many as take a fraction of a second."""
+    return max(200, min(RESAMPLES, 400_000 // points))
+
+
+PROBES = ("linear_probe", "feature_probe", "attentive_probe", "knn")
+TUNES = ("finetune", "best_of", "partial_finetune")
+
+
+def probe_against_tune(rows: Sequence[ResultRow]) -> list[RankRelation]:
+    """Each protocol of frozen features against each fine-tune, over the cells that have both."""
+    by_protocol = {p: m for p, m in _by_protocol(rows).items() if len(m) > 1}
+    frozen = [p for p, m in by_protocol.items() if m[0].kind in PROBES]
+    tuned = [p for p, m in by_protocol.items() if m[0].kind in TUNES]
+    found = []
+    for x in frozen:
+        for y in tuned:
+            at_x, at_y = (_mean_by_cell(by_protocol[p]) for p in (x, y))
+            points = [(cell, at_x[cell], at_y[cell]) for cell in at_x if cell in at_y]
+            if len(points) > 1:
+                found.append(rank_relation(x, y, points))
+    return found
+
+
+def loss_against_accuracy(rows: Sequence[ResultRow]) -> list[RankRelation]:
+    """Held-out reconstruction loss, one reference for all cells, against each accuracy.
+
+    The loss of training is never used: it is not comparable across mask ratios or targets.
+    """
+    losses: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for r in filled(rows):
+        if r.kind == "reconstruction" and is_number(r.loss) and r.role in ("grid", "untrained"):
+            losses[r.protocol][r.cell].append(r.loss or 0.0)
+    found = []
+    for reference, by_cell in losses.items():
+        at_x = {cell: statistics.fmean(v) for cell, v in by_cell.items()}
+        for protocol, members in _by_protocol(rows).items():
+            at_y = _mean_by_cell(members)
+            points = [(cell, at_x[cell], at_y[cell]) for cell in at_x if cell in at_y]
+            if len(points) > 1:
+                found.append(rank_relation(reference, protocol, points))
+    return found
+
+
+def _mean_by_cell(rows: Sequence[ResultRow]) -> dict[str, float]:
+    values: dict[str, dict[str, float]] = defaultdict(dict)
+    for r in rows:
+        values[r.cell][r.science_hash] = r.top1 or 0.0
+    return {cell: statistics.fmean(v.values()) for cell, v in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostFrontier:
+    """Cells of a protocol over what their pretraining cost, and the best that a budget bought."""
+
+    protocol: str
+    measure: str
+    """`FLOPs` or `rank-hours`."""
+    points: tuple[tuple[str, float, float], ...]
+    """(cell, cost, top-1)."""
+    best: tuple[tuple[str, float, float], ...]
+    """Of each bin of cost, where no cheaper cell is as good."""
+    statements: tuple[Statement, ...]
+
+
+def cost_frontiers(rows: Sequence[ResultRow]) -> list[CostFrontier]:
+    """Frontiers on counted FLOPs and on paid rank-hours, for each protocol with two costs.
+
+    Untrained networks cost next to nothing and are on no frontier.
+    """
+    paid: dict[str, float] = defaultdict(float)
+    for r in rows:
+        if r.kind in TRAINS:
+            paid[r.cell] += r.rank_seconds / 3600
+    found = []
+    for protocol, members in _by_protocol(rows).items():
+        top1 = _mean_by_cell(members)
+        flops = {r.cell: r.pretrain_flops for r in members if r.pretrain_flops}
+        for measure, costs in (("FLOPs", flops), ("rank-hours", paid)):
+            points = [
+                (cell, float(costs.get(cell) or 0.0), top1[cell])
+                for cell in top1
+                if cell in flops and is_number(costs.get(cell)) and (costs.get(cell) or 0.0) > 0
+            ]
+            if len({round(math.log(cost), 3) for _, cost, _ in points}) > 1:
+                found.append(_frontier(protocol, measure, points))
+    return found
+
+
+def _frontier(
+    protocol: str, measure: str, points: Sequence[tuple[str, float, float]]
+) -> CostFrontier:
+    data = observe(
+        {"cost": np.asarray([c for _, c, _ in points])},
+        np.asarray([100 - v for *_, v in points]),
+        cells=[cell for cell, *_ in points],
+        percent=True,
+    )
+    frontier = best_per_bin(data, "cost")
+    best = zip(frontier.data.cells, frontier.data.axes["cost"], frontier.data.y, strict=True)
+    return CostFrontier(
+        protocol=protocol,
+        measure=measure,
+        points=tuple(points),
+        best=tuple((cell, float(c), 100 - float(e)) for cell, c, e in best),
+        statements=frontier.statements,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Influence:
+    """What a law's prediction at the largest cell would be without one of the cells."""
+
+    cell: str
+    residual: float
+    """Measured minus fitted error, points."""
+    change: float
+    """Of the predicted error at the largest cell, points; NaN where no law could be fitted."""
+
+
+def influences(done: Conclusion) -> list[Influence] | Statement:
+    """Leave each cell out, fit again, predict the largest; the most influential first."""
+    from studies.analysis.laws.refusals import note
+
+    fit = done.fit
+    if fit is None:
+        return note("There is no law, and so nothing that a cell could influence.")
+    if fit.num_cells > MAX_CELLS_FOR_INFLUENCE:
+        return note(f"{fit.num_cells} cells: leaving each out in turn is done up to "
+                    f"{MAX_CELLS_FOR_INFLUENCE}.")  # fmt: skip
+    target = {a: float(fit.data.axes[a].max()) for a in fit.law.axes}
+    whole = float(fit.predict(target)[0])
+    measured = np.exp(fit.table.z) if fit.scale == "log" else fit.table.z
+    rest = measured - fit.predict(fit.table.axes)
+    found = []
+    for cell, residual in zip(fit.table.cells, rest, strict=True):
+        found.append(
+            Influence(
+                cell=cell,
+                residual=float(residual),
+                change=_without(done, cell, target) - whole,
+            )
+        )
+    return sorted(found, key=lambda one: -abs(one.change) if math.isfinite(one.change) else 0.0)
+
+
+def _without(done: Conclusion, cell: str, target: Mapping[str, float]) -> float:
+    fit = done.fit
+    assert fit is not None
+    kept = fit.data.take([i for i, name in enumerate(fit.data.cells) if name != cell])
+    try:
+        again = fit_law(fit.law, kept, Method(scale=fit.scale, huber=fit.method.huber, starts=1))
+    except StudyError:
+        return math.nan
+    return float(again.predict(target)[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insights:
+    """What a study's cells say beside curves and laws."""
+
+    noise: list[SeedNoise]
+    doublings: list[Doubling]
+    optima: list[tuple[AxisCurve, str, GridOptimum | Statement]]
+    ranks: list[RankRelation]
+    losses: list[RankRelation]
+    frontiers: list[CostFrontier]
+
+
+def gather(
+    rows: Sequence[ResultRow], curves: Sequence[Curve], over_axes: Sequence[AxisCurve]
+) -> Insights:
+    """Everything but the laws, computed once for page and files."""
+    return Insights(
+        noise=seed_noise(rows),
+        doublings=[d for curve in curves for d in doublings(curve)],
+        optima=[(c, label, found) for c in over_axes for label, found in optima(c)],
+        ranks=probe_against_tune(rows),
+        losses=loss_against_accuracy(rows),
+        frontiers=cost_frontiers(rows),
+    )

@@ -1,0 +1,115 @@
+"""Where the time went, on the report's page: bars, a table and sentences."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from studies.analysis.goodput.accounting import BUCKETS, Goodput
+from studies.analysis.goodput.advice import StudyGoodput, causes_text, sentence, short_time
+from studies.analysis.report.style import Drawing, finish, legend, new_figure, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette, safe for colour-blind readers; grey where nothing runs.
+COLOURS = {
+    "useful": "#009E73",
+    "starting": "#56B4E9",
+    "restoring": "#0072B2",
+    "saving": "#E69F00",
+    "replayed": "#CC79A7",
+    "failed": "#D55E00",
+    "waiting": "#999999",
+}
+MAX_BARS = 12
+_LABEL_WIDTH = 34
+_LEAST_LABELLED = 7.0
+"""Per cent of a bar that a number fits into."""
+
+
+def longest(goodput: StudyGoodput) -> dict[str, Goodput]:
+    """The stages with most time, at most `MAX_BARS`, longest first."""
+    by_span = sorted(goodput.stages.items(), key=lambda item: -item[1].span_s)
+    return dict(by_span[:MAX_BARS])
+
+
+@style()
+def goodput_bars(goodput: StudyGoodput, name: str) -> Drawing | None:
+    """Shares of the time per bucket: a bar for the study, one for each of its longest stages."""
+    if goodput.whole.span_s <= 0:
+        return None
+    stages = longest(goodput)
+    bars = {f"all {len(goodput.stages)} stages": goodput.whole, **stages}
+    if len(goodput.stages) == 1:
+        bars = stages
+    figure = new_figure(6.6, 1.3 + 0.36 * len(bars))
+    axes = figure.add_subplot()
+    _stack(axes, list(bars.values()))
+    labels = [f"{_short(a)}  ({short_time(g.span_s)})" for a, g in bars.items()]
+    axes.set_yticks(range(len(bars)), labels, fontsize=8.5)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of the time from first start to end (%)")
+    legend(figure, axes)
+    left_out = len(goodput.stages) - len(stages)
+    caption = (
+        "Every second of every attempt in one bucket. Useful: steps done for the first time. "
+        "Replayed: steps that an earlier attempt had done. Failed: from the last finished step to "
+        "the end of an attempt that did not succeed. Waiting: between attempts."
+        + (f" The {left_out} shorter stages are in the sum only." if left_out else "")
+    )
+    return finish(figure, name, caption)
+
+
+def _stack(axes: Axes, bars: list[Goodput]) -> None:
+    left = [0.0] * len(bars)
+    for bucket in BUCKETS:
+        widths = [g.shares[bucket] for g in bars]
+        if not any(widths):
+            continue
+        axes.barh(range(len(bars)), widths, left=left, color=COLOURS[bucket], label=bucket)
+        for y, (x, width) in enumerate(zip(left, widths, strict=True)):
+            if width >= _LEAST_LABELLED:
+                middle = (x + width / 2, y)
+                axes.annotate(f"{width:.0f}", middle, ha="center", va="center", fontsize=8)
+        left = [x + width for x, width in zip(left, widths, strict=True)]
+
+
+def _short(address: str) -> str:
+    return textwrap.shorten(address, _LABEL_WIDTH, placeholder="…") or address[:_LABEL_WIDTH]
+
+
+def goodput_lines(goodput: StudyGoodput) -> list[tuple[str, ...]]:
+    """A header, the sum, and each stage that is drawn or had more than one attempt."""
+    drawn = longest(goodput)
+    shown = {a: g for a, g in goodput.stages.items() if a in drawn or g.attempts > 1}
+    header = ("stage", "attempts", "ended by", "steps done again", "time")
+    return [
+        (*header, *(f"{bucket} %" for bucket in BUCKETS)),
+        _line("all", goodput.whole),
+        *(_line(address, g) for address, g in shown.items()),
+    ]
+
+
+def _line(address: str, goodput: Goodput) -> tuple[str, ...]:
+    return (
+        address,
+        str(goodput.attempts),
+        causes_text(goodput),
+        str(goodput.lost_steps),
+        short_time(goodput.span_s),
+        *(f"{goodput.shares[bucket]:.1f}" for bucket in BUCKETS),
+    )
+
+
+def goodput_text(goodput: StudyGoodput) -> list[str]:
+    """What to do about it: the best checkpoint interval, with prediction and measurement."""
+    if goodput.advice is None:
+        return []
+    return [
+        sentence(goodput.advice),
+        "The best interval is Daly's (2006) at the mean stall per checkpoint and the mean time "
+        "between failures seen; the prediction counts restarts, failures during a restart, and "
+        "the work since the last checkpoint.",
+    ]

@@ -1,0 +1,1 @@
+"""Scaling laws: their forms, fits, intervals, choice and refusals."""

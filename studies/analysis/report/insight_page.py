@@ -1,0 +1,264 @@
+"""Sections of the report that go beyond the curves, each with what it does not show."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from studies.analysis.curves.axis_curves import AxisCurve
+from studies.analysis.curves.curves import cost, filled, is_number, plus_minus
+from studies.analysis.curves.insights import (
+    CostFrontier,
+    Doubling,
+    Influence,
+    Insights,
+    RankRelation,
+    SeedNoise,
+    influences,
+)
+from studies.analysis.laws.frontier import GridOptimum
+from studies.analysis.laws.refusals import Statement
+from studies.analysis.report.insight_figures import frontier_figure, rank_figure
+from studies.analysis.report.optional_sections import section
+from studies.result_row import ResultRow
+from studies.spec.axes import tick
+
+if TYPE_CHECKING:
+    from studies.analysis.report.page import ReportMeta
+
+MAX_FIGURES = 4
+"""Of one section; the table has the rest."""
+MAX_LINES = 12
+
+
+def insight_sections(
+    rows: Sequence[ResultRow], over_axes: Sequence[AxisCurve], found: Insights
+) -> list[dict[str, Any]]:
+    """Every section that does not need a law."""
+    return [
+        *doubling_section(found.doublings),
+        *optimum_section(found.optima),
+        *cost_table_section(rows, over_axes),
+        *relation_sections(found),
+        *frontier_section(found.frontiers),
+    ]
+
+
+def doubling_section(found: Sequence[Doubling]) -> list[dict[str, Any]]:
+    """Gain per doubling of the duration, size by size."""
+    if not found:
+        return []
+    lines = [["protocol", "size", "from", "to", "points per doubling", "paired seeds"]]
+    lines += [[d.protocol, d.size, d.start, d.end, _signed(d.gain, d.sd), str(d.n)] for d in found]
+    text = (
+        "Paired over seeds. A gain that has fallen below its spread has not been shown to be "
+        "over: it has become smaller than this many seeds can see.",
+    )
+    return [section("Gain per doubling of the duration", [], quiet=True, lines=lines, text=text)]
+
+
+def optimum_section(
+    optima: Sequence[tuple[AxisCurve, str, GridOptimum | Statement]],
+) -> list[dict[str, Any]]:
+    """Fitted optima over the study's numeric settings, or why none is quoted."""
+    lines = [["figure", "series", "optimum", "not worse beyond noise", "points used"]]
+    refused = []
+    for curve, label, found in optima:
+        if isinstance(found, GridOptimum):
+            ends = f"{_at(curve, found.low)} to {_at(curve, found.high)}"
+            where = f"{curve.title}, over {curve.axis.label}"
+            lines.append([where, label, _at(curve, found.x), ends, str(found.num_points)])
+        else:
+            refused.append(f"{curve.title}, {label}: {found.text}")
+    if len(lines) == 1 and not refused:
+        return []
+    text = (
+        "The vertex of a parabola through the (up to five) points around the best; the range is "
+        "where it stays within the noise of a mean.",
+        *dict.fromkeys(refused),
+    )
+    more = {"lines": lines} if len(lines) > 1 else {}
+    return [section("Fitted optima", [], quiet=True, text=text, **more)]
+
+
+def _at(curve: AxisCurve, value: float) -> str:
+    shown = float(f"{value:.3g}")
+    return tick(curve.axis.name, shown)
+
+
+def cost_table_section(
+    rows: Sequence[ResultRow], curves: Sequence[AxisCurve]
+) -> list[dict[str, Any]]:
+    """Accuracy beside cost at every place of an axis: the paper's decoder tables."""
+    names = list(dict.fromkeys(c.axis.name for c in curves if c.measure == "top1"))
+    found = []
+    for name in names:
+        table = _cost_table(rows, [c for c in curves if c.axis.name == name])
+        if table is not None:
+            label = next(c.axis.label for c in curves if c.axis.name == name)
+            text = (
+                "FLOPs are counted, for the whole pretraining; rank-hours are what was paid here. "
+                "Cost is the mean over the cells at a place.",
+            )
+            title = f"Accuracy and cost against {label}"
+            found.append(section(title, [], quiet=True, lines=table, text=text))
+    return found
+
+
+def _cost_table(rows: Sequence[ResultRow], curves: Sequence[AxisCurve]) -> list[list[str]] | None:
+    import json
+
+    name = curves[0].axis.name
+    flops: dict[object, list[float]] = defaultdict(list)
+    hours: dict[object, list[float]] = defaultdict(list)
+    for r in filled(rows):
+        at = json.loads(r.axes).get(name) if r.axes else None
+        if at is None or r.role != "grid" or r.kind not in ("pretrain", "contrastive", "scratch"):
+            continue
+        if is_number(r.pretrain_flops):
+            flops[at].append(r.pretrain_flops or 0.0)
+        if is_number(r.rank_seconds):
+            hours[at].append(r.rank_seconds / 3600)
+    if not flops:
+        return None
+    series = [(c, s) for c in curves if c.measure == "top1" for s in c.series][:MAX_FIGURES]
+    head = [curves[0].axis.label]
+    for c, s in series:
+        single = len(c.series) == 1
+        head.append(f"top-1 %: {c.title}" + ("" if single else f", {s.label}"))
+    lines = [[*head, "FLOPs", "× the cheapest", "rank-hours"]]
+    least = min(sum(v) / len(v) for v in flops.values()) or math.nan
+    for at in dict.fromkeys(a for c in curves for a in c.order if a in flops):
+        line = [tick(name, at)]
+        for _, s in series:
+            point = dict(s.points).get(at)
+            line.append("–" if point is None else f"{plus_minus(point.mean, point.sd)} ({point.n})")
+        mean = sum(flops[at]) / len(flops[at])
+        paid = sum(hours[at]) / len(hours[at]) if hours[at] else math.nan
+        lines.append([*line, f"{mean:.3g}", f"{mean / least:.2f}", f"{paid:.3g}"])
+    return lines
+
+
+def relation_sections(insights: Insights) -> list[dict[str, Any]]:
+    """Probe against fine-tune, and reconstruction loss against accuracy."""
+    kinds = (
+        ("Probe against fine-tune", "ranks", insights.ranks, ", top-1 (%)", (
+            "Frozen features and fine-tuned networks are ranked over the cells that have both: a "
+            "low correlation says that one cannot stand for the other. Seeds of one setting are "
+            "cells of their own.",
+        )),
+        ("Reconstruction loss against accuracy", "losses", insights.losses, "", (
+            "The loss on held-out images at one reference mask ratio and target, the same for all "
+            "cells. A correlation here is no licence to choose settings by loss: it holds for the "
+            "settings that were varied.",
+        )),
+    )  # fmt: skip
+    found = []
+    for title, name, relations, unit, text in kinds:
+        if relations:
+            drawn = [
+                rank_figure(r, f"{name}-{i + 1}", x_unit=unit)
+                for i, r in enumerate(relations[:MAX_FIGURES])
+            ]
+            found.append(section(title, drawn, text=text, lines=relation_lines(relations)))
+    return found
+
+
+def relation_lines(relations: Sequence[RankRelation]) -> list[list[str]]:
+    """Header and a line per pair."""
+    lines = [["first", "second", "what it says"]]
+    return lines + [[r.x, r.y, r.verdict] for r in relations]
+
+
+def frontier_section(frontiers: Sequence[CostFrontier]) -> list[dict[str, Any]]:
+    """The best that FLOPs and rank-hours bought, protocol by protocol."""
+    by_protocol: dict[str, list[CostFrontier]] = defaultdict(list)
+    for one in frontiers:
+        by_protocol[one.protocol].append(one)
+    if not by_protocol:
+        return []
+    groups = list(by_protocol.values())
+    drawn = [frontier_figure(g, f"frontier-{i + 1}") for i, g in enumerate(groups[:MAX_FIGURES])]
+    lines = [["protocol", "cost", "cell", "spent", "top-1 %"]]
+    for group in groups:
+        for one in group:
+            lines += [
+                [one.protocol, one.measure, cell, f"{spent:.3g}", f"{top1:.2f}"]
+                for cell, spent, top1 in one.best
+            ]
+    return [section("What a budget bought", drawn, lines=lines)]
+
+
+def noise_section(found: Sequence[SeedNoise]) -> list[dict[str, Any]]:
+    """Seed noise of every protocol, beside that of drawing the test images."""
+    if not found:
+        text = ("No setting was run at two seeds: how much of a difference is chance is unknown.",)
+        return [section("Seed noise", [], quiet=True, text=text)]
+    lines = [["protocol", "sd of one run, points", "90 % interval", "repeated points",
+              "degrees of freedom", "sd of the test images, points"]]  # fmt: skip
+    lines += [
+        [n.protocol, f"{n.sd:.2f}", f"{n.low:.2f} to {n.high:.2f}", str(n.points), str(n.dof),
+         "–" if n.sampling_sd is None else f"{n.sampling_sd:.2f}"]
+        for n in found
+    ]  # fmt: skip
+    text = (
+        "Pooled over settings that differ in the seed alone. Other test images would move "
+        "all cells together, and mostly not their differences.",
+    )
+    return [section("Seed noise", [], quiet=True, lines=lines, text=text)]
+
+
+def influence_section(meta: ReportMeta) -> list[dict[str, Any]]:
+    """Which cells a law hangs on."""
+    lines = [
+        ["protocol", "without cell", "its residual, points", "prediction at the largest moves"]
+    ]
+    text = []
+    for one in meta.laws:
+        if one.law is None or one.conclusion is None:
+            continue
+        found = influences(one.conclusion)
+        if isinstance(found, list):
+            lines += [_influence(one.protocol, i) for i in found[: MAX_LINES // 2]]
+        else:
+            text.append(f"{one.protocol}: {found.text}")
+    if len(lines) == 1 and not text:
+        return []
+    more = {"lines": lines} if len(lines) > 1 else {}
+    text.append("The law fitted again without a cell: what moves much hangs on that cell alone.")
+    return [section("Influence of single cells", [], quiet=True, text=tuple(text), **more)]
+
+
+def _influence(protocol: str, one: Influence) -> list[str]:
+    moved = f"{one.change:+.2f} points" if math.isfinite(one.change) else "no law without it"
+    return [protocol, one.cell, f"{one.residual:+.2f}", moved]
+
+
+def _signed(mean: float, sd: float | None) -> str:
+    return ("+" if mean >= 0 else "") + plus_minus(mean, sd, 2)
+
+
+def insights_json(rows: Sequence[ResultRow], found: Insights) -> dict[str, Any]:
+    """All of it as plain values."""
+    return {
+        "seed_noise": [asdict(n) for n in found.noise],
+        "doublings": [asdict(d) for d in found.doublings],
+        "optima": [
+            {"figure": curve.title, "axis": curve.axis.name, "series": label}
+            | (asdict(at) if isinstance(at, GridOptimum) else {"statement": at.text})
+            for curve, label, at in found.optima
+        ],
+        "relations": [asdict(r) | {"verdict": r.verdict} for r in (*found.ranks, *found.losses)],
+        "frontiers": [
+            {"protocol": f.protocol, "measure": f.measure, "best": [list(b) for b in f.best]}
+            for f in found.frontiers
+        ],
+        "rank_hours_by_role": {
+            role: sum(v for (_, r), v in spent.items() if r == role) / 3600
+            for spent in (cost(rows, lambda row: (row.kind, row.role)),)
+            for role in sorted({r for _, r in spent})
+        },
+    }

@@ -1,0 +1,55 @@
+"""Result rows as files: CSV, Parquet and JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from studies.result_row import COLUMNS, ResultRow
+
+
+def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
+    """One line per row, a header of column names."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(row.to_dict() for row in rows)
+
+
+def write_parquet(rows: Sequence[ResultRow], path: Path) -> None:
+    """Columns keep their types even where every value is missing."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    types: dict[str, pa.DataType] = {"int": pa.int64(), "float": pa.float64()}
+    hints = get_type_hints(ResultRow)
+    schema: pa.Schema = pa.schema(
+        [(name, types.get(_scalar(hints[name]), pa.string())) for name in COLUMNS]
+    )
+    parquet.write_table(pa.Table.from_pylist([r.to_dict() for r in rows], schema=schema), path)
+
+
+def _scalar(hint: Any) -> str:
+    """`int` for `int | None`; `str` for a Literal."""
+    return next((t.__name__ for t in (int, float) if hint in (t, t | None)), "str")
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Plain values; what is no finite number becomes null."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN: numbers that are none become null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

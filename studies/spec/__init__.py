@@ -1,0 +1,11 @@
+"""Study, cell and stage as data: read, checked, changed, hashed.
+
+What a study file needs is named here: `from studies.spec import Cell, Stage, Study`.
+"""
+
+from studies.spec.study import Cell as Cell
+from studies.spec.study import Choices as Choices
+from studies.spec.study import Range as Range
+from studies.spec.study import Stage as Stage
+from studies.spec.study import Study as Study
+from studies.spec.study import Sweep as Sweep

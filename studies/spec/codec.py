@@ -1,0 +1,150 @@
+"""Between frozen dataclasses and plain JSON, in both directions, checked on the way in.
+
+The resolved study that the store keeps is written with `to_plain`, and it runs again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from typing import Any, Literal, Union, get_args, get_origin
+
+from mae_core.config import RECIPES, Duration, Recipe
+from mae_core.errors import ConfigError
+from studies.errors import StudyError, unknown
+from studies.spec.study import Choices, Range, Study
+
+
+def to_plain(value: Any) -> Any:
+    """Turn dataclasses into dicts (recipes tagged by `kind`, durations as text)."""
+    if isinstance(value, Duration):
+        return (
+            str(value)
+            if float(f"{value.value:g}") == value.value
+            else f"{value.value!r} {value.unit}"
+        )
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": value.KIND, **plain} if isinstance(value, Recipe) else plain
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    return value
+
+
+def recipe_from_plain(plain: dict[str, Any]) -> Any:
+    """Rebuild a recipe from `to_plain`'s dict."""
+    return _recipe(plain, "recipe")
+
+
+def study_from_plain(plain: dict[str, Any]) -> Study:
+    """Rebuild a study; raises `StudyError` with the nearest known key for an unknown one."""
+    return typing.cast(Study, from_plain(Study, plain, "study"))
+
+
+def from_plain(hint: Any, plain: Any, where: str) -> Any:
+    """Build a value of type `hint` from JSON; raises `StudyError` naming `where`."""
+    if hint is Any:
+        return plain
+    origin = get_origin(hint)
+    if origin is Literal:
+        if plain not in get_args(hint):
+            known = ", ".join(map(repr, get_args(hint)))
+            raise StudyError(f"{where} = {plain!r}: use one of {known}")
+        return plain
+    if origin in (Union, types.UnionType):
+        return _union(get_args(hint), plain, where)
+    if origin is tuple:
+        return _tuple(get_args(hint), plain, where)
+    if hint is Duration:
+        return _duration(plain, where)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, plain, where)  # type: ignore[arg-type]
+    return _scalar(hint, plain, where)
+
+
+def field_types(cls: Any) -> dict[str, Any]:
+    """Resolved annotations of a dataclass's fields."""
+    return _field_types(cls)
+
+
+@functools.cache
+def _field_types(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def build(cls: type, plain: Any, where: str) -> Any:
+    """Build a dataclass from a dict."""
+    if isinstance(plain, cls):
+        return plain
+    if not isinstance(plain, dict):
+        raise StudyError(f"{where} = {plain!r}: expected a mapping for {cls.__name__}")
+    hints = field_types(cls)
+    for key in plain:
+        if key not in hints:
+            raise unknown("key", key, hints, where=where)
+    values = {k: from_plain(hints[k], v, f"{where}.{k}") for k, v in plain.items()}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise StudyError(f"{where}: {error}") from error
+
+
+def _union(members: tuple[Any, ...], plain: Any, where: str) -> Any:
+    if plain is None and type(None) in members:
+        return None
+    options = [m for m in members if m is not type(None)]
+    if isinstance(plain, dict) and all(_is_recipe(o) for o in options):
+        return _recipe(plain, where)
+    if isinstance(plain, dict) and set(options) == {Choices, Range}:
+        return build(Choices if "values" in plain else Range, plain, where)
+    problems = []
+    for option in sorted(options, key=lambda o: o in (float, str)):  # int before float
+        try:
+            return from_plain(option, plain, where)
+        except (StudyError, ConfigError) as error:
+            problems.append(str(error))
+    raise StudyError(problems[0])
+
+
+def _is_recipe(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Recipe)
+
+
+def _recipe(plain: dict[str, Any], where: str) -> Any:
+    rest = dict(plain)
+    kind = rest.pop("kind", None)
+    if kind not in RECIPES:
+        raise unknown("stage kind", str(kind), RECIPES, where=where)
+    return build(RECIPES[kind], rest, where)
+
+
+def _tuple(members: tuple[Any, ...], plain: Any, where: str) -> Any:
+    if not isinstance(plain, list | tuple):
+        raise StudyError(f"{where} = {plain!r}: expected a list")
+    if len(members) == 2 and members[1] is Ellipsis:
+        return tuple(from_plain(members[0], v, f"{where}[{i}]") for i, v in enumerate(plain))
+    if len(plain) != len(members):
+        raise StudyError(f"{where} = {plain!r}: expected {len(members)} values")
+    pairs = zip(members, plain, strict=True)
+    return tuple(from_plain(m, v, f"{where}[{i}]") for i, (m, v) in enumerate(pairs))
+
+
+def _duration(plain: Any, where: str) -> Duration:
+    if isinstance(plain, Duration):
+        return plain
+    if isinstance(plain, str):
+        return Duration.parse(plain)
+    raise StudyError(f"{where} = {plain!r}: write a number and its unit, such as 800ep or 5000st")
+
+
+def _scalar(hint: Any, plain: Any, where: str) -> Any:
+    if hint is float and isinstance(plain, int) and not isinstance(plain, bool):
+        return float(plain)
+    if hint is int and isinstance(plain, float) and plain.is_integer():
+        return int(plain)
+    if isinstance(plain, bool) != (hint is bool) or not isinstance(plain, hint):
+        raise StudyError(f"{where} = {plain!r}: expected {hint.__name__}")
+    return plain

@@ -1,0 +1,159 @@
+"""Change settings of a study by dotted key: `--set`, and the sweep's winner.
+
+`pretrain.global_batch=512` reaches every stage of that name or kind; `data.…`, `execution.…`
+reach every stage. `best.data.path=…` reaches the choice `best` and its candidates `best_…`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mae_core.config import RECIPES, Execution
+from mae_core.errors import ConfigError
+from studies.errors import StudyError, unknown
+from studies.spec.codec import field_types, from_plain
+from studies.spec.identity import identify
+from studies.spec.study import Axis, Cell, Stage, Study, Sweep, check_objective, map_cell
+
+GLOBAL_SECTIONS = ("data", "execution")
+
+
+def parse(assignments: tuple[str, ...]) -> dict[str, Any]:
+    """Read `key=value` texts; a value is JSON where it parses as JSON, else a string."""
+    settings: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise StudyError(f"--set {text!r}: write key=value, such as pretrain.global_batch=512")
+        try:
+            settings[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key.strip()] = value
+    return settings
+
+
+def override_study(study: Study, settings: Mapping[str, Any]) -> Study:
+    """Apply settings to every stage of the study; raises `StudyError` for an unknown key."""
+    for key in settings:
+        _check_section(key, list(study.all_stages()))
+    return study.map_stages(lambda stage: override_stage(stage, settings))
+
+
+def override_cell(cell: Cell, settings: Mapping[str, Any]) -> Cell:
+    """Apply settings to every stage of one cell."""
+    return map_cell(cell, lambda stage: override_stage(stage, settings))
+
+
+def override_stage(stage: Stage, settings: Mapping[str, Any]) -> Stage:
+    """Apply to one stage the settings that name it; all at once, so that they may go together."""
+    recipe: dict[str, Any] = {}
+    execution: dict[str, Any] = {}
+    for key, value in settings.items():
+        section, _, rest = key.partition(".")
+        if section == "execution":
+            execution[rest] = value
+        elif section == "data":
+            recipe[key] = value
+        elif section in (stage.name, stage.kind) or _is_candidate(stage, section):
+            target, rest = (
+                (execution, rest.removeprefix("execution."))
+                if rest.startswith("execution.")
+                else (recipe, rest)
+            )
+            target[rest] = value
+    if not recipe and not execution:
+        return stage
+    return dataclasses.replace(
+        stage,
+        recipe=_replace(stage.recipe, recipe, f"{stage.name}"),
+        execution=_replace(stage.execution, execution, "execution"),
+    )
+
+
+def _is_candidate(stage: Stage, section: str) -> bool:
+    """True for `iNat2018_lr0.001` of the choice `iNat2018`; kinds have no candidates."""
+    return section not in RECIPES and stage.name.startswith(f"{section}_")
+
+
+def check_axes(sweep: Sweep) -> None:
+    """Refuse an axis that is misspelt, takes an impossible value, or varies nothing.
+
+    Raises `StudyError` naming axis and value. Values that are impossible only together are left
+    to the trial that draws them.
+    """
+    for axis in sweep.space:
+        _check_section(axis.key, list(sweep.base.stages), what="sweep axis")
+        cells = [_try_value(sweep.base, axis, value) for value in axis.examples]
+        for cell in cells:
+            for name in sweep.protocols:
+                check_objective(cell, name)
+        found = [identify(cell, {}) for cell in cells]
+        hashes = {tuple(one[name].science_hash for name in sweep.protocols) for one in found}
+        if len(cells) > 1 and len(hashes) == 1:
+            names = " or ".join(repr(name) for name in sweep.protocols)
+            raise StudyError(
+                f"sweep axis {axis.key!r} does not change what {names} computes: "
+                "name a setting of that stage or of one it builds on"
+            )
+
+
+def check_winner_fits(sweep: Sweep, cells: Iterable[Cell]) -> None:
+    """Refuse a value of the sweep that a cell could not use if it won."""
+    for cell in cells:
+        if cell.uses_winner:
+            for axis in sweep.space:
+                for value in axis.examples:
+                    _try_value(cell, axis, value)
+
+
+def _try_value(cell: Cell, axis: Axis, value: float | int | str) -> Cell:
+    try:
+        return override_cell(cell, {axis.key: value})
+    except (StudyError, ConfigError) as error:
+        where = f"sweep axis {axis.key!r} = {value!r} in cell {cell.address}"
+        raise StudyError(f"{where}: {error}") from error
+
+
+def _check_section(key: str, stages: list[Stage], *, what: str = "key") -> None:
+    section = key.partition(".")[0]
+    known = {s.name for s in stages} | {s.kind for s in stages} | set(GLOBAL_SECTIONS)
+    if section not in known:
+        raise unknown(what, key, _known_keys(stages))
+
+
+def _known_keys(stages: list[Stage]) -> list[str]:
+    keys = {f"execution.{f}" for f in field_types(Execution)}
+    for stage in stages:
+        for name, hint in field_types(type(stage.recipe)).items():
+            if dataclasses.is_dataclass(hint) and name != "data":
+                keys |= {f"{stage.kind}.{name}.{f}" for f in field_types(hint)}
+            else:
+                keys.add(f"{stage.kind}.{name}")
+        keys |= {f"data.{f}" for f in field_types(type(stage.recipe.data))}
+    return sorted(keys)
+
+
+def _replace(value: Any, changes: Mapping[str, Any], where: str) -> Any:
+    """Rebuild a dataclass with the values at dotted paths below it."""
+    if not changes:
+        return value
+    direct: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    hints = field_types(type(value))
+    for path, new in changes.items():
+        name, _, rest = path.partition(".")
+        if name not in hints:
+            raise unknown("key", name, hints, where=where)
+        if rest:
+            nested.setdefault(name, {})[rest] = new
+        else:
+            direct[name] = from_plain(hints[name], new, f"{where}.{name}")
+    for name, below in nested.items():
+        current = direct.get(name, getattr(value, name))
+        if not dataclasses.is_dataclass(current):
+            raise StudyError(f"{where}.{name} is {current!r}: it has no settings below it")
+        direct[name] = _replace(current, below, f"{where}.{name}")
+    return dataclasses.replace(value, **direct)
