@@ -18,13 +18,13 @@ from typing import Any
 from rich.console import Console
 
 from mae_core.config import STATE_FILE, Duration, Execution, Precision, PretrainRecipe
-from orchestrator.faults import FAULT_LOG, Fault
-from orchestrator.goodput import from_store
-from orchestrator.journal import StageReader, read_events
-from orchestrator.records import Records
+from orchestrator.rank.faults import FAULT_LOG, Fault
 from orchestrator.run import RunOptions, run_study
-from orchestrator.store import LocalStore
-from orchestrator.tracking import stage_history
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.goodput import from_store
+from orchestrator.store.journal import StageReader, read_events
+from orchestrator.store.records import Records
+from orchestrator.tracking.mlflow_runs import stage_history
 from studies.catalog import quickstart
 from studies.spec.study import Cell, Study
 

@@ -16,27 +16,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cluster.connect import Capacity, connect
 from cluster.errors import HeadLost
 from cluster.gang import SlotPool, SlotShape, max_slots, slot_shape
-from orchestrator.adopt import take_adopted
-from orchestrator.controller import Controller
-from orchestrator.datasets import Datasets, data_paths
+from orchestrator.cli.live import Display
+from orchestrator.drive.controller import Controller
+from orchestrator.drive.observer import Observer
+from orchestrator.drive.orphans import close_orphans, drop_finished_checkpoints
+from orchestrator.drive.remedies import PastAttempt, allowed_sizes
+from orchestrator.drive.signals import GRACE_VARIABLE, Notice
+from orchestrator.drive.task import Task
 from orchestrator.errors import DriftError, Preempted, StagesFailed, UserError
-from orchestrator.faults import FaultPlan
-from orchestrator.lease import Lease, hold
-from orchestrator.notice import GRACE_VARIABLE, Notice
-from orchestrator.observer import Observer
-from orchestrator.orphans import close_orphans, drop_finished_checkpoints
-from orchestrator.plan import Plan, accept, make_plan
-from orchestrator.progress import Display
-from orchestrator.rank_main import WARM_ENTRY
-from orchestrator.records import Records
-from orchestrator.remedies import PastAttempt, allowed_sizes
-from orchestrator.report import write_report
-from orchestrator.results import make_rows
-from orchestrator.run_data import keep_facts
-from orchestrator.store import LocalStore
-from orchestrator.tasks import Task
-from orchestrator.tracked import Tracking, sync_key
-from orchestrator.tracking_uri import without_credentials
+from orchestrator.plan.plan import Plan, accept, make_plan
+from orchestrator.plan.rows import make_rows
+from orchestrator.rank.entry import WARM_ENTRY
+from orchestrator.rank.faults import FaultPlan
+from orchestrator.report.study_report import write_report
+from orchestrator.store.data_facts import Datasets, data_paths
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.lease import Lease, hold
+from orchestrator.store.records import Records
+from orchestrator.tracking.dataset_inputs import keep_facts
+from orchestrator.tracking.observer import Tracking, sync_key
+from orchestrator.tracking.uri import without_credentials
+from orchestrator.weights.adopt import take_adopted
 from studies.analysis.report.page import summary_text
 from studies.spec.study import Study
 

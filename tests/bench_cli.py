@@ -32,7 +32,7 @@ def median_s(*arguments: str, runs: int = 5) -> float:
     for _ in range(runs + 1):
         began = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "orchestrator.cli", *arguments],
+            [sys.executable, "-m", "orchestrator.cli.main", *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
         )

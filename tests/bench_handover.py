@@ -19,13 +19,13 @@ from cluster.connect import connect
 from cluster.gang import SlotPool, slot_shape
 from cluster.verdict import Cause, judge
 from mae_core.config import Duration, Execution
-from orchestrator.datasets import Datasets
-from orchestrator.journal import JOURNAL_FILE, JournalReader
-from orchestrator.plan import make_plan
-from orchestrator.rank_main import ENTRY, WARM_ENTRY
-from orchestrator.records import Records, digest_outputs
-from orchestrator.store import LocalStore
-from orchestrator.tasks import Task, completion, make_payload
+from orchestrator.drive.task import Task, completion, make_payload
+from orchestrator.plan.plan import make_plan
+from orchestrator.rank.entry import ENTRY, WARM_ENTRY
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.journal import JOURNAL_FILE, JournalReader
+from orchestrator.store.records import Records, digest_outputs
 from studies.catalog import quickstart
 from studies.spec.study import Cell, Stage, Study
 

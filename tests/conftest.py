@@ -27,7 +27,7 @@ TINY_STUDY = '''
 """A study of seconds: 2-rank gangs, every kind of stage, a sweep."""
 from dataclasses import replace
 
-from mae_core import sizes
+from mae_core.model import sizes
 from mae_core.config import *
 from studies.catalog import quickstart as base
 from studies.spec import Cell, Choices, Stage, Study, Sweep
@@ -75,7 +75,7 @@ def mae_study(
     *arguments: str, timeout: float = 200, **options: object
 ) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does."""
-    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    command = [sys.executable, "-m", "orchestrator.cli.main", *arguments]
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
         command, capture_output=True, text=True, timeout=timeout, check=False, **options
     )

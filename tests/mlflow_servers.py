@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.journal import JOURNAL_FILE, JournalReader
-from orchestrator.store import LocalStore
-from orchestrator.tracking import (
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.journal import JOURNAL_FILE, JournalReader
+from orchestrator.tracking.mlflow_runs import (
     Target,
     Tracker,
     database_exists,

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.records import DoneRecord, Records
-from orchestrator.store import LocalStore
-from orchestrator.sweep import JOURNAL, SweepDriver
-from orchestrator.trials import Trials
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.records import DoneRecord, Records
+from orchestrator.sweep.optuna_driver import JOURNAL, SweepDriver
+from orchestrator.sweep.trials import Trials
 from studies.catalog import quickstart
 from studies.spec.study import Choices, Range, Sweep
 

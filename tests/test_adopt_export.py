@@ -19,13 +19,13 @@ from mae_core.config import DECODER_FILE, ENCODER_FILE, DataConfig, FinetuneReci
 from mae_core.evaluate.finetune import build_classifier
 from mae_core.model.mae import MAE
 from mae_core.model.masking import mask_noise
-from orchestrator.adopt import find_adopted, finish_adopted
-from orchestrator.cli import main
-from orchestrator.datasets import Datasets
+from orchestrator.cli.main import main
 from orchestrator.errors import StoreError
-from orchestrator.plan import accept, make_plan
-from orchestrator.records import DoneRecord, Records, digest_outputs
-from orchestrator.store import LocalStore
+from orchestrator.plan.plan import accept, make_plan
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.records import DoneRecord, Records, digest_outputs
+from orchestrator.weights.adopt import find_adopted, finish_adopted
 from studies.errors import StudyError
 from studies.spec.load import load_study
 from studies.spec.overrides import override_study

@@ -48,7 +48,7 @@ def test_a_killed_driver_leaves_nothing_and_the_next_goes_on(tmp_path: Path, hea
     arguments = ["run", str(tmp_path / "attached.py"), "--store", str(tmp_path / "store"),
                  "--no-report", "--address", head.address]  # fmt: skip
     environment = os.environ | head.environment
-    first = subprocess.Popen([sys.executable, "-m", "orchestrator.cli", *arguments],
+    first = subprocess.Popen([sys.executable, "-m", "orchestrator.cli.main", *arguments],
                              env=environment, stdout=subprocess.DEVNULL)  # fmt: skip
     deadline = time.monotonic() + 90
     while not list(tmp_path.glob("store/stages/*/*/checkpoints/step-*/manifest.json")):

@@ -19,11 +19,11 @@ from make_data import png, write_parquet, write_set, write_tree
 from mae_core.config import Duration
 from mae_core.data.importers import import_any
 from mae_core.errors import ConfigError
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.errors import EXIT_CODES
-from orchestrator.lease import hold
-from orchestrator.records import Records
-from orchestrator.store import LocalStore
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.lease import hold
+from orchestrator.store.records import Records
 
 ODD_STUDY = """
 from studies.catalog import quickstart as base
@@ -318,13 +318,15 @@ def test_a_store_that_is_full_or_forbidden(
 def test_any_full_or_forbidden_place_is_named(
     number: int, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.report.write_report", fail_with(number, "/some/place"))
+    monkeypatch.setattr(
+        "orchestrator.report.study_report.write_report", fail_with(number, "/some/place")
+    )
     message = refused(8, "report", "quickstart", "--store", store)
     assert message.startswith("mae-study: /some/place: ") and message.count("\n") == 1
 
 
 def test_a_defect_keeps_its_traceback(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.report.write_report", fail_with(errno.EBADF))
+    monkeypatch.setattr("orchestrator.report.study_report.write_report", fail_with(errno.EBADF))
     result = invoke("report", "quickstart", "--store", store)
     assert result.exit_code == 1 and isinstance(result.exception, OSError)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.datasets import Datasets
-from orchestrator.plan import Plan, make_plan
-from orchestrator.records import Records
-from orchestrator.store import LocalStore
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.records import Records
 from studies.catalog import CATALOG, PAPER, SMALL
 from studies.reference import published_set
 from studies.spec.axes import axis, place

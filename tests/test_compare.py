@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mae_core.evaluate.predictions import Predictions, write_predictions
-from orchestrator.cli import main
-from orchestrator.compare import split_side
-from orchestrator.datasets import Datasets
-from orchestrator.plan import accept, make_plan
-from orchestrator.records import DoneRecord, Records, digest_outputs
-from orchestrator.store import LocalStore
+from orchestrator.cli.main import main
+from orchestrator.plan.plan import accept, make_plan
+from orchestrator.report.comparison import split_side
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.records import DoneRecord, Records, digest_outputs
 from studies.spec.load import load_study
 
 STUDY = """

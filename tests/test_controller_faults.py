@@ -22,19 +22,19 @@ import pytest
 from rich.console import Console
 
 from mae_core.config import Duration, Execution, PretrainRecipe
-from orchestrator.datasets import Datasets
+from orchestrator.drive.orphans import close_orphans, drop_finished_checkpoints
+from orchestrator.drive.signals import Notice
+from orchestrator.drive.task import Task, completion
 from orchestrator.errors import Preempted, StagesFailed
-from orchestrator.faults import Fault, FaultPlan
-from orchestrator.journal import JOURNAL_FILE, JournalWriter, read_events
-from orchestrator.lease import hold
-from orchestrator.lineage import interventions, level_of, steps_of
-from orchestrator.notice import Notice
-from orchestrator.orphans import close_orphans, drop_finished_checkpoints
-from orchestrator.plan import Plan, make_plan
-from orchestrator.records import DoneRecord, Records
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.rank.faults import Fault, FaultPlan
 from orchestrator.run import RunOptions, run_study
-from orchestrator.store import LocalStore
-from orchestrator.tasks import Task, completion
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.journal import JOURNAL_FILE, JournalWriter, read_events
+from orchestrator.store.lease import hold
+from orchestrator.store.lineage import interventions, level_of, steps_of
+from orchestrator.store.records import DoneRecord, Records
 from studies.catalog import quickstart
 from studies.spec.study import Cell, Stage, Study
 
@@ -97,8 +97,8 @@ def test_an_elastic_gang_shrinks_and_grows_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2 → 1 → 2: a rank dies, the rest goes on alone until its successor has started."""
-    monkeypatch.setattr("orchestrator.policies.ELASTIC_WAIT_S", 0.0)
-    monkeypatch.setattr("orchestrator.policies.RESIZE_EVERY_S", 0.5)
+    monkeypatch.setattr("orchestrator.drive.policy.ELASTIC_WAIT_S", 0.0)
+    monkeypatch.setattr("orchestrator.drive.policy.RESIZE_EVERY_S", 0.5)
 
     def faults(attempt: int) -> Sequence[Fault]:
         return (Fault(rank=1, point="step", hit=EVERY + 5),) if attempt == 1 else ()
@@ -168,7 +168,7 @@ class Driver:
     def __init__(self, folder: Path) -> None:
         self.store = folder / "store"
         (folder / "long.py").write_text(LONG_STUDY)
-        command = [sys.executable, "-m", "orchestrator.cli", "run", str(folder / "long.py"),
+        command = [sys.executable, "-m", "orchestrator.cli.main", "run", str(folder / "long.py"),
                    "--store", str(self.store), "--no-report"]  # fmt: skip
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

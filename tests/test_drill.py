@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from mae_core.runtime.context import FAULT_POINTS
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 from orchestrator.drill import INTERVAL, REACH, DrawnFaults, DrillOptions, run_drill
 
 

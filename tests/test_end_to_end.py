@@ -151,7 +151,7 @@ def test_a_stage_runs_under_torchrun(finished: tuple[Path, Path], tmp_path: Path
     out = tmp_path / "torchrun"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
                "--master-addr", "127.0.0.1", "--master-port", str(free_port()),
-               "-m", "orchestrator.cli", "debug", str(study), "N1/e4/s0", "pretrain",
+               "-m", "orchestrator.cli.main", "debug", str(study), "N1/e4/s0", "pretrain",
                "--store", str(store), "--out", str(out)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -248,7 +248,15 @@ def hash_of(run: Any) -> str:
 def test_a_killed_driver_is_continued_by_the_same_command(tmp_path: Path) -> None:
     """SIGKILL in the middle of a 2-rank pretraining: it goes on from its checkpoint."""
     study, store = tiny_study(tmp_path, epochs=80, checkpoint_s=0.5), tmp_path / "store"
-    command = [sys.executable, "-m", "orchestrator.cli", "run", str(study), "--store", str(store)]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator.cli.main",
+        "run",
+        str(study),
+        "--store",
+        str(store),
+    ]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 150
     while not list(store.glob("stages/*/*/checkpoints/step-*/manifest.json")):

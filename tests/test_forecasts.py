@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.cli import main
-from orchestrator.datasets import Datasets
-from orchestrator.plan import Plan, PlannedStage, make_plan
-from orchestrator.records import DoneRecord, Records
-from orchestrator.store import LocalStore
+from orchestrator.cli.main import main
+from orchestrator.plan.plan import Plan, PlannedStage, make_plan
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.records import DoneRecord, Records
 from studies.spec.load import load_study
 
 STUDY = """
 from dataclasses import replace
 
-from mae_core import sizes
+from mae_core.model import sizes
 from mae_core.config import Duration, KnnRecipe, LrScheduleConfig
 from studies.catalog import quickstart as base
 from studies.spec import Cell, Stage, Study
@@ -44,7 +44,7 @@ TARGET = "Ti/e400/s0"
 
 def truth(planned: PlannedStage, plan: Plan) -> float:
     """Top-1 of a cell by a law, with a little noise that depends on its address."""
-    from orchestrator.results import axes_of
+    from orchestrator.plan.rows import axes_of
 
     at = axes_of(planned.cell, plan.planner)
     wobble = math.sin(sum(map(ord, planned.cell.address))) * 0.1

@@ -13,11 +13,17 @@ from click.testing import CliRunner
 from reliability.goodput import MTBFS_S, PRESENT_INTERVAL_S, Machine, Training, simulate
 
 from cluster.verdict import Cause
-from orchestrator.cli import main
-from orchestrator.goodput import attempt_log, from_store
-from orchestrator.journal import JOURNAL_FILE, Entry, JournalReader, JournalWriter, read_events
-from orchestrator.records import Records, stage_key
-from orchestrator.store import LocalStore
+from orchestrator.cli.main import main
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.goodput import attempt_log, from_store
+from orchestrator.store.journal import (
+    JOURNAL_FILE,
+    Entry,
+    JournalReader,
+    JournalWriter,
+    read_events,
+)
+from orchestrator.store.records import Records, stage_key
 from studies.analysis.goodput.accounting import (
     AT_THE_SAME_PLACE,
     BUCKETS,

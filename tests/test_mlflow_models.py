@@ -246,8 +246,8 @@ def test_a_store_without_runs_has_no_models(tmp_path: Path) -> None:
 
 
 def test_a_running_study_is_not_rebuilt(store: Path) -> None:
-    from orchestrator.lease import hold
-    from orchestrator.store import LocalStore
+    from orchestrator.store.driver import LocalStore
+    from orchestrator.store.lease import hold
 
     before = sorted(p.name for p in (store / "tracking").iterdir())
     with hold(LocalStore(store), "tiny"):

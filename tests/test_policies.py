@@ -8,7 +8,7 @@ import pytest
 
 from cluster.verdict import Cause
 from mae_core.config import Execution
-from orchestrator.policies import (
+from orchestrator.drive.policy import (
     BUDGETS,
     ELASTIC_WAIT_S,
     MAX_BACKOFF_S,
@@ -26,7 +26,7 @@ from orchestrator.policies import (
     short_since,
     to_record,
 )
-from orchestrator.remedies import (
+from orchestrator.drive.remedies import (
     PastAttempt,
     allowed_sizes,
     bad_nodes,

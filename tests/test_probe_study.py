@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from orchestrator.datasets import Datasets
-from orchestrator.debug import run_one
 from orchestrator.errors import UserError
-from orchestrator.plan import Plan, Status, make_plan
-from orchestrator.records import DoneRecord, Records, digest_outputs
-from orchestrator.report import write_report
-from orchestrator.store import LocalStore
+from orchestrator.plan.plan import Plan, Status, make_plan
+from orchestrator.rank.in_process import run_one
+from orchestrator.report.study_report import write_report
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.records import DoneRecord, Records, digest_outputs
 from studies.spec.load import load_study
 
 MAX_ROWS = 8

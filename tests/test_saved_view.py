@@ -7,7 +7,7 @@ import json
 import zlib
 from typing import Any
 
-from orchestrator.saved_view import Cell, accuracy_names, cells_view, varying, view_link
+from orchestrator.tracking.saved_view import Cell, accuracy_names, cells_view, varying, view_link
 
 SIZES = {"S": 22e6, "B": 86e6}
 

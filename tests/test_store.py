@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StoreError, StudyBusy
-from orchestrator.journal import JournalReader, JournalWriter
-from orchestrator.lease import acquire, hold
-from orchestrator.records import DoneRecord, Records
-from orchestrator.store import LocalStore, Store
+from orchestrator.store.driver import LocalStore, Store
+from orchestrator.store.journal import JournalReader, JournalWriter
+from orchestrator.store.lease import acquire, hold
+from orchestrator.store.records import DoneRecord, Records
 
 
 class StoreContract(ABC):
@@ -130,7 +130,8 @@ def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> Non
 def test_the_lease_of_a_killed_driver_is_taken_over(tmp_path: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path\n"
-        "from orchestrator.lease import acquire; from orchestrator.store import LocalStore\n"
+        "from orchestrator.store.lease import acquire\n"
+        "from orchestrator.store.driver import LocalStore\n"
         "acquire(LocalStore(Path(sys.argv[1])), 's').__enter__(); os._exit(9)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, timeout=60)

@@ -12,12 +12,12 @@ import pytest
 from sweep_bench import Bench, drive
 
 from mae_core.errors import ConfigError
-from orchestrator.controller import Controller
-from orchestrator.datasets import Datasets
+from orchestrator.drive.controller import Controller
 from orchestrator.errors import StudyBusy
-from orchestrator.lease import hold
-from orchestrator.plan import Plan, make_plan
-from orchestrator.trials import Trials, apply_winner
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.lease import hold
+from orchestrator.sweep.trials import Trials, apply_winner
 from studies.catalog import quickstart
 from studies.errors import StudyError
 from studies.spec.codec import study_from_plain, to_plain

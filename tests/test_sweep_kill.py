@@ -19,7 +19,7 @@ TRIALS = 4
 def test_a_killed_sweep_is_finished_by_the_same_command(tmp_path: Path) -> None:
     study, store = write_study(tmp_path, TRIALS), tmp_path / "store"
     command = ("run", str(study), "--store", str(store), "--no-report", "--quiet")
-    driver = subprocess.Popen([sys.executable, "-m", "orchestrator.cli", *command])
+    driver = subprocess.Popen([sys.executable, "-m", "orchestrator.cli.main", *command])
     deadline = time.monotonic() + 150
     while len(trial_files(store)) < 2 and time.monotonic() < deadline:
         assert driver.poll() is None, "it ended before it had two trials"

@@ -10,16 +10,16 @@ import pytest
 from sweep_bench import CONTINUOUS, Bench, drive
 
 from mae_core.model import sizes
-from orchestrator.controller import Controller
-from orchestrator.datasets import Datasets
-from orchestrator.lease import hold
-from orchestrator.plan import Plan, SweepPlan, make_plan
-from orchestrator.records import Records
-from orchestrator.show_plan import plan_json
-from orchestrator.store import LocalStore
-from orchestrator.sweep import TRANSFERRED, SweepDriver, importance
-from orchestrator.sweep_report import searches
-from orchestrator.trials import Trials
+from orchestrator.cli.show_plan import plan_json
+from orchestrator.drive.controller import Controller
+from orchestrator.plan.plan import Plan, SweepPlan, make_plan
+from orchestrator.report.searches import searches
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.lease import hold
+from orchestrator.store.records import Records
+from orchestrator.sweep.optuna_driver import TRANSFERRED, SweepDriver, importance
+from orchestrator.sweep.trials import Trials
 from studies.analysis.sweeps.page import sweep_texts
 from studies.catalog import quickstart
 from studies.errors import StudyError

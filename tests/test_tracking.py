@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 
 from cluster.verdict import Cause, Verdict
-from orchestrator.datasets import Datasets
+from orchestrator.drive.task import Task
 from orchestrator.errors import TrackingError
-from orchestrator.journal import JOURNAL_FILE, Entry, JournalWriter, StageReader
-from orchestrator.plan import Plan, make_plan
-from orchestrator.records import DoneRecord, Records
-from orchestrator.run_values import final_results
-from orchestrator.shipping import Item
-from orchestrator.store import LocalStore
-from orchestrator.tasks import Task
-from orchestrator.tracked import Shipper, Tracking, decision_text, sync_key
-from orchestrator.tracking import STUDY, RunInfo, Target, database_exists, default_uri
-from orchestrator.tracking_uri import check_uri, without_credentials
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalWriter, StageReader
+from orchestrator.store.records import DoneRecord, Records
+from orchestrator.tracking.cell_values import final_results
+from orchestrator.tracking.mlflow_runs import STUDY, RunInfo, Target, database_exists, default_uri
+from orchestrator.tracking.observer import Shipper, Tracking, decision_text, sync_key
+from orchestrator.tracking.shipper import Item
+from orchestrator.tracking.uri import check_uri, without_credentials
 from studies.catalog import quickstart
 from studies.spec.study import Study
 
@@ -177,10 +177,10 @@ def arrived(target: Target, identity: str, key: str) -> bool:
 KILLED = """
 import os, signal, time
 from pathlib import Path
-from orchestrator.shipping import Item
-from orchestrator.store import LocalStore
-from orchestrator.tracked import Shipper
-from orchestrator.tracking import RunInfo, Target
+from orchestrator.tracking.shipper import Item
+from orchestrator.store.driver import LocalStore
+from orchestrator.tracking.observer import Shipper
+from orchestrator.tracking.mlflow_runs import RunInfo, Target
 target = Target(uri="sqlite:///runs.db", study="s", question="?", artifacts=None,
                 store=LocalStore(Path(".")))
 shipper = Shipper(target, restarts=0)

@@ -26,12 +26,12 @@ from mlflow_servers import (
 )
 
 from orchestrator.errors import TrackingError
-from orchestrator.journal import JOURNAL_FILE, Entry, JournalWriter
-from orchestrator.shipping import Item
-from orchestrator.store import LocalStore
-from orchestrator.tracked import Shipper
-from orchestrator.tracking import RunInfo, Target, database_exists
-from orchestrator.tracking_uri import check_uri
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalWriter
+from orchestrator.tracking.mlflow_runs import RunInfo, Target, database_exists
+from orchestrator.tracking.observer import Shipper
+from orchestrator.tracking.shipper import Item
+from orchestrator.tracking.uri import check_uri
 
 STAGE = RunInfo(name="a#pretrain", level="stage", identity="stage:1", params={"mask_ratio": 0.75})
 TIMEOUT_S = 1
@@ -391,8 +391,8 @@ def test_many_processes_may_touch_a_fresh_store(tmp_path: Path) -> None:
 def test_a_database_whose_maker_was_killed_is_made_again(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from orchestrator.store import LocalStore\n"
-        "from orchestrator.tracking import prepare_database\n"
+        "from orchestrator.store.driver import LocalStore\n"
+        "from orchestrator.tracking.mlflow_runs import prepare_database\n"
         "prepare_database(LocalStore(Path(sys.argv[1])))"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]

@@ -299,7 +299,7 @@ _READERS: dict[str, Callable[[Cell, Stage], Place | None]] = {
     "patch_size": _of_origin(lambda r: float(r.encoder.patch_size)),
     "dataset": _dataset,
     "num_labels": _num_labels,
-    # Conditions within one stage: rows of their own (`orchestrator.corruption_rows`).
+    # Conditions within one stage: rows of their own (`orchestrator.plan.corruption_rows`).
     "severity": lambda cell, stage: None,
     "corruption": lambda cell, stage: None,
 }

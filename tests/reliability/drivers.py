@@ -72,7 +72,7 @@ def main() -> int:
 
 def command(folder: Path, store: Path, study: str = "twelve", *more: str) -> list[str]:
     """The command that is repeated."""
-    run = [sys.executable, "-m", "orchestrator.cli", "run", str(folder / f"{study}.py")]
+    run = [sys.executable, "-m", "orchestrator.cli.main", "run", str(folder / f"{study}.py")]
     return [*run, "--store", str(store), "--no-report", "--quiet", *more]
 
 

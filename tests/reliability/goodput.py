@@ -21,12 +21,12 @@ from typing import Any
 from rich.console import Console
 
 from mae_core.config import Duration, Execution
-from orchestrator.faults import Fault
-from orchestrator.goodput import attempt_log, from_store
-from orchestrator.journal import Entry
-from orchestrator.records import Records
+from orchestrator.rank.faults import Fault
 from orchestrator.run import RunOptions, run_study
-from orchestrator.store import LocalStore
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.goodput import attempt_log, from_store
+from orchestrator.store.journal import Entry
+from orchestrator.store.records import Records
 from studies.analysis.goodput.accounting import Goodput, account
 from studies.analysis.goodput.advice import Advice, advise, short_time
 from studies.analysis.goodput.interval_law import Costs, best_interval, expected_share

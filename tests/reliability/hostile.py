@@ -19,7 +19,7 @@ from cluster.gang import SlotPool, slot_shape
 from mae_core.checkpoint.manifest import MANIFEST
 from mae_core.errors import MaeCoreError
 from orchestrator.errors import UserError
-from orchestrator.store import LocalStore
+from orchestrator.store.driver import LocalStore
 from studies.errors import StudyError
 from studies.spec.study import check_address
 

@@ -60,7 +60,7 @@ def case(folder: Path, lr: str, execution: str) -> dict[str, Any]:
     """Run it; read the records."""
     text = STUDY.replace("LR))", f"{lr}))").replace("EXECUTION", execution)
     (folder / "wild.py").write_text(text)
-    run = [sys.executable, "-m", "orchestrator.cli", "run", str(folder / "wild.py"), "--store",
+    run = [sys.executable, "-m", "orchestrator.cli.main", "run", str(folder / "wild.py"), "--store",
            str(folder / "store"), "--no-report", "--quiet"]  # fmt: skip
     done = subprocess.run(run, check=False, timeout=300, env=dict(os.environ))
     store = folder / "store"

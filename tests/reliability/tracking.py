@@ -36,11 +36,11 @@ from mlflow_servers import (  # noqa: E402
     touch_at_once,
 )
 
-from orchestrator.journal import JOURNAL_FILE, Entry, JournalWriter  # noqa: E402
-from orchestrator.shipping import Item  # noqa: E402
-from orchestrator.store import LocalStore  # noqa: E402
-from orchestrator.tracked import Shipper  # noqa: E402
-from orchestrator.tracking import RunInfo, Target  # noqa: E402
+from orchestrator.store.driver import LocalStore  # noqa: E402
+from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalWriter  # noqa: E402
+from orchestrator.tracking.mlflow_runs import RunInfo, Target  # noqa: E402
+from orchestrator.tracking.observer import Shipper  # noqa: E402
+from orchestrator.tracking.shipper import Item  # noqa: E402
 
 STUDY = "outage"
 STAGE = RunInfo(name="a#pretrain", level="stage", identity="stage:1", params={"mask_ratio": 0.75})
@@ -159,10 +159,10 @@ def _catch_up(shipper: Shipper, uri: str, training: Training) -> float:
 
 def rank(folder: Path) -> dict[str, Any]:
     """Pretrain in this process as a rank does; time the journal, and look for MLflow."""
-    import orchestrator.rank_main as rank_main
+    import orchestrator.rank.entry as rank_main
     from cluster.rank_actor import RankControl
     from cluster.rank_env import stage_environment
-    from orchestrator.datasets import Datasets
+    from orchestrator.store.data_facts import Datasets
     from studies.catalog import quickstart
     from studies.spec.codec import to_plain
 

@@ -1,0 +1,1 @@
+"""The verbs of `mae-study` and what they show."""

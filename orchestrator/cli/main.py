@@ -1,0 +1,431 @@
+"""The command `mae-study`. Every verb imports what it needs when it runs: `--help` is instant."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.drill import drill
+from orchestrator.cli.fit import fit
+from orchestrator.cli.laws import advise, compare, laws, predict
+from orchestrator.cli.mlflow import mlflow
+from orchestrator.cli.options import Group, json_option, study_options
+from orchestrator.cli.weights import adopt, export
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mae_core.data.facts import DataFacts
+    from orchestrator.plan.plan import Plan
+    from orchestrator.store.records import Records
+    from studies.spec.study import Study
+
+_CODES = """Exit codes: 0 done; 1 a defect of mae-study; 2 bad input; 3 drift; 4 stages failed;
+5 study busy; 6 not enough resources or no cluster; 7 tracking; 8 store; 9 preempted;
+130 interrupted."""
+
+
+@click.group(cls=Group, epilog=_CODES, context_settings={"max_content_width": 100})
+@click.version_option(package_name="mae-study", message="%(version)s")
+def main() -> None:
+    """Scaling studies of masked autoencoders: plan, run, resume, compare.
+
+    STUDY is a name of the catalogue (`mae-study list`), the path of a Python file with
+    `def study() -> Study`, or a resolved study in JSON.
+    """
+
+
+@main.command("list")
+@json_option
+def list_command(as_json: bool) -> None:
+    """List the studies that ship."""
+    from studies.catalog import CATALOG
+    from studies.spec.load import load_study
+
+    found = {name: load_study(name) for name in CATALOG}
+    if as_json:
+        _print_json(
+            [{"study": n, "question": s.question, "cells": len(s.cells)} for n, s in found.items()]
+        )
+        return
+    for name, study in found.items():
+        click.echo(f"{name:26} {len(study.cells):4} cells  {study.question}")
+
+
+@main.command()
+@study_options
+@click.option("--all", "show_all", is_flag=True, help="List every stage, not only a summary.")
+@json_option
+def plan(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    show_all: bool,
+    as_json: bool,
+) -> None:
+    """Show what would run and why: status, parameters, FLOPs, steps, time."""
+    from orchestrator.cli.show_plan import plan_json, print_plan
+
+    _, made, _ = _plan(study_ref, settings, data_path, store)
+    if as_json:
+        _print_json(plan_json(made))
+    else:
+        print_plan(made, _console(), show_all=show_all)
+
+
+@main.command()
+@study_options
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    envvar="MAE_STUDY_RAY_ADDRESS",
+    help="Attach to this Ray cluster (RAY_AUTH_TOKEN holds its token) instead of "
+    "starting an embedded one on loopback.",
+)
+@click.option("--cpus", type=click.IntRange(min=1), help="Cores the embedded Ray may use.")
+@click.option("--cpus-per-rank", type=click.IntRange(min=1), help="Cores of one rank.")
+@click.option("--slots", type=click.IntRange(min=1), help="Warm ranks to hold; default: all fit.")
+@click.option(
+    "--spares",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Warm ranks beyond the slots, to take the place of one that dies.",
+)
+@click.option(
+    "--grace-s",
+    type=click.FloatRange(min=0),
+    envvar="MAE_STUDY_GRACE_S",
+    metavar="SECONDS",
+    help="Time to save after SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C; "
+    "default: execution.grace_s of each stage, 30.",
+)
+@click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    metavar="URI",
+    help="MLflow server; default: SQLite in the store.",
+)
+@click.option(
+    "--accept-changes", is_flag=True, help="Run cells whose settings changed; old results stay."
+)
+@click.option("--no-report", is_flag=True, help="Do not write the report at the end.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors and the result.")
+@json_option
+def run(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    address: str | None,
+    cpus: int | None,
+    cpus_per_rank: int | None,
+    slots: int | None,
+    spares: int,
+    grace_s: float | None,
+    tracking_uri: str | None,
+    accept_changes: bool,
+    no_report: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run what is missing of a study. The same command continues whatever was killed."""
+    from orchestrator.cli.show_plan import print_outcome
+    from orchestrator.drive.signals import Notice
+    from orchestrator.run import RunOptions, run_study
+
+    options = RunOptions(
+        store=Path(store),
+        address=address,
+        num_cpus=cpus,
+        cpus_per_rank=cpus_per_rank,
+        slots=slots,
+        spares=spares,
+        grace_s=grace_s,
+        tracking_uri=tracking_uri,
+        accept_changes=accept_changes,
+        write_report=not no_report,
+    )
+    study = _study(study_ref, settings, data_path)
+    notice = Notice()
+    with notice.listen():
+        outcome = run_study(study, options, _console(), quiet=quiet or as_json, notice=notice)
+    if as_json:
+        _print_json(
+            {
+                "study": study.name,
+                "started": outcome.num_started,
+                "done": sum(not s.status.is_work for s in outcome.plan.stages),
+                "report": outcome.report and str(outcome.report),
+                "tracking_problem": outcome.tracking_problem,
+            }
+        )
+    else:
+        print_outcome(outcome, _console(), quiet=quiet)
+
+
+@main.command()
+@study_options
+@json_option
+def status(
+    study_ref: str, settings: tuple[str, ...], data_path: str | None, store: str, as_json: bool
+) -> None:
+    """Show a size × duration matrix of what is done, and what runs or failed."""
+    from orchestrator.cli.show_status import print_status, status_json
+
+    _, made, records = _plan(study_ref, settings, data_path, store)
+    if as_json:
+        _print_json(status_json(made, records))
+    else:
+        print_status(made, records, _console())
+
+
+@main.command()
+@study_options
+@click.argument("cell")
+@click.argument("stage", required=False)
+@click.option("--attempt", type=int, help="Number of the attempt; default: the last.")
+@click.option("--rank", type=int, default=0, show_default=True)
+def logs(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    cell: str,
+    stage: str | None,
+    attempt: int | None,
+    rank: int,
+) -> None:
+    """Print what an attempt of a stage printed, how it ended, and its last metrics."""
+    from orchestrator.cli.show_status import print_logs
+
+    _, made, records = _plan(study_ref, settings, data_path, store)
+    print_logs(made, records, _console(), cell=cell, stage=stage, attempt=attempt, rank=rank)
+
+
+@main.command()
+@study_options
+@click.option("--out", metavar="DIR", help="Where to write; default: reports/ in the store.")
+@json_option
+def report(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """Write the report of what is finished: HTML, PNG, CSV, Parquet."""
+    from orchestrator.report.study_report import write_report
+    from orchestrator.run import report_dir
+    from orchestrator.store.driver import output_dir
+
+    _, made, records = _plan(study_ref, settings, data_path, store)
+    default = report_dir(records, made.study.name)
+    page = write_report(made, records, output_dir(Path(out) if out else None, default))
+    if as_json:
+        _print_json({"report": str(page)})
+    else:
+        click.echo(str(page))
+
+
+@main.command()
+@study_options
+@click.argument("cell")
+@click.argument("stage")
+@click.option("--out", metavar="DIR", help="Where to write; default: debug/ in the store.")
+@click.option(
+    "--encoder",
+    metavar="FILE",
+    help="Encoder (safetensors) for an evaluation; default: the parent's, of `run` or `debug`.",
+)
+@json_option
+def debug(
+    study_ref: str,
+    settings: tuple[str, ...],
+    data_path: str | None,
+    store: str,
+    cell: str,
+    stage: str,
+    out: str | None,
+    encoder: str | None,
+    as_json: bool,
+) -> None:
+    """Run one stage in this process, without Ray: breakpoints work.
+
+    The result goes to a directory of its own and never counts as done. Under torchrun every
+    process is one rank: `torchrun --nproc-per-node 2 -m orchestrator.cli.main debug STUDY ...`.
+    """
+    from orchestrator.rank.in_process import leave_gang, run_one, stdout_to_stderr
+
+    _, made, records = _plan(study_ref, settings, data_path, store)
+    with stdout_to_stderr() if as_json else contextlib.nullcontext():
+        outcome = run_one(
+            made,
+            records,
+            cell=cell,
+            stage=stage,
+            out=Path(out) if out else None,
+            encoder=Path(encoder) if encoder else None,
+        )
+    if outcome is not None and as_json:  # None on ranks above 0
+        _print_json(outcome)
+    elif outcome is not None:
+        for key, value in outcome["metrics"].items():
+            if not isinstance(value, dict):
+                click.echo(f"{key:18} {value}")
+        click.echo(f"outputs in {outcome['directory']}")
+    leave_gang()
+
+
+main.add_command(adopt)
+main.add_command(compare)
+main.add_command(laws)
+main.add_command(predict)
+main.add_command(advise)
+main.add_command(drill)
+main.add_command(fit)
+main.add_command(export)
+main.add_command(mlflow)
+
+
+@main.group()
+def data() -> None:
+    """Import and inspect image data sets."""
+
+
+@data.command("import")
+@click.argument("source")
+@click.argument("destination")
+@json_option
+def data_import(source: str, destination: str, as_json: bool) -> None:
+    """Write Parquet from an ImageFolder tree or a CIFAR-10/100 python archive."""
+    from mae_core.data.importers import import_any
+
+    _written(source, destination, as_json, functools.partial(import_any, source, destination))
+
+
+@data.command("subset")
+@click.argument("source")
+@click.argument("names", type=click.Path(exists=True, dir_okay=False))
+@click.argument("destination")
+@json_option
+def data_subset(source: str, names: str, destination: str, as_json: bool) -> None:
+    """Write Parquet of the training images that the text file NAMES lists, and all of dev, test."""
+    from mae_core.data.subset import write_subset
+
+    write = functools.partial(write_subset, source, names, destination)
+    _written(source, destination, as_json, write)
+
+
+def _written(source: str, destination: str, as_json: bool, write: Callable[..., DataFacts]) -> None:
+    from orchestrator.cli.show_status import import_json, print_import
+    from orchestrator.run import progress_bar
+
+    with (
+        _stop_on_sigterm(),
+        progress_bar(_console(), _markup_free(f"importing {source}"), quiet=as_json) as advance,
+    ):
+        facts = write(on_progress=advance)
+    if as_json:
+        _print_json(import_json(facts, destination))
+    else:
+        print_import(facts, destination, _console())
+
+
+@data.command("inspect")
+@click.argument("path")
+@json_option
+def data_inspect(path: str, as_json: bool) -> None:
+    """Show splits, classes, image sizes, problems and the fingerprint of a data set."""
+    from mae_core.data.scan import inspect
+    from orchestrator.run import progress_bar
+
+    text = _markup_free(f"reading {path}")
+    with progress_bar(_console(), text, quiet=as_json) as advance:
+        found = inspect(path, on_progress=advance)
+    if as_json:
+        _print_json(found)
+        return
+    from orchestrator.cli.show_status import print_mapping
+
+    print_mapping(found, _console())
+
+
+def _study(reference: str, settings: tuple[str, ...], data_path: str | None) -> Study:
+    from studies.spec.load import load_study
+    from studies.spec.overrides import override_study, parse
+
+    overrides = parse(settings)
+    study = load_study(reference, data_path)
+    return override_study(study, overrides) if overrides else study
+
+
+def _plan(
+    reference: str, settings: tuple[str, ...], data_path: str | None, store: str
+) -> tuple[Study, Plan, Records]:
+    from orchestrator.plan.plan import make_plan
+    from orchestrator.store.data_facts import Datasets
+    from orchestrator.store.driver import LocalStore
+    from orchestrator.store.records import Records
+
+    study = _study(reference, settings, data_path)
+    local = LocalStore(Path(store))
+    local.check_readable()
+    records = Records(local)
+    return study, make_plan(study, records, Datasets(local)), records
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Piped output is read by programs and people's pagers: wide enough not to fold tables.
+    # No emoji: `:x:` in a path or a message is what it is.
+    return Console(width=None if sys.stdout.isatty() else 140, emoji=False)
+
+
+def _markup_free(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _print_json(value: Any) -> None:
+    """Print strict JSON: a number that is not finite becomes null."""
+    click.echo(json.dumps(_finite(value), indent=1, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+@contextlib.contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: what is half-written is taken down."""
+    import signal
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""`mae-study mlflow`: the UI on a store's runs, the database made again, encoders as models."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from orchestrator.cli.options import Group, json_option, store_option
+
+if TYPE_CHECKING:
+    from orchestrator.store.driver import LocalStore
+
+MAX_LINKS = 5
+"""Studies whose cells are linked to, the newest."""
+
+
+@click.group(cls=Group, invoke_without_command=True)
+@store_option
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.pass_context
+def mlflow(context: click.Context, store: str, port: int) -> None:
+    """Start the MLflow UI on the store's runs, on loopback; or see the commands below."""
+    if context.invoked_subcommand is None:
+        _serve(store, port)
+    elif context.get_parameter_source("port") is not click.core.ParameterSource.DEFAULT:
+        raise click.UsageError("--port is of the UI; leave it out")
+
+
+@mlflow.command()
+@click.pass_context
+@store_option
+@json_option
+def rebuild(context: click.Context, store: str, as_json: bool) -> None:
+    """Make the store's MLflow database again from its records.
+
+    Runs, curves, tables, data sets and registered models are equal but for ids and addresses. The
+    database that is there is kept beside it.
+    """
+    from orchestrator.store.records import Records
+    from orchestrator.tracking.rebuild import rebuild as make_again
+
+    local = _local(_named_store(context, store))
+    local.check_writable()
+    found = make_again(Records(local), lambda text: click.echo(text, err=True))
+    if as_json:
+        aside = found.set_aside and str(found.set_aside)
+        _print_json(asdict(found) | {"set_aside": aside})
+        return
+    click.echo(f"{len(found.studies)} studies and {found.models} models in MLflow again")
+    if found.set_aside:
+        click.echo(f"what was there before is in {found.set_aside}; restart an open MLflow UI")
+
+
+@mlflow.command()
+@click.argument("reference", metavar="STUDY/CELL[#STAGE]")
+@click.option("--name", default="", help="The model's name; default: STUDY-CELL.")
+@click.option(
+    "--features",
+    type=click.Choice(["cls", "mean"]),
+    default="cls",
+    show_default=True,
+    help="What an encoder's model returns: class token, or mean of the patch tokens.",
+)
+@click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    metavar="URI",
+    default="",
+    help="MLflow server that the study was tracked into; default: the store's own database.",
+)
+@click.pass_context
+@store_option
+@json_option
+def register(
+    context: click.Context,
+    reference: str,
+    name: str,
+    features: Literal["cls", "mean"],
+    tracking_uri: str,
+    store: str,
+    as_json: bool,
+) -> None:
+    """Register a cell's encoder, or with #STAGE a fine-tuned classifier, as a model of MLflow.
+
+    The model takes pixels (N, C, S, S), float32 in 0..1, and returns features or class scores;
+    `mlflow.pytorch.load_model` and `mlflow.pyfunc.load_model` load it without mae-study.
+    """
+    from orchestrator.store.records import Records
+    from orchestrator.tracking.registered_models import register as register_model
+    from orchestrator.tracking.uri import require_answer
+
+    local = _local(_named_store(context, store))
+    if tracking_uri:
+        require_answer(tracking_uri)
+    else:
+        _check_database(local)
+    found = register_model(
+        Records(local), reference, name=name, features=features, uri=tracking_uri
+    )
+    if as_json:
+        _print_json(asdict(found) | {"uri": found.uri})
+        return
+    click.echo(f"{found.reference} is {found.uri} ({found.features})")
+    click.echo(f'  mlflow.pytorch.load_model("{found.uri}")')
+
+
+def _named_store(context: click.Context, store: str) -> str:
+    """`--store` of the subcommand, or of `mlflow` before it."""
+    default = context.get_parameter_source("store") is click.core.ParameterSource.DEFAULT
+    above = context.parent.params.get("store") if context.parent else None
+    return above if default and above else store
+
+
+def _local(store: str) -> LocalStore:
+    from orchestrator.store.driver import LocalStore
+
+    local = LocalStore(Path(store))
+    local.check_readable()
+    return local
+
+
+def _check_database(local: LocalStore) -> None:
+    from orchestrator.errors import StoreError
+    from orchestrator.tracking.mlflow_runs import database_exists
+
+    if not database_exists(local):
+        raise StoreError(f"no MLflow runs in {local.root}: run a study first, or name its --store")
+
+
+def _serve(store: str, port: int) -> None:
+    from orchestrator.tracking.mlflow_runs import artifact_root, default_uri, experiment_ids
+    from orchestrator.tracking.saved_view import view_link
+
+    local = _local(store)
+    _check_database(local)
+    command = [sys.executable, "-m", "mlflow", "server"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", default_uri(local)]
+    command += ["--default-artifact-root", artifact_root(local).as_uri()]
+    address = f"http://127.0.0.1:{port}"
+    click.echo(f"MLflow on {address} (Ctrl-C stops it)")
+    for study, number in list(experiment_ids(local).items())[:MAX_LINKS]:
+        click.echo(f"  cells of {study}: {address}/{view_link(number)}")
+    os.execv(sys.executable, command)
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=1, default=str))

@@ -1,0 +1,181 @@
+"""`mae-study adopt` and `export`: encoders from and for other people's programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from orchestrator.cli.options import json_option, store_option
+
+if TYPE_CHECKING:
+    from orchestrator.weights.adopt import Adopted
+    from orchestrator.weights.export import Exported
+
+LAYOUTS = ("official", "hf", "timm")
+
+
+@click.command()
+@click.argument("file")
+@click.option("--name", required=True, help="What studies and people call it, such as mae_b.")
+@click.option(
+    "--layout",
+    type=click.Choice(["auto", *LAYOUTS]),
+    default="auto",
+    show_default=True,
+    help="Whose key names the file has.",
+)
+@click.option("--size", help="Size that it must have, such as B (see `mae_core/model/sizes.py`).")
+@click.option(
+    "--heads",
+    type=click.IntRange(min=1),
+    help="Attention heads, where no config.json says; default: 64 channels each, in H 80.",
+)
+@click.option(
+    "--decoder-heads",
+    type=click.IntRange(min=1),
+    help="Heads of the decoder, where no config.json says; default: 16.",
+)
+@click.option(
+    "--classes",
+    metavar="TEXTFILE",
+    help="Names of a classifier's classes, one per line; default: 0, 1, 2 ...",
+)
+@store_option
+@json_option
+def adopt(
+    file: str,
+    name: str,
+    layout: str,
+    size: str | None,
+    heads: int | None,
+    decoder_heads: int | None,
+    classes: str | None,
+    store: str,
+    as_json: bool,
+) -> None:
+    """Take a checkpoint made elsewhere into the store, for studies to name.
+
+    FILE is a .pth of the official MAE code, a folder or safetensors of Hugging Face's ViT or
+    ViTMAE, or a state dict of timm. Nothing in a pickle is run.
+    """
+    from mae_core.weights import Hints
+    from orchestrator.store.driver import LocalStore
+    from orchestrator.store.records import Records
+    from orchestrator.weights.adopt import adopt as adopt_file
+
+    local = LocalStore(Path(store))
+    local.check_writable()
+    found = adopt_file(
+        Path(file),
+        name,
+        Records(local),
+        layout=layout,
+        hints=Hints(num_heads=heads, decoder_heads=decoder_heads, size=size),
+        class_names=_lines(classes),
+    )
+    if as_json:
+        _print_json({"name": name, "recipe": recipe_text(name, found), **found.record})
+    else:
+        click.echo(adopted_text(name, found))
+
+
+@click.command()
+@click.argument("reference", metavar="CELL_OR_FILE")
+@click.option("--layout", type=click.Choice(LAYOUTS), required=True)
+@click.option("--with-decoder", is_flag=True, help="Write the decoder too (official, hf).")
+@click.option(
+    "--out",
+    required=True,
+    metavar="PATH",
+    help="A folder for hf; a .pth for official; .safetensors or .pth for timm.",
+)
+@store_option
+@json_option
+def export(
+    reference: str, layout: str, with_decoder: bool, out: str, store: str, as_json: bool
+) -> None:
+    """Write an encoder as another library does, and read it back to check.
+
+    CELL_OR_FILE is STUDY/CELL (the cell's encoder) or STUDY/CELL#STAGE (a fine-tuned classifier)
+    of the store, the name of an adopted encoder, or the path of an encoder.safetensors.
+    """
+    from orchestrator.store.driver import LocalStore
+    from orchestrator.store.records import Records
+    from orchestrator.weights.export import export as export_layout
+
+    local = LocalStore(Path(store))
+    local.check_readable()
+    done = export_layout(
+        reference,
+        layout,  # type: ignore[arg-type]
+        Path(out),
+        Records(local),
+        with_decoder=with_decoder,
+    )
+    if as_json:
+        _print_json(_exported_json(done))
+    else:
+        click.echo("\n".join(map(str, done.files)))
+
+
+def recipe_text(name: str, adopted: Adopted) -> str:
+    """How a study file names an adopted encoder."""
+    return f'AdoptedRecipe(name="{name}", sha256="{adopted.sha256}", ...)'
+
+
+def adopted_text(name: str, adopted: Adopted) -> str:
+    """What was taken in and how, as people read it."""
+    record, encoder = adopted.record, adopted.encoder
+    size = f"{encoder.name} " if encoder.name else ""
+    decoder = record["decoder"]
+    lines = [
+        f"adopted {name}: {record['layout']} layout, {len(record['mapping'])} tensors",
+        f"  encoder    {size}width {encoder.width}, depth {encoder.depth}, "
+        f"{encoder.num_heads} heads, patch {encoder.patch_size}, "
+        f"{record['image_size']} px, {record['num_channels']} channels",
+    ]
+    if decoder:
+        lines.append(
+            f"  decoder    width {decoder['width']}, depth {decoder['depth']}, "
+            f"{decoder['num_heads']} heads"
+        )
+    if record["num_classes"]:
+        lines.append(f"  classifier {record['num_classes']} classes")
+    lines += [f"  note       {note}" for note in record["notes"]]
+    left_out = [*record["left_out"], *record["left_out_of_the_pickle"]]
+    if left_out:
+        lines.append(f"  left out   {', '.join(left_out)}")
+    lines += [
+        f"  sha256     {adopted.sha256}",
+        f"  files      {adopted.folder}",
+        f"in a study   {recipe_text(name, adopted)}",
+    ]
+    return "\n".join(lines)
+
+
+def _exported_json(done: Exported) -> dict[str, Any]:
+    return {
+        "source": str(done.source),
+        "layout": done.layout,
+        "files": [str(path) for path in done.files],
+        "sha256": done.sha256,
+        "has_decoder": done.has_decoder,
+    }
+
+
+def _lines(path: str | None) -> list[str]:
+    from orchestrator.errors import UserError
+
+    if path is None:
+        return []
+    try:
+        return Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {path}: cannot be read ({error})") from error
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value, indent=1, default=str))

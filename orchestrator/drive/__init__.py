@@ -1,0 +1,1 @@
+"""Driving a plan: decide, act, judge what ended, remedy, until everything is done."""

@@ -1,0 +1,201 @@
+"""A stage on its way through a run: its state, its attempts, its payload."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cluster.gang import Gang
+from mae_core.config import DataConfig, Execution
+from mae_core.data.facts import DIGITS
+from mae_core.errors import MaeCoreError
+from mae_core.runtime.plugins import import_root, source_digest
+from orchestrator.drive.policy import Start, TaskState, TaskView
+from orchestrator.drive.remedies import PastAttempt
+from orchestrator.plan.plan import PlannedStage
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.lineage import interventions, level_of
+from orchestrator.store.records import DoneRecord, Records, digest_outputs
+from studies.spec.codec import to_plain
+from studies.spec.study import Cell, Stage
+
+
+@dataclass
+class Task:
+    """One identity to compute; several cells may share it."""
+
+    planned: PlannedStage
+    parents: tuple[str, ...]
+    """Science hashes."""
+    state: TaskState = TaskState.WAITING
+    attempts: list[PastAttempt] = field(default_factory=list)
+    gang: Gang | None = None
+    attempt: int = 0
+    """Number of the running or last attempt, in the store."""
+    began: float = 0.0
+    """Of the running attempt, on the monotonic clock."""
+    started_at: float = 0.0
+    """The same in Unix seconds."""
+    decision: Start | None = None
+    """What was decided for the running or last attempt."""
+    is_stopping: bool = False
+    """Its gang has been asked to stop."""
+    reason: str = ""
+    estimate_s: float = 0.0
+    deferred_until: float = 0.0
+    """Not to be started before; another study's driver runs it."""
+
+    @property
+    def key(self) -> str:
+        """Science hash."""
+        return self.planned.identity.science_hash
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that it asks for."""
+        return self.planned.stage.execution.world_size
+
+    @property
+    def execution(self) -> Execution:
+        """How the running or last attempt is computed: as the stage asks for, with remedies."""
+        return self.decision.execution if self.decision else self.planned.stage.execution
+
+    def view(self) -> TaskView:
+        """What a policy sees: evaluations first, then trials, then the longest pretrainings."""
+        rank = 0 if self.planned.stage.parents else 1 if self.planned.cell.role == "sweep" else 2
+        return TaskView(
+            key=self.key,
+            state=self.state,
+            execution=self.planned.stage.execution,
+            batch=split.global_batch if (split := self.planned.cost.split) else None,
+            parents=self.parents,
+            attempts=tuple(self.attempts),
+            not_before=self.deferred_until,
+            priority=(rank, -self.estimate_s),
+            running_on=self.execution.world_size if self.gang else 0,
+            started_at=self.started_at,
+            is_stopping=self.is_stopping,
+        )
+
+
+def make_payload(
+    task: Task, attempt: int, records: Records, datasets: Datasets, *, lease_epoch: int = 0
+) -> dict[str, Any]:
+    """Everything a rank needs, as JSON."""
+    stage = task.planned.stage
+    facts = datasets.ensure(stage.recipe.data.path)
+    return {
+        "recipe": to_plain(stage.recipe) | {"data": _located(stage.recipe.data)},
+        "execution": to_plain(task.execution),
+        "rollback": task.decision.rollback if task.decision else 0,
+        "lease_epoch": lease_epoch,
+        "facts": facts.to_json(),
+        "science_hash": task.key,
+        "directory": str(records.attempt_dir(task.key, attempt)),
+        "checkpoints": str(records.checkpoints(task.key)),
+        "parents": parents_of(task.planned.cell, stage, task.parents, records),
+        "extensions": extensions_of(stage.recipe),
+        "capture": True,
+    }
+
+
+def _located(data: DataConfig) -> dict[str, Any]:
+    """Data configuration with an absolute path: a rank may start in another directory."""
+    path = Path(data.path)
+    if data.path != DIGITS and "://" not in data.path and path.exists():
+        data = replace(data, path=str(path.absolute()))
+    located: dict[str, Any] = to_plain(data)
+    return located
+
+
+def parents_of(
+    cell: Cell, stage: Stage, hashes: tuple[str, ...], records: Records
+) -> list[dict[str, Any]]:
+    """What a rank must know of the finished parents of a stage, in the order of the study."""
+    found = []
+    for name, science_hash in zip(stage.parents, hashes, strict=True):
+        record = records.done(science_hash)
+        if record is not None:
+            directory = records.outputs(science_hash, record.attempt)
+            found.append(
+                {
+                    "name": name,
+                    "kind": cell.stage(name).kind,
+                    "files": {file: str(directory / file) for file in record.outputs},
+                    "digests": record.outputs,
+                    "metrics": record.metrics,
+                    "recipe": to_plain(cell.stage(name).recipe),
+                }
+            )
+    return found
+
+
+def extensions_of(recipe: Any) -> dict[str, Any]:
+    """Where a rank finds the user's code that a recipe names, and what its source must be."""
+    names = recipe.extensions
+    return {
+        "roots": sorted({str(import_root(name)) for name in names}),
+        "digests": {name: source_digest(name) for name in names},
+    }
+
+
+def completion(task: Task, values: dict[str, Any], seconds: float, records: Records) -> DoneRecord:
+    """The completion record of a task whose gang succeeded, from what rank 0 returned."""
+    parents = {parent: records.done(parent) for parent in task.parents}
+    attempts = records.lineage(task.key)
+    own = interventions(attempts, lambda n: records.attempt_dir(task.key, n))
+    inherited = [
+        {"inherited": parent} | mark
+        for parent, record in parents.items()
+        if record is not None
+        for mark in record.intervened
+    ]
+    level = level_of(attempts, lambda n: records.attempt_dir(task.key, n))
+    return DoneRecord(
+        science_hash=task.key,
+        kind=task.planned.stage.kind,
+        attempt=task.attempt,
+        metrics=values["metrics"],
+        outputs=digest_outputs(records.outputs(task.key, task.attempt)),
+        parents={p: record.outputs if record else {} for p, record in parents.items()},
+        seconds=round(seconds, 3),
+        world_size=task.execution.world_size,
+        provenance=values["provenance"]
+        | {"code": code_version(), "execution": asdict(task.execution), "level": level},
+        intervened=own + inherited,
+    )
+
+
+def drop_checkpoints(records: Records, science_hash: str, execution: Execution) -> None:
+    """Remove the checkpoints of a finished stage; what cannot be removed only costs room."""
+    shutil.rmtree(records.checkpoints(science_hash), ignore_errors=True)
+    if execution.checkpoint_uri is None:
+        return
+    from mae_core.checkpoint.storage import open_place
+
+    with contextlib.suppress(OSError, MaeCoreError):
+        place = open_place(f"{execution.checkpoint_uri.rstrip('/')}/{science_hash}")
+        for name in place.directories():
+            place.delete_tree(name)
+
+
+@cache
+def code_version() -> dict[str, Any]:
+    """Commit of this code, and whether the tree differs from it; empty outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""What would run and why, what it costs, and the rows of what is done."""

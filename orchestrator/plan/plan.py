@@ -1,0 +1,357 @@
+"""What would run and why: every stage of a study with its identity, status and cost."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mae_core.config import AdoptedRecipe, EncoderConfig
+from mae_core.errors import ConfigError
+from orchestrator.plan.cost import Cost, Rates, Sample, cost_of
+from orchestrator.store.data_facts import Datasets, data_paths
+from orchestrator.store.records import DoneRecord, Records
+from orchestrator.sweep.trials import Trials, Values, apply_winner
+from orchestrator.weights.adopt import with_digests
+from studies.spec.canonical_json import differences
+from studies.spec.codec import to_plain
+from studies.spec.identity import UNKNOWN_DATA, Identity, identify
+from studies.spec.search import by_size, size_name
+from studies.spec.study import Cell, Stage, Study
+
+
+class Status(enum.Enum):
+    """Where a planned stage stands."""
+
+    DONE = "done"
+    MISSING = "missing"
+    CHANGED = "changed"
+    """Its address is known with another identity: a decision is due."""
+    STALE = "stale"
+    """Done, but a parent was run again since."""
+    AFTER_SWEEP = "after sweep"
+    """Its settings come from a sweep that has no winner yet."""
+
+    @property
+    def is_work(self) -> bool:
+        """True if a run would start it."""
+        return self is not Status.DONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """One stage of one cell."""
+
+    cell: Cell
+    stage: Stage
+    identity: Identity
+    status: Status
+    reason: str
+    cost: Cost
+    record: DoneRecord | None = None
+    changes: tuple[tuple[str, Any, Any], ...] = ()
+    """Dotted key, accepted value, new value; for a changed stage."""
+
+    @property
+    def address(self) -> str:
+        """`cell#stage`"""
+        return f"{self.cell.address}#{self.stage.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """Where the sweep stands."""
+
+    trials: Trials
+    values: dict[int, Values]
+    """Of finished trials, by each of the sweep's protocols."""
+    winner: dict[str, Any] | None
+    encoder: EncoderConfig | None = None
+    """The size that is searched; None = the winner is for all cells."""
+    transferred: dict[str, Any] | None = None
+    """Settings that won at the size before."""
+
+    @property
+    def label(self) -> str:
+        """The size that is searched, empty for the only sweep."""
+        return "" if self.encoder is None else size_name(self.encoder)
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Of finished trials, by the protocol that names the winner."""
+        at = self.trials.sweep.protocols.index(self.trials.sweep.objective)
+        return {number: values[at] for number, values in self.values.items()}
+
+    @property
+    def prefix(self) -> str:
+        """What the addresses of its trials begin with."""
+        return f"{self.trials.sweep.base.address}/"
+
+    @property
+    def missing(self) -> int:
+        """Trials still to finish."""
+        return 0 if self.winner else max(0, self.trials.sweep.num_trials - len(self.scores))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Of a whole study, with the sweep's winner filled in where there is one."""
+
+    study: Study
+    stages: tuple[PlannedStage, ...]
+    sweeps: tuple[SweepPlan, ...]
+    """In the order in which they run: one per size, or the only one."""
+    rates: Rates
+    planner: Planner
+    unknown_data: tuple[str, ...] = ()
+    """Data sets that nobody has scanned yet; `run` does."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    duplicates: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Images of dev and test that are in train too, by data path and split."""
+
+    @property
+    def drift(self) -> list[PlannedStage]:
+        """Stages whose address is known with another identity."""
+        return [s for s in self.stages if s.status is Status.CHANGED]
+
+    @property
+    def work(self) -> list[PlannedStage]:
+        """Stages that a run would start, each identity once."""
+        wanted = [s for s in self.stages if s.status.is_work and not self._is_settled(s)]
+        return self.once_each(wanted)
+
+    def once_each(self, stages: Iterable[PlannedStage]) -> list[PlannedStage]:
+        """Stages of which cells share some, each identity once."""
+        return list({(s.identity.science_hash, self._unread_path(s)): s for s in stages}.values())
+
+    def _is_settled(self, planned: PlannedStage) -> bool:
+        """A trial that failed is left alone once its sweep is decided."""
+        return planned.cell.role == "sweep" and any(
+            s.winner is not None and planned.cell.address.startswith(s.prefix) for s in self.sweeps
+        )
+
+    def _unread_path(self, planned: PlannedStage) -> str:
+        """Sets that nobody has read share the fingerprint `unknown`: their paths differ."""
+        path = planned.stage.recipe.data.path
+        return path if path in self.unknown_data else ""
+
+    @property
+    def has_work(self) -> bool:
+        """True if a run has something to do: stages, trials, or only the sweep's decision."""
+        return bool(self.work) or any(s.winner is None for s in self.sweeps)
+
+    @property
+    def num_missing_trials(self) -> int:
+        """Trials still to finish, of all sizes."""
+        return sum(s.missing for s in self.sweeps)
+
+    def seconds(self, stage: PlannedStage) -> float:
+        """Estimated wall-clock of one stage."""
+        return self.rates.seconds(stage.stage.kind, stage.cost)
+
+    @property
+    def sweep_rank_seconds(self) -> float:
+        """Estimated rank-seconds of the trials still to run."""
+        return sum(self._trial_seconds(s) * s.missing for s in self.sweeps if s.missing)
+
+    def _trial_seconds(self, sweep: SweepPlan) -> float:
+        """Mean rank-seconds of a sweep's trials."""
+        trial = [
+            s
+            for s in self.stages
+            if s.cell.role == "sweep" and s.cell.address.startswith(sweep.prefix)
+        ]
+        cells = {s.cell.address for s in trial}
+        return sum(self.seconds(s) * s.cost.world_size for s in trial) / max(len(cells), 1)
+
+    @property
+    def rank_seconds(self) -> float:
+        """Estimated rank-seconds of all work, sweep included."""
+        grid = [s for s in self.work if s.cell.role != "sweep"]
+        own = sum(self.seconds(s) * s.cost.world_size for s in grid)
+        return own + self.sweep_rank_seconds
+
+
+def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
+    """Plan a study against the store; raises `StudyError`, `ConfigError` for what cannot be run."""
+    study = with_digests(study, records)
+    paths = data_paths(study)
+    fingerprints = {path: datasets.fingerprint(path) for path in paths}
+    sweeps = _plan_sweeps(study, records, fingerprints)
+    for sweep in sweeps:
+        if sweep.winner is not None:
+            study = apply_winner(study, sweep.winner["settings"], sweep.encoder)
+    accepted = load_accepted(records, study.name)
+    known = records.known_stages()
+    planner = Planner(records, datasets, fingerprints, accepted, known)
+    grid = [p for cell in study.cells for p in planner.plan_cell(cell)]
+    trials = [planned for sweep in sweeps for planned in _plan_trials(sweep, planner)]
+    stages = (*trials, *grid)
+    samples = [
+        Sample(s.stage.kind, s.cost, s.record.seconds) for s in stages if s.record is not None
+    ]
+    unknown = tuple(p for p, f in fingerprints.items() if f == UNKNOWN_DATA)
+    return Plan(
+        study=study,
+        stages=stages,
+        sweeps=sweeps,
+        rates=Rates(samples),
+        planner=planner,
+        unknown_data=unknown,
+        fingerprints=fingerprints,
+        duplicates={p: dict(f.in_train_too) for p in paths if (f := datasets.facts(p))},
+    )
+
+
+def _plan_sweeps(
+    study: Study, records: Records, fingerprints: dict[str, str]
+) -> tuple[SweepPlan, ...]:
+    if study.sweep is None:
+        return ()
+    found: list[SweepPlan] = []
+    before: dict[str, Any] | None = None
+    for encoder, sweep in zip(study.sweep.sizes or (None,), by_size(study.sweep), strict=True):
+        trials = Trials(records.store, sweep, fingerprints)
+        winner = trials.winner()
+        found.append(
+            SweepPlan(
+                trials=trials,
+                values=trials.values(records),
+                winner=winner,
+                encoder=encoder,
+                transferred=before if study.sweep.transfer else None,
+            )
+        )
+        before = winner and winner["settings"]
+    return tuple(found)
+
+
+def _plan_trials(sweep: SweepPlan, planner: Planner) -> list[PlannedStage]:
+    """Stages of the trials so far that are possible; the base stands for them if there is none.
+
+    Once there is a winner, also those of its repetitions at further seeds.
+    """
+    stages: list[PlannedStage] = []
+    for cell in sweep.trials.cells().values():
+        with contextlib.suppress(ConfigError):  # settings that are impossible only together
+            stages += planner.plan_cell(cell)
+    stages = stages or planner.plan_cell(sweep.trials.cell(0, {}))
+    again = sweep.trials.repeats(sweep.winner) if sweep.winner else ()
+    return stages + [planned for cell in again for planned in planner.plan_cell(cell)]
+
+
+class Planner:
+    """Plans one cell after another against the store."""
+
+    def __init__(
+        self,
+        records: Records,
+        datasets: Datasets,
+        fingerprints: dict[str, str],
+        accepted: dict[str, Any],
+        known: set[str],
+    ) -> None:
+        self._records, self._datasets = records, datasets
+        self._fingerprints, self._accepted, self._known = fingerprints, accepted, known
+
+    def plan_cell(self, cell: Cell) -> list[PlannedStage]:
+        """Identity, status and cost of each stage of a cell."""
+        identities = identify(cell, self._fingerprints)
+        done: dict[str, DoneRecord | None] = {}
+        planned = []
+        for stage in cell.stages:
+            identity = identities[stage.name]
+            known = identity.science_hash in self._known
+            record = self._records.done(identity.science_hash) if known else None
+            parents = [done[p] for p in stage.parents]
+            status, reason, changes = self._status(cell, stage, identity, record, parents)
+            done[stage.name] = record if status is Status.DONE else None
+            planned.append(
+                PlannedStage(
+                    cell=cell,
+                    stage=stage,
+                    identity=identity,
+                    status=status,
+                    reason=reason,
+                    cost=self.cost(cell, stage),
+                    record=record if status is Status.DONE else None,
+                    changes=changes,
+                )
+            )
+        return planned
+
+    def cost(self, cell: Cell, stage: Stage) -> Cost:
+        """Parameters, steps and FLOPs of a stage."""
+        split = getattr(stage.recipe, "eval_split", "test")
+        return cost_of(cell, stage, self._datasets.size(stage.recipe.data, split))
+
+    def num_train(self, stage: Stage) -> int:
+        """Training images of a stage's data."""
+        return self._datasets.size(stage.recipe.data).num_train
+
+    def num_classes(self, stage: Stage) -> int:
+        """Classes of a stage's data; 0 = unknown."""
+        return self._datasets.size(stage.recipe.data).num_classes
+
+    def _status(
+        self,
+        cell: Cell,
+        stage: Stage,
+        identity: Identity,
+        record: DoneRecord | None,
+        parents: list[DoneRecord | None],
+    ) -> tuple[Status, str, tuple[tuple[str, Any, Any], ...]]:
+        accepted = self._accepted.get(f"{cell.address}#{stage.name}")
+        # What was planned but never finished binds nobody.
+        has_result = accepted is not None and self._records.done(accepted["hash"]) is not None
+        if cell.uses_winner:
+            if has_result:
+                return Status.CHANGED, "its sweep changed and will be run anew", ()
+            return Status.AFTER_SWEEP, "its settings come from the sweep's winner", ()
+        if record is not None:
+            current = {p.science_hash: p.outputs for p in parents if p is not None}
+            if current == record.parents:
+                return Status.DONE, f"attempt {record.attempt}, {record.finished_at}", ()
+            return Status.STALE, "a parent was run again since", ()
+        is_other = accepted is not None and accepted["hash"] != identity.science_hash
+        if accepted is not None and is_other and has_result and cell.role != "sweep":
+            changes = tuple(differences(accepted["science"], identity.science))
+            own = tuple(c for c in changes if c[0] != "parents" and c[1] != UNKNOWN_DATA)
+            return Status.CHANGED, _explain(own), own
+        if isinstance(stage.recipe, AdoptedRecipe) and not stage.recipe.sha256:
+            return Status.MISSING, f"adopt it first: --name {stage.recipe.name}", ()
+        return Status.MISSING, "never finished", ()
+
+
+def _explain(changes: tuple[tuple[str, Any, Any], ...]) -> str:
+    if not changes:
+        return "a parent's identity changed"
+    shown = [f"{key}: {_show(old)} → {_show(new)}" for key, old, new in changes[:3]]
+    more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return "; ".join(shown) + more
+
+
+def _show(value: Any) -> str:
+    return "default" if value is None else str(value)
+
+
+def load_accepted(records: Records, study: str) -> dict[str, Any]:
+    """Identities that were last run, by address: `{"hash", "science"}` each."""
+    last = records.store.last_numbered(f"studies/{study}/resolved")
+    return {} if last is None else dict(last[1]["stages"])
+
+
+def accept(records: Records, plan: Plan) -> None:
+    """Keep the plan as what this study's addresses stand for, if it differs from the last."""
+    prefix = f"studies/{plan.study.name}/resolved"
+    stages = load_accepted(records, plan.study.name) | {
+        s.address: {"hash": s.identity.science_hash, "science": s.identity.science}
+        for s in plan.stages
+        if not s.cell.uses_winner and s.cell.role != "sweep"
+    }
+    resolved = {"study": to_plain(plan.study), "stages": stages}
+    last = records.store.last_numbered(prefix)
+    if last is None or last[1] != resolved:
+        records.store.append_numbered(prefix, resolved)

@@ -1,0 +1,141 @@
+"""One stage in this process, without Ray, on the code that a gang runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.rank_actor import RankControl
+from cluster.rank_env import free_port, stage_environment
+from mae_core.config import ENCODER_FILE
+from orchestrator.cli.show_status import find_stage
+from orchestrator.drive.task import extensions_of, parents_of
+from orchestrator.errors import UserError
+from orchestrator.plan.plan import Plan, PlannedStage
+from orchestrator.rank.entry import run_stage
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import output_dir
+from orchestrator.store.records import Records
+from studies.spec.codec import to_plain
+
+METRICS_FILE = "metrics.json"
+"""What a stage said, for the stages that build on it."""
+
+
+def run_one(
+    plan: Plan,
+    records: Records,
+    *,
+    cell: str,
+    stage: str,
+    out: Path | None,
+    encoder: Path | None = None,
+) -> dict[str, Any] | None:
+    """Run a stage as rank 0 of 1, or as one rank under torchrun; None on ranks above 0.
+
+    An evaluation reads `encoder`, else what `run` left of its parent, else what `debug` left.
+    """
+    planned = find_stage(plan, cell, stage)
+    recipe, execution = planned.stage.recipe, planned.stage.execution
+    parents = _parents(planned, records, encoder)
+    world = _join_environment()
+    rank = int(os.environ["RANK"])
+    default = records.store.path(f"debug/{planned.identity.science_hash}")
+    directory = output_dir(out, default)
+    output_dir(directory / "outputs" if out else None, default / "outputs")
+    payload = {
+        "recipe": to_plain(recipe),
+        "execution": to_plain(execution) | {"world_size": world},
+        "facts": Datasets(records.store).ensure(recipe.data.path).to_json(),
+        "science_hash": planned.identity.science_hash,
+        "directory": str(directory),
+        "checkpoints": str(directory / "checkpoints"),
+        "parents": parents,
+        "extensions": extensions_of(recipe),
+    }
+    never = threading.Event()
+    values = run_stage(payload, RankControl(rank, world, never.is_set))
+    if rank:
+        return None
+    (directory / METRICS_FILE).write_text(json.dumps(values["metrics"]))
+    return values | {"directory": str(directory)}
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send what libraries print, C++ included, to stderr: stdout is for the JSON alone."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def leave_gang() -> None:
+    """End a process of torchrun here and now, its output written.
+
+    Threads of gloo that outlive the interpreter's end can abort a process that had succeeded.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _parents(planned: PlannedStage, records: Records, encoder: Path | None) -> list[dict[str, Any]]:
+    """Parents of a stage: what `run` left of each, else what `debug` left; or a named encoder."""
+    stage, cell = planned.stage, planned.cell
+    hashes = tuple(planned.identity.science["parents"])
+    if encoder is not None:
+        if ENCODER_FILE not in stage.recipe.needs:
+            raise UserError(f"{planned.address} reads no encoder: leave --encoder away")
+        if not encoder.is_file():
+            raise UserError(f"--encoder {encoder}: no such file; name an encoder.safetensors")
+        files = {ENCODER_FILE: str(encoder)}
+        return [{"name": "--encoder", "kind": "pretrain", "files": files}]
+    found = {p["name"]: p for p in parents_of(cell, stage, hashes, records)}
+    for name, science_hash in zip(stage.parents, hashes, strict=True):
+        if name not in found:
+            found[name] = _left_by_debug(planned, name, science_hash, records)
+    return [found[name] for name in stage.parents]
+
+
+def _left_by_debug(
+    planned: PlannedStage, parent: str, science_hash: str, records: Records
+) -> dict[str, Any]:
+    stage = planned.cell.stage(parent)
+    left = records.store.path(f"debug/{science_hash}/outputs")
+    if not all((left / file).is_file() for file in stage.recipe.YIELDS):
+        raise UserError(
+            f"{planned.address} reads what {parent!r} leaves, which is not done: run the study, or "
+            f"`mae-study debug {planned.cell.address} {parent}` without --out, or name one "
+            f"with --encoder (neither a finished attempt nor {left} is there)"
+        )
+    files = {file: str(left / file) for file in stage.recipe.YIELDS}
+    metrics = left.with_name(METRICS_FILE)
+    return {
+        "name": parent,
+        "kind": stage.kind,
+        "files": files,
+        "metrics": json.loads(metrics.read_text()) if metrics.is_file() else {},
+        "recipe": to_plain(stage.recipe),
+    }
+
+
+def _join_environment() -> int:
+    """World size; sets up a gang of one unless torchrun has set up one."""
+    if "WORLD_SIZE" not in os.environ:
+        os.environ |= stage_environment(
+            rank=0, world=1, local_rank=0, local_world=1, address="127.0.0.1", port=free_port()
+        )
+    return int(os.environ["WORLD_SIZE"])

@@ -1,0 +1,225 @@
+"""Studies, versions of one, or families of cells, side by side: by cell, stage, seed and image.
+
+A side is `STUDY`, `STUDY@N` for its Nth state in the store, or either with `:PREFIX` for the cells
+whose address begins with it. What is left of the address, and the name of the stage, pair the
+results; seeds are averaged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.plan.history import kept_plan, kept_states
+from orchestrator.plan.plan import Plan, PlannedStage
+from orchestrator.plan.rows import make_rows
+from orchestrator.store.records import Records
+from studies.analysis.curves.differences import LEVEL, Difference
+from studies.result_row import ResultRow
+
+PREDICTIONS = "predictions.parquet"
+_SEED = re.compile(r"(^|/)s\d+(?=/|$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the studies that are compared."""
+
+    text: str
+    """As it was asked for."""
+    plan: Plan
+    prefix: str
+    label: str = ""
+    """What figures and tables call it."""
+
+    def rows(self, records: Records) -> list[ResultRow]:
+        """Results of the side's cells, each named by what tells the sides apart."""
+        return [
+            replace(
+                row,
+                cell=f"{self.label}/{row.cell}",
+                size=f"{row.size} {self.label}" if row.size else None,
+                objective=f"{row.objective} {self.label}" if row.objective else None,
+            )
+            for row in make_rows(self.plan, records)
+            if _under(row.cell, self.prefix)
+        ]
+
+
+def split_side(text: str) -> tuple[str, int | None, str]:
+    """`STUDY@2:PREFIX` → study, version and prefix; a Windows drive or URI is no prefix."""
+    study, colon, prefix = text.rpartition(":")
+    if not colon or "/" in prefix[:1]:
+        study, prefix = text, ""
+    name, at, version = study.rpartition("@")
+    if at and version.isdigit():
+        return name, int(version), prefix
+    return study, None, prefix
+
+
+def read_sides(
+    texts: Sequence[str], records: Records, plan_of: Callable[[str], Plan]
+) -> list[Side]:
+    """Plan every side, and find names that tell them apart.
+
+    Args:
+        plan_of: plans a study as it is now; `@N` is the Nth state that the store has of it.
+
+    Raises:
+        UserError: there is no such state.
+        StoreError: the study was never run here.
+    """
+    sides = []
+    for text in texts:
+        name, version, prefix = split_side(text)
+        plan = plan_of(name) if version is None else _version(records, name, version)
+        sides.append(Side(text=text, plan=plan, prefix=prefix))
+    is_one = len({side.plan.study.name for side in sides}) == 1
+    labels = [_label(side, is_one=is_one) for side in sides]
+    return [
+        replace(side, label=label if labels.count(label) == 1 else f"{label} ({i + 1})")
+        for i, (side, label) in enumerate(zip(sides, labels, strict=True))
+    ]
+
+
+def _version(records: Records, study: str, version: int) -> Plan:
+    states = kept_states(records, study)
+    if not 1 <= version <= len(states):
+        raise UserError(
+            f"{study}@{version}: the store has {len(states)} state(s) of {study}: use "
+            f"{study}@1 to {study}@{len(states)}"
+        )
+    return kept_plan(records, study, states[version - 1])[0]
+
+
+def _label(side: Side, *, is_one: bool) -> str:
+    """The study's name, or of one study the version and the prefix."""
+    name, version, prefix = split_side(side.text)
+    if not is_one:
+        return ":".join(filter(None, [side.plan.study.name, prefix]))
+    parts = [f"@{version}" if version else "", prefix]
+    return " ".join(filter(None, parts)) or "now"
+
+
+def compare(
+    first: Side, second: Side, records: Records, stage: str | None = None
+) -> list[Difference]:
+    """Compare what both sides have finished.
+
+    Raises:
+        UserError: they have no finished evaluation in common.
+    """
+    sides = [_results(side.plan, side.prefix, stage) for side in (first, second)]
+    shared: dict[str, list[tuple[PlannedStage, PlannedStage]]] = {}
+    for key, planned in sides[0].items():
+        if key in sides[1]:
+            shared.setdefault(_without_seed(key), []).append((planned, sides[1][key]))
+    if not shared:
+        shown = " and ".join(", ".join(sorted(s)[:3]) or "nothing" for s in sides)
+        raise UserError(
+            f"{first.text} and {second.text} have no finished evaluation in common ({shown}, …): "
+            "cells are paired by what follows the prefix in their address; give STUDY:PREFIX for "
+            "each side, or run more"
+        )
+    named = f"{second.label} − {first.label}"
+    return [_difference(named, what, pairs, records) for what, pairs in shared.items()]
+
+
+def _results(plan: Plan, prefix: str, stage: str | None) -> dict[str, PlannedStage]:
+    found = {}
+    for planned in plan.stages:
+        address = planned.cell.address
+        if planned.record is None or not _under(address, prefix) or planned.cell.role == "sweep":
+            continue
+        if planned.record.metrics.get("top1") is None or stage not in (None, planned.stage.name):
+            continue
+        if getattr(planned.stage.recipe, "eval_split", "test") == "test":
+            found[f"{address[len(prefix) :].strip('/')}#{planned.stage.name}"] = planned
+    return found
+
+
+def _under(address: str, prefix: str) -> bool:
+    return not prefix or address == prefix or address.startswith(prefix.rstrip("/") + "/")
+
+
+def _without_seed(key: str) -> str:
+    return _SEED.sub("", key.partition("#")[0]).strip("/") + "#" + key.partition("#")[2]
+
+
+def _difference(
+    sides: str, what: str, pairs: Sequence[tuple[PlannedStage, PlannedStage]], records: Records
+) -> Difference:
+    import numpy as np
+
+    top1 = np.array([[_top1(p) for p in pair] for pair in pairs])
+    means = top1.mean(axis=0)
+    images = [_both(pair, records) for pair in pairs]
+    low, high, by = _interval(top1[:, 1] - top1[:, 0], images)
+    return Difference(
+        sides=sides,
+        what=what,
+        first=float(means[0]),
+        second=float(means[1]),
+        seeds=len(pairs),
+        low=low,
+        high=high,
+        by=by,
+        statement=_mcnemar(images),
+        same=all(a.identity.science_hash == b.identity.science_hash for a, b in pairs),
+    )
+
+
+def _top1(planned: PlannedStage) -> float:
+    assert planned.record is not None
+    return float(planned.record.metrics["top1"])
+
+
+def _interval(differences: Any, images: Sequence[Any]) -> tuple[float | None, float | None, str]:
+    """Over seeds where there are two or more, else over the images of the one pair."""
+    if len(differences) > 1:
+        from scipy import stats
+
+        n = len(differences)
+        reach = stats.t.ppf(0.5 + LEVEL / 2, n - 1) * differences.std(ddof=1) / n**0.5
+        return float(differences.mean() - reach), float(differences.mean() + reach), "seeds"
+    if images[0] is None:
+        return None, None, "nothing"
+    from studies.analysis.curves.paired_tests import paired_bootstrap
+
+    found = paired_bootstrap(*images[0], level=LEVEL)
+    return found.low, found.high, "images"
+
+
+def _mcnemar(images: Sequence[Any]) -> str:
+    """Of the images of a single pair; empty with several seeds, whose images may differ."""
+    from studies.analysis.curves.paired_tests import mcnemar
+
+    if len(images) != 1 or images[0] is None:
+        return ""
+    return mcnemar(*images[0]).statement()
+
+
+def _both(pair: tuple[PlannedStage, PlannedStage], records: Records) -> Any:
+    """Whether each image was right on both sides, or None where images or files differ."""
+    first, second = (_right(planned, records) for planned in pair)
+    if first is None or second is None or first.keys() != second.keys():
+        return None
+    order = sorted(first)
+    return tuple([side[index] for index in order] for side in (first, second))
+
+
+def _right(planned: PlannedStage, records: Records) -> Mapping[int, bool] | None:
+    import pyarrow.parquet as pq
+
+    record = planned.record
+    assert record is not None
+    path: Path = records.outputs(record.science_hash, record.attempt) / PREDICTIONS
+    if not path.is_file():
+        return None
+    table = pq.read_table(path, columns=["sample_index", "label", "prediction"]).to_pydict()
+    rows = zip(*table.values(), strict=True)
+    return {index: label == prediction for index, label, prediction in rows}

@@ -1,0 +1,321 @@
+"""Predictions of cells that have not run, registered in the store and scored when they have.
+
+studies/<study>/predictions/000001.json …   one registered prediction each; never changed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.plan.plan import Plan, PlannedStage
+from orchestrator.plan.rows import axes_of, objective_of
+from orchestrator.store.records import Records, now_iso
+from studies.analysis.laws.by_protocol import DURATION, SIZE, ProtocolLaw, candidates, protocol_law
+from studies.analysis.laws.next_runs import Advice, Option, advise, go_or_no_go
+from studies.analysis.laws.refusals import Verdict
+from studies.errors import StudyError, unknown
+from studies.result_row import ResultRow
+from studies.spec.study import Cell
+
+MAX_REPEATS = 3
+"""Further seeds of a finished cell that advice may ask for."""
+
+
+BUDGET_SHARE = 0.25
+MAX_STEPS = 5
+"""Of the report's advice; results change what is best next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Of one evaluation of a cell, in per cent top-1."""
+
+    cell: str
+    stage: str
+    protocol: str
+    science_hash: str
+    top1: float | None
+    """None where no law may be used."""
+    low: float | None
+    high: float | None
+    level: float | None
+    law: str | None
+    statements: tuple[str, ...]
+    """What must be said beside it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**self.__dict__, "statements": list(self.statements)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A registered prediction, and what was measured since."""
+
+    record: dict[str, Any]
+    measured: float | None
+    """top-1 in per cent; None while it has not run."""
+
+    @property
+    def verdict(self) -> str:
+        """`open`, `hit` or `miss`."""
+        if self.measured is None:
+            return "open"
+        inside = self.record["low"] <= self.measured <= self.record["high"]
+        return "hit" if inside else "miss"
+
+    @property
+    def z(self) -> float | None:
+        """Distance of the measurement in standard deviations, by the interval's width."""
+        if self.measured is None:
+            return None
+        from statistics import NormalDist
+
+        value, low, high = (self.record[k] for k in ("top1", "low", "high"))
+        reach = high - value if self.measured > value else value - low
+        quantile = NormalDist().inv_cdf(0.5 + self.record["level"] / 2)
+        return (self.measured - value) / reach * quantile if reach > 0 else None
+
+
+def forecast_cell(plan: Plan, rows: Sequence[ResultRow], address: str) -> list[Forecast]:
+    """Predict every evaluation on test of a cell from the other cells' results.
+
+    Raises:
+        UserError: the cell has results already, or no evaluation that could be predicted.
+        StudyError: there is no such cell.
+    """
+    cell = plan.study.cell(address)
+    stages = [s for s in plan.stages if s.cell.address == address and _is_scored(s)]
+    if not stages:
+        raise UserError(f"cell {address} has no evaluation on test that could be predicted")
+    done = [s.stage.name for s in stages if s.record is not None]
+    if done:
+        raise UserError(
+            f"cell {address} has results already ({', '.join(done)}): a prediction after the fact "
+            "is none; choose a cell that has not run"
+        )
+    target = _place(plan, cell)
+    return [_forecast(plan, rows, planned, target) for planned in stages]
+
+
+def register(plan: Plan, records: Records, forecasts: Sequence[Forecast]) -> list[int]:
+    """Write predictions that have a number into the store; return their numbers there."""
+    prefix = _prefix(plan)
+    return [
+        records.store.append_numbered(prefix, one.to_json() | {"registered_at": now_iso()})
+        for one in forecasts
+        if one.top1 is not None
+    ]
+
+
+def scored(plan: Plan, records: Records) -> list[Scored]:
+    """All registered predictions of a study, with what was measured since."""
+    found = []
+    for name in records.store.list(_prefix(plan)):
+        record = records.store.read_json(f"{_prefix(plan)}/{name}")
+        if record is not None:
+            done = records.done(record["science_hash"])
+            measured = None if done is None else done.metrics.get("top1")
+            found.append(Scored(record=record, measured=measured))
+    return found
+
+
+def score_lines(found: Sequence[Scored]) -> list[list[str]]:
+    """Header and one line per prediction, for a page or a terminal."""
+    lines = [["cell", "protocol", "predicted top-1 %", "interval", "measured", "verdict", "z"]]
+    for one in found:
+        r, z = one.record, one.z
+        lines.append(
+            [
+                r["cell"],
+                r["protocol"],
+                f"{r['top1']:.2f}",
+                f"{r['low']:.2f} to {r['high']:.2f} ({r['level']:.0%})",
+                "" if one.measured is None else f"{one.measured:.2f}",
+                one.verdict,
+                "" if z is None else f"{z:+.1f}",
+            ]
+        )
+    return lines
+
+
+def advise_cells(
+    plan: Plan, rows: Sequence[ResultRow], address: str, budget: float, stage: str | None
+) -> tuple[Advice, str, float]:
+    """Runs that narrow the target's interval most; also the protocol and the target's own cost.
+
+    Raises:
+        UserError: the target has no evaluation, or several and none was named.
+        StudyError: no such cell; a budget that is not positive.
+    """
+    target = _target_stage(plan, address, stage)
+    protocol = target.stage.recipe.protocol
+    done = _law(plan, rows, target)
+    place = _place(plan, target.cell)
+    options = [
+        Option(
+            cell=cell.address,
+            axes=_place(plan, cell),
+            gpu_hours=max(_gpu_hours(plan, cell), 1e-9),
+            times=MAX_REPEATS if _has(rows, cell.address, protocol) else 1,
+            is_measured=_has(rows, cell.address, protocol),
+        )
+        for cell in plan.study.cells
+        if cell.role == "grid" and _is_placed(plan, cell) and cell.address != address
+    ]
+    data = done.data if done is not None else None
+    law = done.law if done is not None else None
+    if law is None:
+        tried = candidates(data, _chance(plan, target)) if data is not None else ()
+        law = tried[0] if tried else None
+    if law is None:
+        raise StudyError(
+            f"nothing of {protocol!r} has been measured along an axis yet: run the smallest two "
+            "cells first"
+        )
+    advice = advise(law, data, place, options, budget)
+    return advice, protocol, _gpu_hours(plan, target.cell)
+
+
+def next_runs(plan: Plan, rows: Sequence[ResultRow]) -> list[str]:
+    """What to run next to know the largest cell without running it, in sentences.
+
+    The budget is a quarter of that cell's own cost: with more, one might run it.
+    """
+    scored_stages = [s for s in plan.stages if s.cell.role == "grid" and _is_scored(s)]
+    done = {s.cell.address for s in scored_stages if s.record is not None}
+    missing = [s for s in scored_stages if s.cell.address not in done]
+    placed = [s for s in missing if _is_placed(plan, s.cell)]
+    if not placed or not done:
+        return []
+    target = max(placed, key=lambda s: _gpu_hours(plan, s.cell))
+    hours = max(_gpu_hours(plan, target.cell), 1e-9)
+    address = target.cell.address
+    try:
+        found, protocol, cost = advise_cells(
+            plan, rows, address, BUDGET_SHARE * hours, target.stage.name
+        )
+    except (StudyError, UserError) as error:
+        return [f"{address}: {error}"]
+    said = [f"{address}, {protocol}: costs {cost:.3g} GPU-hours."]
+    if found.prediction is not None:
+        said = [f"{address}, {protocol}: {go_or_no_go(found.prediction, cost)}"]
+    said += [
+        f"{'another seed of ' if s.is_repeat else ''}{s.option.cell}: "
+        f"{s.option.gpu_hours:.3g} GPU-hours; the target's interval is then {s.width_after:.2f} "
+        "points wide"
+        for s in found.steps[:MAX_STEPS]
+    ]
+    said += [s.text for s in found.statements]
+    return [*said, f"mae-study advise {plan.study.name} --target {address} --budget HOURS"]
+
+
+def _is_scored(planned: PlannedStage) -> bool:
+    recipe = planned.stage.recipe
+    return getattr(recipe, "eval_split", None) == "test" and planned.stage.kind != "reconstruction"
+
+
+def _forecast(
+    plan: Plan, rows: Sequence[ResultRow], planned: PlannedStage, target: dict[str, float]
+) -> Forecast:
+    protocol = planned.stage.recipe.protocol
+    common: dict[str, Any] = {
+        "cell": planned.cell.address,
+        "stage": planned.stage.name,
+        "protocol": protocol,
+        "science_hash": planned.identity.science_hash,
+    }
+    nothing: dict[str, Any] = {"top1": None, "low": None, "high": None, "level": None, "law": None}
+    try:
+        done = protocol_law(
+            _alike(rows, planned), protocol, top=_chance(plan, planned), targets=[target]
+        )
+    except StudyError as error:
+        return Forecast(**common, **nothing, statements=(str(error),))
+    said = tuple(s.text for s in done.statements if s.verdict is not Verdict.NOTE)
+    if done.law is None or done.conclusion is None or not done.conclusion.predictions:
+        return Forecast(**common, **nothing, statements=said)
+    p = done.conclusion.predictions[0]
+    return Forecast(
+        **common,
+        top1=100 - p.value,
+        low=100 - p.high,
+        high=100 - p.low,
+        level=p.level,
+        law=done.law.formula,
+        statements=said,
+    )
+
+
+def _alike(rows: Sequence[ResultRow], planned: PlannedStage) -> list[ResultRow]:
+    """Rows of encoders that were trained for what this one is."""
+    objective = objective_of(planned)
+    return [r for r in rows if r.objective == objective]
+
+
+def _law(plan: Plan, rows: Sequence[ResultRow], planned: PlannedStage) -> ProtocolLaw | None:
+    try:
+        protocol = planned.stage.recipe.protocol
+        return protocol_law(_alike(rows, planned), protocol, top=_chance(plan, planned))
+    except StudyError:
+        return None
+
+
+def _target_stage(plan: Plan, address: str, stage: str | None) -> PlannedStage:
+    plan.study.cell(address)
+    stages = {s.stage.name: s for s in plan.stages if s.cell.address == address and _is_scored(s)}
+    if stage is None and len(stages) == 1:
+        return next(iter(stages.values()))
+    if stage is None:
+        raise UserError(
+            f"cell {address} has {len(stages)} evaluations on test; name one with --stage: "
+            f"{', '.join(stages) or 'none'}"
+        )
+    if stage not in stages:
+        raise unknown("stage", stage, stages, where=f"cell {address}")
+    return stages[stage]
+
+
+def _place(plan: Plan, cell: Cell) -> dict[str, float]:
+    """Encoder parameters and images seen of a cell."""
+    at = axes_of(cell, plan.planner)
+    if not at.get(SIZE) or not at.get(DURATION):
+        raise UserError(
+            f"cell {cell.address} has no size or no duration that a law could be read at (its data "
+            "may not have been read yet)"
+        )
+    return {SIZE: float(at[SIZE]), DURATION: float(at[DURATION])}
+
+
+def _is_placed(plan: Plan, cell: Cell) -> bool:
+    at = axes_of(cell, plan.planner)
+    return bool(at.get(SIZE) and at.get(DURATION))
+
+
+def _chance(plan: Plan, planned: PlannedStage) -> float | None:
+    """Error of guessing in points, None while the classes are unknown."""
+    classes = plan.planner.num_classes(planned.stage)
+    return 100 - 100 / classes if classes > 1 else None
+
+
+def chance_of(plan: Plan) -> float | None:
+    """Error of guessing, where all evaluations of the grid share a number of classes."""
+    found = {_chance(plan, s) for s in plan.stages if s.cell.role == "grid" and _is_scored(s)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _gpu_hours(plan: Plan, cell: Cell) -> float:
+    """Rank-hours of all stages of a cell."""
+    stages = [s for s in plan.stages if s.cell.address == cell.address]
+    return sum(plan.seconds(s) * s.cost.world_size for s in stages) / 3600
+
+
+def _has(rows: Sequence[ResultRow], cell: str, protocol: str) -> bool:
+    return any(r.cell == cell and r.protocol == protocol and r.top1 is not None for r in rows)
+
+
+def _prefix(plan: Plan) -> str:
+    return f"studies/{plan.study.name}/predictions"

@@ -1,0 +1,166 @@
+"""From a plan to the report: rows, gallery and provenance handed to `studies.analysis`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mae_core.config import GALLERY_FILE, PretrainRecipe, ReconstructionRecipe
+from mae_core.config.reconstruction import gallery_file
+from orchestrator.cli.show_plan import plan_findings
+from orchestrator.drive.task import code_version
+from orchestrator.plan.plan import Plan, PlannedStage
+from orchestrator.plan.rows import make_rows
+from orchestrator.report.predictions import chance_of, next_runs, score_lines, scored
+from orchestrator.report.searches import searches
+from orchestrator.store.goodput import study_goodput
+from orchestrator.store.records import Records, now_iso
+from studies.analysis.laws.by_protocol import study_laws
+from studies.analysis.report.curve_figures import GalleryEntry
+from studies.analysis.report.page import ReportMeta
+from studies.analysis.report.page import write_report as write_page
+from studies.spec.axes import places, shown
+
+GALLERY_CELLS = 5
+
+
+def write_report(plan: Plan, records: Records, directory: Path) -> Path:
+    """Write the report of what is finished; return the path of its page."""
+    rows = make_rows(plan, records)
+    findings = plan_findings(plan)
+    sweep = plan.sweeps[0] if len(plan.sweeps) == 1 else None
+    meta = ReportMeta(
+        study=plan.study.name,
+        question=plan.study.question,
+        command=f"mae-study run {plan.study.name}",
+        created_at=now_iso(),
+        notes=plan.study.notes,
+        axes=plan.study.axes,
+        measures=plan.study.measures,
+        published=plan.study.published,
+        provenance=_provenance(plan),
+        sweep_winner=_chosen(sweep.winner) if sweep else None,
+        objective=sweep.trials.sweep.objective if sweep else None,
+        searches=searches(plan, records),
+        goodput=study_goodput(plan, records),
+        laws=study_laws(rows, top=chance_of(plan)) if asks_for_laws(plan) else (),
+        advice=next_runs(plan, rows) if asks_for_laws(plan) else (),
+        predictions=score_lines(scored(plan, records)),
+        findings=tuple((f.level, f.code, f.message) for f in findings),
+        odd={cell: f.message for f in findings for cell in f.cells},
+        reference=_resolved(plan, records),
+        missing=tuple(
+            (s.cell.address, s.stage.name, s.reason)
+            for s in plan.stages
+            if s.status.is_work and s.cell.role != "sweep"
+        ),
+    )
+    files = write_page(rows, meta=meta, gallery=_gallery(plan, records), directory=directory)
+    return files.html
+
+
+def _resolved(plan: Plan, records: Records) -> str:
+    """Path of the study as it was run last, with all its settings, if it was run."""
+    folder = f"studies/{plan.study.name}/resolved"
+    names = sorted(records.store.list(folder))
+    return str(records.store.path(f"{folder}/{names[-1]}")) if names else ""
+
+
+def _chosen(winner: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A decision without its Pareto front, which has a figure of its own."""
+    return None if winner is None else {k: v for k, v in winner.items() if k != "front"}
+
+
+def asks_for_laws(plan: Plan) -> bool:
+    """True if the study's question is about size and duration and nothing else."""
+    return set(plan.study.axes) <= {"size", "duration"}
+
+
+def _provenance(plan: Plan) -> dict[str, str]:
+    found: dict[str, Any] = {"data": ", ".join(f"{p} {f}" for p, f in plan.fingerprints.items())}
+    found |= {k: str(v) for k, v in code_version().items()}
+    for planned in plan.stages:
+        if planned.record is not None and planned.record.provenance:
+            provenance = planned.record.provenance
+            found["device"] = str(provenance.get("device", ""))
+            found["host"] = str(provenance.get("host", ""))
+            versions: dict[str, str] = provenance.get("versions", {})
+            found["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
+            break
+    return {k: str(v) for k, v in found.items()} | {"python": sys.version.split()[0]}
+
+
+def _gallery(plan: Plan, records: Records) -> list[GalleryEntry]:
+    """Reconstructions of the largest size at its first seed, over the study's axes or duration."""
+    finished = [p for p in plan.stages if _has_gallery(p)]
+    if not finished:
+        return _ratio_gallery(plan, records)
+    encoders = [_recipe(p).encoder for p in finished]
+    largest = max(zip(finished, encoders, strict=True), key=lambda pair: _params(pair[0]))[1]
+    chosen: dict[str, PlannedStage] = {}
+    for planned, encoder in zip(finished, encoders, strict=True):
+        if encoder == largest:
+            chosen.setdefault(_gallery_label(plan, planned), planned)
+    if not plan.study.axes:
+        chosen = dict(sorted(chosen.items(), key=lambda item: item[1].cost.steps or 0))
+    entries = []
+    for label, planned in list(chosen.items())[:GALLERY_CELLS]:
+        record = planned.record
+        assert record is not None
+        path = records.outputs(record.science_hash, record.attempt) / GALLERY_FILE
+        entries.append(GalleryEntry(cell=planned.cell.address, label=label, path=path))
+    return entries + _ratio_gallery(plan, records)
+
+
+def _ratio_gallery(plan: Plan, records: Records) -> list[GalleryEntry]:
+    """Reconstructions at several mask ratios, of the largest network trained longest."""
+    finished = [
+        p for p in plan.stages if p.record and isinstance(p.stage.recipe, ReconstructionRecipe)
+    ]
+    if not finished:
+        return []
+    planned = max(finished, key=lambda p: (p.cost.flops, _trained_images(plan, p)))
+    record, recipe = planned.record, planned.stage.recipe
+    assert record is not None and isinstance(recipe, ReconstructionRecipe)
+    directory = records.outputs(record.science_hash, record.attempt)
+    return [
+        GalleryEntry(
+            cell=planned.cell.address,
+            label=f"mask {ratio:g}, {planned.cell.address}",
+            path=directory / gallery_file(ratio),
+        )
+        for ratio in recipe.gallery_ratios
+        if gallery_file(ratio) in record.outputs
+    ]
+
+
+def _trained_images(plan: Plan, planned: PlannedStage) -> int:
+    start = planned.cell.pretrain
+    return plan.planner.cost(planned.cell, start).images if start else 0
+
+
+def _recipe(planned: PlannedStage) -> PretrainRecipe:
+    assert isinstance(planned.stage.recipe, PretrainRecipe)
+    return planned.stage.recipe
+
+
+def _params(planned: PlannedStage) -> int:
+    return planned.cost.encoder_params or 0
+
+
+def _gallery_label(plan: Plan, planned: PlannedStage) -> str:
+    """Where it stands on the study's axes, else how long it was trained."""
+    at = places(plan.study.axes, planned.cell, planned.stage)
+    if at:
+        return ", ".join(shown(axis, place) for axis, place in at.items())
+    return str(_recipe(planned).duration) if planned.cost.steps else "untrained"
+
+
+def _has_gallery(planned: PlannedStage) -> bool:
+    return (
+        planned.cell.role in ("grid", "untrained")
+        and planned.record is not None
+        and GALLERY_FILE in planned.record.outputs
+    )

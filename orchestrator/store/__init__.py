@@ -1,0 +1,1 @@
+"""The truth: records, leases, journals and facts, in one directory."""

@@ -1,0 +1,134 @@
+"""What the store says of a stage's results, each with the attempts that led to it.
+
+A result that was set aside and the one that replaced it have the same science and the same steps;
+to people they are two runs. Tracking shows them as such, and can do so again from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from orchestrator.errors import StoreError
+from orchestrator.store.records import DoneRecord, Records, stage_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Attempts up to a result, or since the last one that was set aside."""
+
+    science_hash: str
+    after: int
+    """Last attempt of the generation before; 0 for the first."""
+    attempts: tuple[dict[str, Any], ...]
+    """Oldest first, each with `number`, start and (if any) `end`."""
+    decisions: tuple[dict[str, Any], ...]
+    record: DoneRecord | None
+    """None while it has no result."""
+
+    @property
+    def identity(self) -> str:
+        """What its run is found by."""
+        return f"stage:{self.science_hash}" + (f":after-{self.after}" if self.after else "")
+
+    @property
+    def last(self) -> int:
+        """Number of the attempt that has the result, or of the last one; `after` if none."""
+        if self.record is not None:
+            return self.record.attempt
+        return int(self.attempts[-1]["number"]) if self.attempts else self.after
+
+    @property
+    def started_at(self) -> str:
+        """ISO 8601; empty before the first attempt."""
+        return str(self.attempts[0].get("started_at", "")) if self.attempts else ""
+
+    @property
+    def opened_at(self) -> str:
+        """When anything of it was first recorded: a decision comes a moment before its attempt."""
+        known = (str(d.get("at", "")) for d in self.decisions[:1])
+        return min((at for at in (*known, self.started_at) if at), default="")
+
+    @property
+    def ended_at(self) -> str:
+        """ISO 8601, of the result or of the last attempt's end; empty while it runs."""
+        if self.record is not None:
+            return self.record.finished_at
+        return str(self._last_end.get("ended_at", ""))
+
+    @property
+    def state(self) -> str:
+        """`done`, `running`, or the cause that the last attempt ended for."""
+        if self.record is not None:
+            return "done"
+        return str(self._last_end.get("cause", "running"))
+
+    @property
+    def last_message(self) -> str:
+        """What the last attempt that failed had to say."""
+        ends = [a["end"] for a in self.attempts if a["end"] and a["end"].get("cause") != "success"]
+        return next((str(e["message"]) for e in reversed(ends) if e.get("message")), "")
+
+    @property
+    def commit(self) -> str:
+        """Of the code that computed it, or is at it; empty if it was no checkout."""
+        code = self.record.provenance.get("code") if self.record else None
+        code = code or (self.attempts[-1].get("code") if self.attempts else None)
+        return str((code or {}).get("commit", ""))
+
+    @cached_property
+    def _last_end(self) -> dict[str, Any]:
+        return dict(self.attempts[-1]["end"] or {}) if self.attempts else {}
+
+
+def generations(records: Records, science_hash: str) -> list[Generation]:
+    """All of a stage, oldest first: one per result that was set aside, and the present one."""
+    done = [*_set_aside(records, science_hash), records.done(science_hash)]
+    attempts = records.attempts(science_hash)
+    decisions = records.decisions(science_hash)
+    found, after = [], 0
+    for record in done:
+        last = attempts[-1]["number"] if record is None and attempts else None
+        last = record.attempt if record is not None else last or after
+        own = tuple(a for a in attempts if after < a["number"] <= last)
+        following = next((a["started_at"] for a in attempts if a["number"] > last), "")
+        # The decision to start an attempt comes a moment before it.
+        mine = _until(decisions, following) if record is not done[-1] else decisions
+        decisions = decisions[len(mine) :]
+        found.append(
+            Generation(
+                science_hash=science_hash,
+                after=after,
+                attempts=own,
+                decisions=tuple(mine),
+                record=record,
+            )
+        )
+        after = last
+    return found
+
+
+def _until(decisions: Sequence[dict[str, Any]], started_at: str) -> list[dict[str, Any]]:
+    """Decisions before an attempt that is of the next generation, less the one that began it."""
+    mine = [d for d in decisions if not started_at or str(d.get("at", "")) <= started_at]
+    return mine[:-1] if started_at and mine and mine[-1].get("decision") == "start" else mine
+
+
+def _set_aside(records: Records, science_hash: str) -> list[DoneRecord]:
+    key = f"{stage_key(science_hash)}/superseded"
+    found = []
+    for name in records.store.list(key):
+        content = records.store.read_json(f"{key}/{name}")
+        try:
+            found.append(DoneRecord(**(content or {})))
+        except TypeError as error:
+            raise StoreError(f"record {key}/{name} is damaged: {error}") from error
+    return found
+
+
+def milliseconds(iso: str) -> int:
+    """Unix milliseconds of an ISO 8601 time; 0 for an empty one."""
+    return int(datetime.fromisoformat(iso).timestamp() * 1000) if iso else 0

@@ -1,0 +1,163 @@
+"""What the store holds of stages and studies: keys, attempts, completion records.
+
+stages/<hh>/<hash>/identity.json              what the hash stands for
+                  /attempts/000001.json       who began it, when, with which execution
+                  /attempts/000001/           its journal, log and outputs
+                  /ends/000001.json           how it ended
+                  /decisions/000001.json      what was decided about it, and why
+                  /checkpoints/               committed by manifest
+                  /done.json                  created once: the result
+studies/<study>/resolved/000001.json          the study as it was run, per run that changed it
+studies/<study>/lease/000001.json             drivers, by fencing epoch
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import StoreError
+from orchestrator.store.driver import Store
+
+
+def now_iso() -> str:
+    """Current time, ISO 8601, UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def stage_key(science_hash: str) -> str:
+    """Directory of a stage; a level of 256 keeps listings short."""
+    return f"stages/{science_hash[:2]}/{science_hash}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoneRecord:
+    """A finished stage. Never changed, never collected."""
+
+    science_hash: str
+    kind: str
+    attempt: int
+    metrics: dict[str, Any]
+    outputs: dict[str, str]
+    """File name → SHA-256, within the attempt's outputs."""
+    parents: dict[str, dict[str, str]]
+    """Parent's science hash → digests of its outputs, as they were when this stage read them."""
+    seconds: float
+    world_size: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Commit, versions, device, execution, and `level`: how exactly interruptions were undone."""
+    intervened: list[dict[str, Any]] = field(default_factory=list)
+    """Rollbacks that this result rests on, its parents' too (these name who is `inherited`)."""
+    finished_at: str = field(default_factory=now_iso)
+
+
+class Records:
+    """Typed access to the store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def done(self, science_hash: str) -> DoneRecord | None:
+        """Completion record of a stage, None if it is not done."""
+        raw = self.store.read_json(f"{stage_key(science_hash)}/done.json")
+        if raw is None:
+            return None
+        try:
+            return DoneRecord(**raw)
+        except TypeError as error:
+            raise StoreError(f"completion record of {science_hash} is damaged: {error}") from error
+
+    def known_stages(self) -> set[str]:
+        """Hashes of all stages that have ever been started here, in two levels of listing."""
+        return {h for hh in self.store.list("stages") for h in self.store.list(f"stages/{hh}")}
+
+    def begin_attempt(self, science_hash: str, start: dict[str, Any]) -> int:
+        """Record the start of an attempt; return its number."""
+        key = stage_key(science_hash)
+        number = self.store.append_numbered(f"{key}/attempts", start | {"started_at": now_iso()})
+        self.outputs(science_hash, number).mkdir(parents=True, exist_ok=True)
+        return number
+
+    def end_attempt(self, science_hash: str, number: int, end: dict[str, Any]) -> None:
+        """Record how an attempt ended, now unless `end` says when; the first record stands."""
+        key = f"{stage_key(science_hash)}/ends/{number:06d}.json"
+        self.store.create_json(key, {"ended_at": now_iso()} | end)
+
+    def attempts(self, science_hash: str) -> list[dict[str, Any]]:
+        """All attempts, oldest first, each with its `number`, start and (if any) end."""
+        key = stage_key(science_hash)
+        numbers = [n[:6] for n in self.store.list(f"{key}/attempts") if n.endswith(".json")]
+        found = []
+        for n in numbers:
+            start = self.store.read_json(f"{key}/attempts/{n}.json") or {}
+            end = self.store.read_json(f"{key}/ends/{n}.json")
+            found.append({"number": int(n), **start, "end": end})
+        return found
+
+    def lineage(self, science_hash: str) -> list[dict[str, Any]]:
+        """Attempts that led to the present result: those after one that was set aside."""
+        aside = self.store.last_numbered(f"{stage_key(science_hash)}/superseded")
+        before = int(aside[1]["attempt"]) if aside else 0
+        return [a for a in self.attempts(science_hash) if a["number"] > before]
+
+    def decide(self, science_hash: str, decision: dict[str, Any]) -> int:
+        """Record a decision about a stage; return its number."""
+        key = f"{stage_key(science_hash)}/decisions"
+        return self.store.append_numbered(key, decision | {"at": now_iso()})
+
+    def decisions(self, science_hash: str) -> list[dict[str, Any]]:
+        """All decisions about a stage, oldest first."""
+        key = f"{stage_key(science_hash)}/decisions"
+        found = (self.store.read_json(f"{key}/{name}") for name in self.store.list(key))
+        return [decision for decision in found if decision is not None]
+
+    def complete(self, record: DoneRecord) -> bool:
+        """Create the completion record; False if the stage was completed by somebody else."""
+        key = f"{stage_key(record.science_hash)}/done.json"
+        return self.store.create_json(key, asdict(record))
+
+    def supersede(self, science_hash: str) -> None:
+        """Set a completion record aside, kept, so that the stage can be done again."""
+        key = f"{stage_key(science_hash)}/done.json"
+        content = self.store.read_json(key)
+        if content is not None:
+            self.store.append_numbered(f"{stage_key(science_hash)}/superseded", content)
+            self.store.delete(f"{stage_key(science_hash)}/checkpoints")
+            self.store.delete(key)
+
+    def attempt_dir(self, science_hash: str, number: int) -> Path:
+        """Directory of an attempt's journal, log and outputs."""
+        return self.store.path(f"{stage_key(science_hash)}/attempts/{number:06d}")
+
+    def outputs(self, science_hash: str, number: int) -> Path:
+        """Directory of an attempt's outputs."""
+        return self.attempt_dir(science_hash, number) / "outputs"
+
+    def checkpoints(self, science_hash: str) -> Path:
+        """Directory of a stage's checkpoints, shared by its attempts."""
+        return self.store.path(f"{stage_key(science_hash)}/checkpoints")
+
+    def store_id(self) -> str:
+        """A name for this store that no other has."""
+        self.store.create_json("store.json", {"id": uuid.uuid4().hex[:12], "made": now_iso()})
+        return str((self.store.read_json("store.json") or {})["id"])
+
+    def write_identity(self, science_hash: str, science: dict[str, Any]) -> None:
+        """Keep what a hash stands for."""
+        self.store.create_json(f"{stage_key(science_hash)}/identity.json", science)
+
+
+def digest_outputs(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file below `directory`, by relative name; each is on disk then."""
+    found = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+            sha = hashlib.file_digest(stream, "sha256").hexdigest()
+        found[str(path.relative_to(directory))] = sha
+    return found

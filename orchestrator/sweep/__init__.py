@@ -1,0 +1,1 @@
+"""Searches by Optuna, and the trials that they make."""

@@ -1,0 +1,1 @@
+"""Checkpoints of others taken in, ours written in their layouts."""

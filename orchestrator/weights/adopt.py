@@ -1,0 +1,300 @@
+"""Encoders made elsewhere: converted once, kept by content, found by studies as finished stages.
+
+adopted/<hh>/<sha256>/files/          encoder.safetensors, and the decoder or classifier with it
+                     /record.json     provenance: source, layout, every decision; created last
+adopted/names/<name>.json             what a name stands for, for good
+
+`<sha256>` is the digest of the tensors, so the same weights from a `.pth` and from safetensors are
+one encoder. A study names it; `finish_adopted` makes that stage a finished one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.verdict import Cause
+from mae_core.config import AdoptedRecipe, EncoderConfig
+from orchestrator.errors import StoreError, UserError
+from orchestrator.store.records import DoneRecord, Records, digest_outputs, now_iso
+from studies.errors import StudyError, unknown
+from studies.spec.study import Stage, Study, check_address
+
+if TYPE_CHECKING:
+    from mae_core.weights import Conversion, Hints
+    from orchestrator.plan.plan import PlannedStage
+
+KIND = "adopted"
+MIN_PREFIX = 8
+"""Hex digits of a digest that name an adopted encoder, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """An encoder made elsewhere, in the store."""
+
+    sha256: str
+    """Of its tensors and shape, whatever file they came in."""
+    folder: Path
+    """Where its files are."""
+    record: dict[str, Any]
+    """What `record.json` says: source, layout, sizes, files, every decision."""
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """Shape of the encoder."""
+        return EncoderConfig(**self.record["encoder"])
+
+
+def adopt(
+    source: Path,
+    name: str,
+    records: Records,
+    *,
+    layout: str = "auto",
+    hints: Hints | None = None,
+    class_names: Sequence[str] = (),
+) -> Adopted:
+    """Convert a checkpoint and keep it in the store under a name; once more changes nothing.
+
+    Raises:
+        ConfigError, CheckpointError: the file is damaged, unsafe, or not of that layout.
+        UserError: the name stands for another encoder, or the class names are not as many.
+        StoreError: the store cannot be written.
+    """
+    from mae_core.weights import take_in, tensors_digest
+
+    _check_name(name)
+    conversion = take_in(source, layout, hints)
+    classes = conversion.network.num_classes
+    if class_names and len(class_names) != classes:
+        raise UserError(f"{len(class_names)} class names for a head of {classes or 0} classes")
+    sha256 = tensors_digest(conversion.network)
+    held = records.store.read_json(_name_key(name))
+    if held is not None and held["sha256"] != sha256:
+        raise UserError(
+            f"--name {name} stands for the encoder {held['sha256'][:12]} already, and this one is "
+            f"{sha256[:12]}: choose another name"
+        )
+    if records.store.read_json(f"{_key(sha256)}/record.json") is None:
+        _keep(conversion, sha256, records, class_names)
+    origin = {"source": str(source.absolute()), "source_sha256": conversion.source.digests}
+    held_by = origin | {"layout": conversion.layout, "at": now_iso()}
+    records.store.create_json(_name_key(name), {"sha256": sha256} | held_by)
+    return find_adopted(records, name)
+
+
+def find_adopted(records: Records, reference: str) -> Adopted:
+    """Look an encoder up by its name or digest (8 hex digits or more).
+
+    Raises `StudyError` that names the nearest known one.
+    """
+    held = None
+    if reference in adopted_names(records):
+        held = records.store.read_json(_name_key(reference))
+    sha256 = held["sha256"] if held else _complete(records, reference)
+    record = records.store.read_json(f"{_key(sha256)}/record.json")
+    if record is None:
+        raise unknown("adopted encoder", reference, adopted_names(records), where="the store")
+    return Adopted(sha256=sha256, folder=records.store.path(f"{_key(sha256)}/files"), record=record)
+
+
+def adopted_names(records: Records) -> list[str]:
+    """Names of all adopted encoders in the store."""
+    return [name.removesuffix(".json") for name in records.store.list("adopted/names")]
+
+
+def with_digests(study: Study, records: Records) -> Study:
+    """Fill in the digest of every adopted encoder that a study knows by name only.
+
+    A name that nobody has adopted yet is left alone: the plan says so, and a run stops there.
+    """
+    held = adopted_names(records) if _adopts(study) else []
+
+    def change(stage: Stage) -> Stage:
+        recipe = stage.recipe
+        if not isinstance(recipe, AdoptedRecipe) or recipe.sha256 or recipe.name not in held:
+            return stage
+        sha256 = find_adopted(records, recipe.name).sha256
+        return replace(stage, recipe=replace(recipe, sha256=sha256))
+
+    return study.map_stages(change) if held else study
+
+
+def _adopts(study: Study) -> bool:
+    return any(isinstance(stage.recipe, AdoptedRecipe) for stage in study.all_stages())
+
+
+def take_adopted(stages: Iterable[PlannedStage], records: Records) -> bool:
+    """Finish the planned stages whose encoders are in the store; True if there were any.
+
+    Raises:
+        StudyError: an encoder has another shape than its recipe says.
+    """
+    taken = False
+    for planned in stages:
+        recipe, identity = planned.stage.recipe, planned.identity
+        if (
+            isinstance(recipe, AdoptedRecipe)
+            and planned.record is None
+            and _is_held(recipe, records)
+        ):
+            finish_adopted(
+                records, identity.science_hash, identity.science, recipe.sha256, recipe.encoder
+            )
+            taken = True
+    return taken
+
+
+def _is_held(recipe: AdoptedRecipe, records: Records) -> bool:
+    if not recipe.sha256:
+        return False
+    return records.store.read_json(f"{_key(recipe.sha256)}/record.json") is not None
+
+
+def finish_adopted(
+    records: Records,
+    science_hash: str,
+    science: dict[str, Any],
+    sha256: str,
+    encoder: EncoderConfig | None = None,
+) -> DoneRecord:
+    """Make the stage of that identity a finished one, whose outputs are the adopted files.
+
+    Does nothing if it is finished. `encoder` is what its recipe says of the shape, if it does.
+
+    Raises:
+        StudyError: the store has no such encoder, or it has another shape.
+        StoreError: its files are no longer what was adopted.
+    """
+    done = records.done(science_hash)
+    if done is not None:
+        return done
+    adopted = find_adopted(records, sha256)
+    _check_shape(adopted, encoder)
+    records.write_identity(science_hash, science)
+    number = records.begin_attempt(science_hash, {"adopted": adopted.sha256, "code": _code()})
+    outputs = records.outputs(science_hash, number)
+    for file in adopted.record["files"]:
+        _link(adopted.folder / file, outputs / file)
+    digests = digest_outputs(outputs)
+    if digests != adopted.record["files"]:
+        raise StoreError(
+            f"{adopted.folder} is damaged: its files are not what was adopted; remove "
+            f"{adopted.folder.parent} and adopt {adopted.record['source']} again"
+        )
+    records.end_attempt(
+        science_hash, number, {"cause": Cause.SUCCESS.value, "message": "", "is_result": True}
+    )
+    record = DoneRecord(
+        science_hash=science_hash,
+        kind=KIND,
+        attempt=number,
+        metrics={},
+        outputs=digests,
+        parents={},
+        seconds=0.0,
+        world_size=1,
+        provenance={"adopted": adopted.record, "code": _code()},
+    )
+    records.complete(record)
+    return records.done(science_hash) or record
+
+
+def _check_shape(adopted: Adopted, said: EncoderConfig | None) -> None:
+    has = adopted.encoder
+    if said is not None and replace(said, name="") != replace(has, name=""):
+        raise StudyError(
+            f"the adopted encoder {adopted.sha256[:12]} is {has}, and the study says {said}: "
+            "correct the study"
+        )
+
+
+def _check_name(name: str) -> None:
+    check_address("name", name)
+    if "/" in name:
+        raise UserError(f"--name {name}: must not contain /")
+
+
+def _keep(
+    conversion: Conversion, sha256: str, records: Records, class_names: Sequence[str]
+) -> None:
+    """Write files and record; of two writers of one encoder the first wins, with equal content."""
+    from mae_core.weights import save_own
+
+    final = records.store.path(f"{_key(sha256)}/files")
+    temporary = records.store.path(f"adopted/.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        extra = {"adopted": sha256}
+        save_own(conversion.network, temporary, extra, class_names)
+        digest_outputs(temporary)  # on disk before they have their name
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if not final.exists():
+            os.rename(temporary, final)
+        files = digest_outputs(final)
+    except OSError as error:
+        raise StoreError(f"cannot write {final}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    record = _record(conversion, sha256, files)
+    records.store.create_json(f"{_key(sha256)}/record.json", record)
+
+
+def _record(conversion: Conversion, sha256: str, files: dict[str, str]) -> dict[str, Any]:
+    network, source = conversion.network, conversion.source
+    return {
+        "sha256": sha256,
+        "source": str(source.path.absolute()),
+        "source_sha256": source.digests,
+        "layout": conversion.layout,
+        "container": source.container,
+        "encoder": asdict(network.encoder),
+        "decoder": network.decoder and asdict(network.decoder),
+        "num_classes": network.num_classes,
+        "image_size": network.image_size,
+        "num_channels": network.num_channels,
+        "position_error": conversion.position_error,
+        "files": files,
+        "notes": list(conversion.notes),
+        "left_out": list(conversion.left_out),
+        "left_out_of_the_pickle": [k for k in source.left_out if k != source.container],
+        "mapping": {ours: list(theirs) for ours, theirs in conversion.mapping.items()},
+        "code": _code(),
+        "adopted_at": now_iso(),
+    }
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _complete(records: Records, reference: str) -> str:
+    """A full digest from its first digits; the reference itself if none fits."""
+    is_digest = len(reference) >= MIN_PREFIX and not set(reference) - set("0123456789abcdef")
+    found = records.store.list(f"adopted/{reference[:2]}") if is_digest else []
+    fits = [sha for sha in found if sha.startswith(reference)]
+    return fits[0] if len(fits) == 1 else reference
+
+
+def _key(sha256: str) -> str:
+    return f"adopted/{sha256[:2]}/{sha256}"
+
+
+def _name_key(name: str) -> str:
+    return f"adopted/names/{name}.json"
+
+
+def _code() -> dict[str, Any]:
+    from orchestrator.drive.task import code_version  # which builds on planning, as this does not
+
+    return code_version()

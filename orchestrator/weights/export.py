@@ -1,0 +1,165 @@
+"""Write an encoder of a study, or of a file, as another library does, and read it back to check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae_core.config import CLASSIFIER_FILE, DECODER_FILE, ENCODER_FILE, DecoderConfig
+from orchestrator.errors import UserError
+from orchestrator.plan.history import kept_studies
+from orchestrator.plan.plan import load_accepted
+from orchestrator.store.records import DoneRecord, Records
+from studies.errors import unknown
+
+if TYPE_CHECKING:
+    from mae_core.weights import LayoutName, Network
+
+READABLE = (ENCODER_FILE, CLASSIFIER_FILE)
+_STAGE_ABOVE_FILE = 3
+"""Folders from an output up to its stage: outputs, attempt, attempts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written."""
+
+    source: Path
+    layout: str
+    files: tuple[Path, ...]
+    sha256: str
+    """Digest of the tensors, as `adopt` counts it; read back from the files."""
+    has_decoder: bool
+
+
+def export(
+    reference: str, layout: LayoutName, out: Path, records: Records, *, with_decoder: bool = False
+) -> Exported:
+    """Write an encoder (with its decoder, or a classifier) in a layout of another library.
+
+    `reference` is `STUDY/CELL`, `STUDY/CELL#STAGE`, the name of an adopted encoder, or the path of
+    a file of ours.
+
+    Raises:
+        UserError: there is no such file or cell, `out` exists or cannot be written.
+        ConfigError: the layout has no place for a part of the network.
+        CheckpointError: the file is damaged.
+    """
+    from mae_core.weights import Hints, load_own, take_in, tensors_digest, write_layout
+
+    source = find_file(reference, records)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} exists: remove it or name another")
+    network = _with_recipe(load_own(source, with_decoder=with_decoder), source, records)
+    try:
+        files = write_layout(network, layout, out)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    decoder_heads = network.decoder.num_heads if network.decoder else None
+    hints = Hints(num_heads=network.encoder.num_heads, decoder_heads=decoder_heads)
+    back = replace(take_in(out, layout, hints).network, encoder=network.encoder)
+    sha256 = tensors_digest(back)
+    if sha256 != tensors_digest(network):
+        raise UserError(f"{out} is not what was written: its disk changed it; export again")
+    return Exported(
+        source=source,
+        layout=layout,
+        files=tuple(files),
+        sha256=sha256,
+        has_decoder=network.decoder is not None,
+    )
+
+
+def find_file(reference: str, records: Records) -> Path:
+    """The file of weights that a path, an address or the name of an adopted encoder means."""
+    from orchestrator.weights.adopt import adopted_names, find_adopted
+
+    path = Path(reference)
+    if path.is_file():
+        return path
+    if path.suffix == ".safetensors" or path.is_dir():
+        raise UserError(f"{reference}: no such file; name an {ENCODER_FILE} or STUDY/CELL")
+    if reference in adopted_names(records):
+        return find_adopted(records, reference).folder / ENCODER_FILE
+    study, cell, stage = split_address(reference, records, adopted_names(records))
+    return _output(study, cell, stage, load_accepted(records, study), records)
+
+
+def split_address(
+    reference: str, records: Records, others: Iterable[str] = ()
+) -> tuple[str, str, str]:
+    """Take STUDY/CELL#STAGE apart; the stage may be left out, and is then empty.
+
+    Raises:
+        StudyError: no study of this name was run here; `others` are suggested too.
+    """
+    address, _, stage = reference.partition("#")
+    for study, cell in _splits(address):
+        if load_accepted(records, study):
+            return study, cell, stage
+    raise unknown("study", address, [*kept_studies(records), *others], where="the store")
+
+
+def _splits(address: str) -> Iterator[tuple[str, str]]:
+    """Ways to read STUDY/CELL, both of which may contain slashes; the longest study first."""
+    parts = address.split("/")
+    for end in range(len(parts) - 1, 0, -1):
+        yield "/".join(parts[:end]), "/".join(parts[end:])
+
+
+def _output(study: str, cell: str, stage: str, accepted: dict[str, Any], records: Records) -> Path:
+    """The weights that a finished stage of a cell left: the named one, or the first that did."""
+    stages = {a.partition("#")[2]: v["hash"] for a, v in accepted.items() if _cell(a) == cell}
+    if not stages:
+        raise unknown("cell", cell, {_cell(a) for a in accepted}, where=f"study {study}")
+    if stage and stage not in stages:
+        raise unknown("stage", stage, stages, where=f"cell {study}/{cell}")
+    names = [stage] if stage else list(stages)
+    done = {name: record for name in names if (record := records.done(stages[name]))}
+    for record in done.values():
+        for file in READABLE if stage else (ENCODER_FILE,):
+            if file in record.outputs:
+                return _path(record, file, records)
+    wanted = f"stage {stage}" if stage else "no stage"
+    state = "is not finished, or left no weights" if stage else "of it has left an encoder yet"
+    raise UserError(f"{study}/{cell}: {wanted} {state}; see `mae-study status {study}`")
+
+
+def _cell(address: str) -> str:
+    return address.partition("#")[0]
+
+
+def _path(record: DoneRecord, file: str, records: Records) -> Path:
+    from mae_core.runtime.inputs import verify
+
+    path = records.outputs(record.science_hash, record.attempt) / file
+    for name in (file, DECODER_FILE):
+        if name in record.outputs:
+            verify(path.with_name(name), record.outputs[name])
+    return path
+
+
+def _with_recipe(network: Network, source: Path, records: Records) -> Network:
+    """Add what a pretraining's recipe knows of its decoder and the file does not say."""
+    science = _science_of(source, records)
+    if network.decoder is None or science.get("kind") != "pretrain":
+        return network
+    recipe = science["recipe"]  # canonical: what is at its default is left out
+    return replace(
+        network,
+        decoder=DecoderConfig(**recipe.get("decoder", {})),
+        mask_ratio=recipe.get("mask_ratio", 0.75),
+        norm_pix_loss=recipe.get("norm_pix_loss", True),
+    )
+
+
+def _science_of(source: Path, records: Records) -> dict[str, Any]:
+    """Identity of the stage that left a file, empty for a file outside the store."""
+    root = records.store.path("").absolute()
+    path = source.absolute()
+    if not path.is_relative_to(root) or len(path.relative_to(root).parts) <= _STAGE_ABOVE_FILE:
+        return {}
+    stage = path.parents[_STAGE_ABOVE_FILE].relative_to(root)
+    return records.store.read_json(f"{stage.as_posix()}/identity.json") or {}
