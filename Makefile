@@ -36,25 +36,25 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 bench-handover: $(STAMP)
-	$(BIN)/python tests/bench_handover.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/handover.py
 
 bench-feature-probe: $(STAMP)
-	$(BIN)/python tests/bench_feature_probe.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/feature_probe.py
 
 bench-laws: $(STAMP)
-	$(BIN)/python tests/bench_laws.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/laws.py
 
 bench-coverage: $(STAMP)
-	$(BIN)/python tests/bench_coverage.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/interval_coverage.py
 
 bench-advice: $(STAMP)
-	$(BIN)/python tests/bench_advice.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/advice.py
 
 bench-report: $(STAMP)
-	$(BIN)/python tests/bench_report.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/report.py
 
 bench-cli: $(STAMP)
-	$(BIN)/python tests/bench_cli.py
+	PYTHONPATH=tests $(BIN)/python tests/bench/cli.py
 
 # Sections can be run alone: make reliability SECTIONS="corruption stall"
 reliability: $(STAMP)

@@ -14,9 +14,9 @@ from collections import Counter
 from pathlib import Path
 from unittest import mock
 
-from checkpoint_cases import DAMAGES
 from figures import Section, arguments
-from gangs import train
+from support.checkpoint_cases import DAMAGES
+from support.gangs import train
 
 from cluster.connect import connect
 from cluster.gang import SlotPool, slot_shape

@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from checkpoint_cases import count_points, is_whole, make, open_checkpoints, save, state
 from figures import Section, arguments
+from support.checkpoint_cases import count_points, is_whole, make, open_checkpoints, save, state
 
 from mae_core.checkpoint.storage import LocalPlace
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from figures import Section, arguments
-from gangs import train
 from safetensors.torch import load_file
+from support.gangs import train
 
 from cluster.connect import connect
 from cluster.gang import SlotPool, slot_shape

@@ -9,8 +9,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from checkpoint_cases import count_points, crash_at, is_whole, make
 from figures import Section, arguments
+from support.checkpoint_cases import count_points, crash_at, is_whole, make
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from figures import Section, arguments
 
-TESTS = Path(__file__).resolve().parent.parent
+HANGS = Path(__file__).resolve().parents[1] / "cluster" / "test_gang_faults.py"
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
 
 def hangs(section: Section, junit: Path) -> None:
     """A stopped process, a held interpreter lock, a stuck loader, a deadlocked collective."""
-    run = [sys.executable, "-m", "pytest", "-q", str(TESTS / "test_gang_faults.py"), "-k",
+    run = [sys.executable, "-m", "pytest", "-q", str(HANGS), "-k",
            "hang_is_found", f"--junitxml={junit}", "-p", "no:cacheprovider"]  # fmt: skip
     subprocess.run(run, check=False, timeout=600, stdout=subprocess.DEVNULL)
     cases = list(ElementTree.parse(junit).iter("testcase"))

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from checkpoint_cases import HOSTILE_NAMES, Canary, sign
 from figures import Section, arguments
-from gangs import attempt, train
+from support.checkpoint_cases import HOSTILE_NAMES, Canary, sign
+from support.gangs import attempt, train
 
 from cluster.connect import connect
 from cluster.gang import SlotPool, slot_shape

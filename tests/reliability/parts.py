@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import Section, arguments
-from gangs import PARTS, attempt, train
+from support.gangs import PARTS, attempt, train
 
 from cluster.connect import connect
 from cluster.gang import SlotPool, slot_shape

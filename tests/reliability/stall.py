@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import Section, arguments
-from gangs import finish, values
+from support.gangs import finish, values
 
 from cluster.connect import connect
 from cluster.gang import SlotPool, slot_shape

@@ -26,7 +26,7 @@ sys.path[:0] = PATHS
 
 import psutil  # noqa: E402
 from figures import Section, arguments  # noqa: E402
-from mlflow_servers import (  # noqa: E402
+from support.mlflow_servers import (  # noqa: E402
     Server,
     compare,
     compare_points,

@@ -1,0 +1,264 @@
+"""Foreign checkpoints in and out: features equal the original's, bytes survive a round trip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.foreign_weights import (
+    DECODER_WIDTH,
+    DEPTH,
+    WIDTH,
+    images,
+    official_full_state,
+    reference_features,
+    timm_state,
+)
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    ViTModel,
+)
+
+from mae_core.checkpoint.encoder_file import load_encoder
+from mae_core.config import ENCODER_FILE
+from mae_core.evaluate.finetune import load_classifier
+from mae_core.weights import Hints, load_own, save_own, take_in, tensors_digest, write_layout
+
+TOLERANCE = 1e-5
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def adopted(source: Path, folder: Path, **options: Any) -> Path:
+    """Take a checkpoint in and leave the files that stages read."""
+    folder.mkdir()
+    conversion = take_in(source, **options)
+    save_own(conversion.network, folder, {})
+    return folder / ENCODER_FILE
+
+
+def features(path: Path) -> Tensor:
+    with torch.no_grad():
+        return load_encoder(path).forward_features(images())
+
+
+def vit_config(**options: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 96,
+        "image_size": 16,
+        "patch_size": 4,
+        "num_channels": 3,
+    } | options
+
+
+def randomised(model: torch.nn.Module) -> Any:
+    draw = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=draw)
+    return model.eval()
+
+
+def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The key names of transformers 4, in which published files are."""
+    renames = (
+        ("vit.layers.", "vit.encoder.layer."),
+        (".attention.q_proj.", ".attention.attention.query."),
+        (".attention.k_proj.", ".attention.attention.key."),
+        (".attention.v_proj.", ".attention.attention.value."),
+        (".attention.o_proj.", ".attention.output.dense."),
+        (".mlp.fc1.", ".intermediate.dense."),
+        (".mlp.fc2.", ".output.dense."),
+    )
+    found = {}
+    for key, value in state.items():
+        for new, old in renames:
+            key = key.replace(new, old)
+        found[key] = value.contiguous()
+    return found
+
+
+def test_timm_features_with_learned_positions_equal_a_vit_written_out(tmp_path: Path) -> None:
+    state = timm_state()
+    save_file(state, tmp_path / "vit.safetensors")
+    conversion = take_in(tmp_path / "vit.safetensors")
+    path = adopted(tmp_path / "vit.safetensors", tmp_path / "own")
+    assert conversion.layout == "timm"
+    assert conversion.position_error > 0.1
+    assert any("positions are learned" in note for note in conversion.notes)
+    assert relative(features(path), reference_features(state, images())) < TOLERANCE
+    assert conversion.network.encoder.depth == DEPTH
+    assert set(conversion.mapping) == set(conversion.network.state)
+
+
+def test_official_encoder_and_decoder_come_back_byte_for_byte(tmp_path: Path) -> None:
+    state = official_full_state()
+    torch.save({"model": state}, tmp_path / "full.pth")
+    own = adopted(tmp_path / "full.pth", tmp_path / "own")
+    [out] = write_layout(load_own(own, with_decoder=True), "official", tmp_path / "back.pth")
+    back = torch.load(out, weights_only=True)["model"]
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[k].view(torch.int32), state[k].view(torch.int32)) for k in state)
+    assert relative(features(own), reference_features(state, images())) < TOLERANCE
+    [alone] = write_layout(load_own(own), "official", tmp_path / "alone.pth")
+    encoder = torch.load(alone, weights_only=True)["model"]
+    assert set(encoder) == set(timm_state())
+
+
+def test_fixed_positions_are_recognised(tmp_path: Path) -> None:
+    torch.save({"model": official_full_state()}, tmp_path / "full.pth")
+    conversion = take_in(tmp_path / "full.pth")
+    assert conversion.layout == "official"
+    assert conversion.position_error < 1e-6
+    assert any("sin-cos table" in note for note in conversion.notes)
+    assert conversion.network.decoder is not None
+    assert conversion.network.decoder.width == DECODER_WIDTH
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_vit_mae_pretraining_files_of_both_versions(tmp_path: Path, version: int) -> None:
+    config = ViTMAEConfig(
+        **vit_config(),
+        decoder_hidden_size=32,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=128,
+        mask_ratio=0.0,
+    )
+    model = randomised(ViTMAEForPreTraining(config))
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(old_names(state) if version == 4 else state, tmp_path / "model.safetensors")
+    config.save_pretrained(tmp_path)
+    conversion = take_in(tmp_path)
+    own = adopted(tmp_path, tmp_path / "own")
+    order = torch.arange(16.0).repeat(3, 1)
+    with torch.no_grad():
+        expected = model.vit(images(), noise=order).last_hidden_state
+    assert conversion.layout == "hf"
+    assert conversion.network.encoder.norm_eps == 1e-12
+    assert relative(features(own), expected) < TOLERANCE
+    assert load_own(own, with_decoder=True).decoder == conversion.network.decoder
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-3])
+def test_the_epsilon_of_a_hugging_face_vit_is_kept(tmp_path: Path, eps: float) -> None:
+    model = randomised(ViTModel(ViTConfig(**vit_config(layer_norm_eps=eps))))
+    model.save_pretrained(tmp_path)
+    own = adopted(tmp_path, tmp_path / "own")
+    with torch.no_grad():
+        expected = model(images()).last_hidden_state
+    assert relative(features(own), expected) < TOLERANCE
+    assert take_in(tmp_path).left_out  # the pooler
+
+
+def test_export_to_transformers_gives_the_same_features(tmp_path: Path) -> None:
+    save_file(timm_state(), tmp_path / "vit.safetensors")
+    own = adopted(tmp_path / "vit.safetensors", tmp_path / "own")
+    write_layout(load_own(own), "hf", tmp_path / "hf")
+    model = AutoModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False).eval()
+    assert isinstance(model, ViTModel)
+    with torch.no_grad():
+        theirs = model(images()).last_hidden_state
+    assert relative(theirs, reference_features(timm_state(), images())) < TOLERANCE
+    assert relative(theirs, features(own)) < TOLERANCE
+
+
+def test_export_of_encoder_and_decoder_loads_in_transformers_without_a_key_left(
+    tmp_path: Path,
+) -> None:
+    torch.save({"model": official_full_state()}, tmp_path / "full.pth")
+    own = adopted(tmp_path / "full.pth", tmp_path / "own")
+    write_layout(load_own(own, with_decoder=True), "hf", tmp_path / "hf")
+    model, said = ViTMAEForPreTraining.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not said["missing_keys"] and not said["unexpected_keys"]
+    model.config.mask_ratio = 0.0
+    with torch.no_grad():
+        theirs = model.eval().vit(images(), noise=torch.arange(16.0).repeat(3, 1))
+    assert relative(theirs.last_hidden_state, features(own)) < TOLERANCE
+
+
+def test_a_classifier_of_the_class_token_goes_to_transformers_and_back(tmp_path: Path) -> None:
+    state = timm_state(classes=5)
+    save_file(state, tmp_path / "vit.safetensors")
+    own = adopted(tmp_path / "vit.safetensors", tmp_path / "own")
+    classifier = own.with_name("finetuned.safetensors")
+    ours, names = load_classifier(classifier)
+    write_layout(load_own(classifier), "hf", tmp_path / "hf")
+    theirs = ViTForImageClassification.from_pretrained(tmp_path / "hf").eval()
+    tokens = reference_features(state, images())
+    expected = tokens[:, 0] @ state["head.weight"].T + state["head.bias"]
+    with torch.no_grad():
+        assert relative(ours.logits(images()), expected) < TOLERANCE
+        assert relative(theirs(images()).logits, expected) < TOLERANCE
+    assert names == ("0", "1", "2", "3", "4")
+    again = take_in(tmp_path / "hf").network
+    assert torch.equal(again.state["head.weight"], state["head.weight"])
+
+
+def test_a_fine_tuned_official_model_keeps_its_norm_after_the_mean(tmp_path: Path) -> None:
+    state = timm_state(final_norm="fc_norm", classes=5)
+    torch.save({"model": state}, tmp_path / "finetuned.pth")
+    own = adopted(tmp_path / "finetuned.pth", tmp_path / "own")
+    mean = reference_features(state, images())[:, 1:].mean(dim=1)
+    weights = (state["fc_norm.weight"], state["fc_norm.bias"])
+    normed = torch.nn.functional.layer_norm(mean, (WIDTH,), *weights, 1e-6)
+    expected = normed @ state["head.weight"].T + state["head.bias"]
+    classifier = own.with_name("finetuned.safetensors")
+    with torch.no_grad():
+        assert relative(load_classifier(classifier)[0].logits(images()), expected) < TOLERANCE
+    assert torch.equal(load_encoder(own).norm.weight, state["fc_norm.weight"])
+    [out] = write_layout(load_own(classifier), "official", tmp_path / "back.pth")
+    back = torch.load(out, weights_only=True)["model"]
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("layout", ["official", "timm", "hf"])
+def test_every_layout_leads_back_to_the_same_digest(tmp_path: Path, layout: Any) -> None:
+    save_file(timm_state(), tmp_path / "vit.safetensors")
+    network = take_in(tmp_path / "vit.safetensors").network
+    out = tmp_path / {"official": "a.pth", "timm": "a.safetensors", "hf": "a"}[layout]
+    write_layout(network, layout, out)
+    assert tensors_digest(take_in(out).network) == tensors_digest(network)
+    other = take_in(out, hints=Hints(num_heads=4)).network if layout != "hf" else None
+    assert other is None or tensors_digest(other) != tensors_digest(network)
+
+
+def test_exported_files_are_plain(tmp_path: Path) -> None:
+    save_file(timm_state(), tmp_path / "vit.safetensors")
+    network = take_in(tmp_path / "vit.safetensors").network
+    [out] = write_layout(network, "timm", tmp_path / "out.safetensors")
+    back = load_file(out)
+    assert all(torch.equal(back[key], value) for key, value in timm_state().items())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.safetensors", "vit.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["shards", "bin", "bare"])
+def test_hugging_face_folders_of_every_kind(tmp_path: Path, kind: str) -> None:
+    model = randomised(ViTModel(ViTConfig(**vit_config(layer_norm_eps=1e-6))))
+    model.save_pretrained(tmp_path / "whole")
+    expected = take_in(tmp_path / "whole")
+    folder = tmp_path / kind
+    model.save_pretrained(folder, max_shard_size="60KB" if kind == "shards" else "1GB")
+    if kind == "bin":
+        (folder / "model.safetensors").unlink()
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    if kind == "bare":
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").rename(folder / "weights.safetensors")
+        folder = folder / "weights.safetensors"
+    found = take_in(folder, hints=Hints(num_heads=3))
+    assert (len(found.source.digests) > 1) == (kind == "shards")
+    assert tensors_digest(found.network) == tensors_digest(expected.network)

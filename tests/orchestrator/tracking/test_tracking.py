@@ -1,0 +1,399 @@
+"""What arrives in MLflow through the real process that ships it, and what if it cannot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.verdict import Cause, Verdict
+from orchestrator.drive.task import Task
+from orchestrator.errors import TrackingError
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalWriter, StageReader
+from orchestrator.store.records import DoneRecord, Records
+from orchestrator.tracking.cell_values import final_results
+from orchestrator.tracking.mlflow_runs import STUDY, RunInfo, Target, database_exists, default_uri
+from orchestrator.tracking.observer import Shipper, Tracking, decision_text, sync_key
+from orchestrator.tracking.shipper import Item
+from orchestrator.tracking.uri import check_uri, without_credentials
+from studies.catalog import quickstart
+from studies.spec.study import Study
+
+STAGE = RunInfo(name="a#pretrain", level="stage", identity="stage:1", tags={"kind": "pretrain"},
+                params={"mask_ratio": 0.75, "size": "N1"})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One SQLite file for the module, made by two studies that start at once.
+
+    Making one takes seconds; each test has a study of its own.
+    """
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri, store = f"sqlite:///{folder}/new/runs.db", LocalStore(folder)
+    targets = [Target(uri=uri, study=s, question="?", artifacts=None, store=store) for s in "ab"]
+    shippers = [Shipper(target) for target in targets]
+    for shipper in shippers:
+        finish_study(shipper)
+    assert [shipper.close() for shipper in shippers] == [None, None]
+    return uri
+
+
+@pytest.fixture
+def target(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> Target:
+    return Target(uri=database, study=request.node.name, question="?",
+                  artifacts=tmp_path / "artifacts", store=LocalStore(tmp_path))  # fmt: skip
+
+
+def shipped(target: Target, *actions: Callable[[Shipper], None]) -> str | None:
+    shipper = Shipper(target)
+    for action in actions:
+        action(shipper)
+    return shipper.close()
+
+
+def done(
+    folder: Path, metrics: dict[str, float], attempt: int = 1, identity: str = "stage:1"
+) -> Callable[[Shipper], None]:
+    item = Item(
+        action="done",
+        info=replace(STAGE, identity=identity),
+        attempts=(folder,),
+        entry=Entry(0, 1000, 0, metrics),
+        attempt=attempt,
+        tags={"state": "done"},
+    )
+    return lambda shipper: shipper.send(item)
+
+
+def finish_study(shipper: Shipper) -> None:
+    shipper.send(Item(action="study", info=RunInfo(name="s", level="study", identity=STUDY)))
+
+
+def journal(folder: Path, losses: dict[int, float]) -> Path:
+    writer = JournalWriter(folder / JOURNAL_FILE)
+    for step, loss in losses.items():
+        writer.write(step, {"loss": loss})
+    writer.close()
+    return folder
+
+
+def runs(uri: str, study: str) -> dict[str, Any]:
+    """Runs of a study by identity."""
+    client = mlflow_client(uri)
+    experiment = client.get_experiment_by_name(f"mae-study/{study}")
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    return {run.data.tags["identity"]: run for run in found}
+
+
+def mlflow_client(uri: str) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def curve(uri: str, run: Any, key: str) -> list[tuple[int, float]]:
+    history = mlflow_client(uri).get_metric_history(run.info.run_id, key)
+    return sorted((m.step, m.value) for m in history)
+
+
+def test_a_stage_arrives_once_however_often_it_is_shipped(target: Target, tmp_path: Path) -> None:
+    folder = journal(tmp_path / "1", {10: 0.5, 20: 0.4})
+    results = {"final.loss": 0.4, "top5": 99.0, "loss": 0.4}
+    assert shipped(target, done(folder, results)) is None
+    assert len(list((tmp_path / "tracking/shipped").rglob("*.json"))) == 1
+    journal(folder, {30: 0.1})
+    skipped = done(folder, {"final.loss": 9.0})  # the attempt has arrived
+    again = done(folder, results, attempt=2)  # this one reads everything once more
+    assert shipped(target, skipped, again, finish_study) is None
+    found = runs(target.uri, target.study)
+    assert set(found) == {"study", "stage:1"}
+    run, study = found["stage:1"], found["study"]
+    # Nothing twice, and no result of a curve's name at step 0.
+    assert curve(target.uri, run, "loss") == [(10, 0.5), (20, 0.4), (30, 0.1)]
+    assert curve(target.uri, run, "final.loss") == [(0, 0.4)]
+    assert run.data.metrics == {"loss": 0.1, "final.loss": 0.4, "top5": 99.0, "mask_ratio": 0.75}
+    assert run.data.params == {"mask_ratio": "0.75", "size": "N1"}
+    expected = {"level": "stage", "kind": "pretrain", "state": "done",
+                "mlflow.runName": "a#pretrain",
+                "mlflow.parentRunId": study.info.run_id}  # fmt: skip
+    assert expected.items() <= run.data.tags.items()
+    assert {run.info.status, study.info.status} == {"FINISHED"}
+
+
+def test_a_block_that_fails_gets_the_same_entries_again(tmp_path: Path) -> None:
+    reader = StageReader()
+    reader.follow([journal(tmp_path / "1", {1: 0.5}), journal(tmp_path / "2", {1: 9.0, 2: 0.4})])
+    with pytest.raises(OSError), reader.reading() as entries:
+        assert len(entries) == 2
+        raise OSError
+    with reader.reading() as entries:
+        assert [(e.step, e.metrics) for e in entries] == [(1, {"loss": 0.5}), (2, {"loss": 0.4})]
+    with reader.reading() as entries:
+        assert entries == []
+    assert reader.keys == {"loss"}
+
+
+def test_only_what_is_still_missing_is_reported(target: Target, tmp_path: Path) -> None:
+    """Two journals cannot be read for a while; one of them can in the end."""
+    for_a_while, for_good = tmp_path / "1" / JOURNAL_FILE, tmp_path / "2" / JOURNAL_FILE
+    for_a_while.mkdir(parents=True)
+    for_good.mkdir(parents=True)
+    shipper = Shipper(target)
+    done(for_a_while.parent, {})(shipper)
+    done(for_good.parent, {}, identity="stage:2")(shipper)
+    cell = replace(STAGE, identity="cell:1")
+    shipper.send(Item(action="result", info=cell, entry=Entry(0, 1000, 0, {"knn_top1": 1.0})))
+    deadline = time.monotonic() + 20
+    while not arrived(target, "cell:1", "knn_top1") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for_a_while.rmdir()
+    journal(for_a_while.parent, {1: 0.5})
+    problem = shipper.close()
+    assert problem is not None
+    assert problem.startswith("stage:2 lacks something: IsADirectoryError")
+    assert "more" not in problem
+    assert curve(target.uri, runs(target.uri, target.study)["stage:1"], "loss") == [(1, 0.5)]
+    assert len(list((tmp_path / "tracking/shipped").rglob("*.json"))) == 1
+
+
+def arrived(target: Target, identity: str, key: str) -> bool:
+    try:
+        return key in runs(target.uri, target.study)[identity].data.metrics
+    except (AttributeError, KeyError):  # no experiment, no run yet
+        return False
+
+
+KILLED = """
+import os, signal, time
+from pathlib import Path
+from orchestrator.tracking.shipper import Item
+from orchestrator.store.driver import LocalStore
+from orchestrator.tracking.observer import Shipper
+from orchestrator.tracking.mlflow_runs import RunInfo, Target
+target = Target(uri="sqlite:///runs.db", study="s", question="?", artifacts=None,
+                store=LocalStore(Path(".")))
+shipper = Shipper(target, restarts=0)
+for n in range(300):
+    info = RunInfo(name="n", level="stage", identity=str(n))
+    shipper.send(Item(action="follow", info=info, tags={"text": "x" * 10_000}))
+os.kill(shipper.pid, signal.SIGKILL)
+time.sleep(1)
+began = time.monotonic()
+if CLOSE:
+    print(shipper.close(), flush=True)
+    assert time.monotonic() - began < 20
+"""
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_a_child_that_died_holds_nobody_up(close: bool, tmp_path: Path) -> None:
+    program = KILLED.replace("CLOSE", str(close))
+    command = [sys.executable, "-c", program]
+    root = str(Path(__file__).resolve().parents[3])
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False,
+                           cwd=tmp_path, env=os.environ | {"PYTHONPATH": root})  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ("died (exit code -9)" in ended.stdout) is close
+
+
+class Bench:
+    """A store in which a study's stages have been done by hand."""
+
+    def __init__(self, root: Path, uri: str | None) -> None:
+        self.store, self.uri = LocalStore(root), uri
+        self.records, self.datasets = Records(self.store), Datasets(self.store)
+        self.datasets.ensure("digits")
+        cell = replace(quickstart.cell("N1", 0, 0), uses_winner=False)
+        self.study = Study(name=f"tracked-{root.name}", question="?", cells=(cell,))
+
+    def plan(self) -> Plan:
+        return make_plan(self.study, self.records, self.datasets)
+
+    def finish(self, metrics: dict[str, Any]) -> Plan:
+        """Two attempts of every stage, of which the second goes on from a checkpoint."""
+        for planned in self.plan().stages:
+            key = planned.identity.science_hash
+            for losses in ({1: 0.9, 2: 0.8}, {2: 7.0, 3: 0.7}):
+                number = self.records.begin_attempt(key, {})
+                journal(self.records.attempt_dir(key, number), losses)
+            parents: dict[str, dict[str, str]] = {
+                p: {} for p in planned.identity.science["parents"]
+            }
+            self.records.complete(
+                DoneRecord(
+                    science_hash=key,
+                    kind=planned.stage.kind,
+                    attempt=2,
+                    metrics=metrics,
+                    outputs={},
+                    parents=parents,
+                    seconds=1.0,
+                    world_size=1,
+                )  # fmt: skip
+            )
+        return self.plan()
+
+    def sync(self, plan: Plan) -> str | None:
+        with Tracking(self.store, plan, self.uri) as tracking:
+            tracking.sync(plan, self.records, None)
+        return tracking.problem
+
+
+def test_a_study_is_filled_in_again_after_its_database_was_deleted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench = Bench(tmp_path, None)
+    uri = default_uri(bench.store)
+    plan = bench.finish({"top1": 50.0, "top5": 90.0, "loss": 0.6, "num_images": 100})
+    before = sync_key(uri, plan)
+    assert bench.sync(plan) is None
+    synced = sync_key(uri, plan)
+    assert synced != before and synced == sync_key(uri, plan)
+    check_synced(uri, plan)
+    assert database_exists(bench.store)
+    for file in (tmp_path / "tracking").glob("mlflow.db*"):
+        file.unlink()
+    assert sync_key(uri, plan) == before
+    assert bench.sync(plan) is None
+    assert sync_key(uri, plan) not in (before, synced)
+    check_synced(uri, plan)
+    assert capfd.readouterr() == ("", "")
+
+
+def check_synced(uri: str, plan: Plan) -> None:
+    found = runs(uri, plan.study.name)
+    assert len(found) == 2 + len(plan.stages)
+    for planned in plan.stages:
+        run = found[f"stage:{planned.identity.science_hash}"]
+        assert curve(uri, run, "loss") == [(1, 0.9), (2, 0.8), (3, 0.7)]
+        expected = {"final.loss": 0.6, "final.top1": 50.0, "top1": 50.0, "top5": 90.0, "loss": 0.7}
+        assert expected.items() <= run.data.metrics.items()
+        assert run.info.status == "FINISHED" and run.data.tags["attempts"] == "2"
+    cell = next(r for r in found.values() if r.data.tags["level"] == "cell")
+    assert cell.data.metrics["knn_top1"] == 50.0 and cell.data.tags["state"] == "done"
+
+
+def test_a_retried_stage_has_the_curve_of_its_attempts(database: str, tmp_path: Path) -> None:
+    """A new driver ships what an attempt left that the old one had no time to ship, too."""
+    bench = Bench(tmp_path, database)
+    task = Task(bench.plan().stages[0], ())
+    with Tracking(bench.store, bench.plan(), database) as tracking:
+        for losses in ({1: 0.9, 2: 0.8}, {2: 7.0, 3: 0.7}, {3: 7.0, 4: 0.6}):
+            task.attempt = bench.records.begin_attempt(task.key, {})
+            folder = journal(bench.records.attempt_dir(task.key, task.attempt), losses)
+            if task.attempt == 1:
+                continue  # its driver was killed
+            tracking.stage_started(task, folder)
+            if task.attempt == 2:
+                tracking.attempt_failed(task, Verdict(Cause.RANK_DIED, "gone"))
+    assert tracking.problem is None
+    run = runs(database, bench.study.name)[f"stage:{task.key}"]
+    assert curve(database, run, "loss") == [(1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6)]
+    assert run.info.status == "RUNNING"
+    expected = {"attempts": "3", "state": "running", "last_message": "gone"}
+    assert expected.items() <= run.data.tags.items()
+
+
+def test_a_stage_done_again_has_a_curve_of_its_own(database: str, tmp_path: Path) -> None:
+    """A result that was set aside keeps its run; what replaces it has the same keys and steps."""
+    bench = Bench(tmp_path, database)
+    assert bench.sync(bench.finish({"loss": 0.6})) is None
+    planned = bench.plan().stages[0]
+    key = planned.identity.science_hash
+    bench.records.supersede(key)
+    task = Task(planned, ())
+    task.attempt = bench.records.begin_attempt(key, {})
+    folder = journal(bench.records.attempt_dir(key, task.attempt), {1: 0.5, 2: 0.4})
+    with Tracking(bench.store, bench.plan(), database) as tracking:
+        tracking.stage_started(task, folder)
+        for decision in ({"decision": "retry", "reason": "rank died"},
+                         {"decision": "give up", "reason": "no progress"}):  # fmt: skip
+            bench.records.decide(key, decision)
+            tracking.decided(task, decision)
+    assert tracking.problem is None
+    found = runs(database, bench.study.name)
+    assert curve(database, found[f"stage:{key}"], "loss") == [(1, 0.9), (2, 0.8), (3, 0.7)]
+    again = found[f"stage:{key}:after-2"]
+    assert curve(database, again, "loss") == [(1, 0.5), (2, 0.4)]
+    expected = {"state": "running", "decision": "give up: no progress", "decisions": "2"}
+    assert expected.items() <= again.data.tags.items()
+
+
+def test_a_server_that_is_away_is_said_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, None)
+    warnings: list[str] = []
+    uri = "http://127.0.0.1:9"
+    began = time.monotonic()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Tracking(bench.store, bench.plan(), uri, warnings.append) as tracking,
+    ):
+        raise KeyboardInterrupt
+    # Who interrupts the command does not wait for a server that is away.
+    assert time.monotonic() - began < 15
+    assert tracking.problem is not None and uri in tracking.problem
+    assert len(warnings) == 1
+    assert uri in warnings[0] and "is away" in warnings[0] and "same command" in warnings[0]
+
+
+def test_results_do_not_take_the_names_of_curves() -> None:
+    metrics = {"top1": 1, "loss": 2.0, "name": "x", "exact": True}
+    assert final_results(metrics) == {"final.top1": 1.0, "final.loss": 2.0, "top1": 1.0}
+
+
+def test_two_studies_may_make_a_database_at_once(database: str) -> None:
+    assert all(runs(database, study)["study"].info.status == "FINISHED" for study in "ab")
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////x.db", "postgresql+psycopg2://u:p@h/db", "mysql+pymysql://h/db"]
+)
+def test_databases_are_accepted(uri: str) -> None:
+    check_uri(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("ftp://host", "use http://host:port"),
+        ("mlruns", "use http://host:port"),
+        ("http://", "names no host"),
+        ("http://127.0.0.1:port", "malformed"),
+        ("http://[::1", "malformed"),
+        ("http://203.0.113.5:5000", "no credentials"),
+        ("https://mlflow.example.org", "no credentials"),
+        ("sqlite:////proc/none/x.db", "cannot be used"),
+    ],
+)
+def test_what_no_waiting_mends_is_refused(
+    uri: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(TrackingError, match="nothing was run") as refused:
+        check_uri(uri)
+    assert uri in str(refused.value) or uri.endswith(".db") and reason in str(refused.value)
+    assert reason in str(refused.value)
+
+
+def test_a_password_is_never_shown() -> None:
+    assert without_credentials("http://me:secret@host:1/x?y=z") == "http://host:1/x?y=z"
+    assert without_credentials("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    with pytest.raises(TrackingError) as refused:
+        check_uri("mssql://me:secret@host/db")
+    assert "secret" not in str(refused.value)
+
+
+def test_decisions_fit_into_a_tag() -> None:
+    text = decision_text({"decision": "retry", "reason": "x" * 900, "node": None})
+    assert text.startswith("retry: xxx") and len(text) == 500

@@ -1,0 +1,269 @@
+"""`mae-study adopt` and `export`, as people call them, and an adopted encoder as a stage."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import save_file
+from support.foreign_weights import images, official_full_state, reference_features, timm_state
+from transformers import ViTMAEForPreTraining
+
+from mae_core.checkpoint.encoder_file import load_encoder, save_encoder, write_tensors
+from mae_core.config import DECODER_FILE, ENCODER_FILE, DataConfig, FinetuneRecipe
+from mae_core.evaluate.finetune import build_classifier
+from mae_core.model.mae import MAE
+from mae_core.model.masking import mask_noise
+from orchestrator.cli.main import main
+from orchestrator.errors import StoreError
+from orchestrator.plan.plan import accept, make_plan
+from orchestrator.store.data_facts import Datasets
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.records import DoneRecord, Records, digest_outputs
+from orchestrator.weights.adopt import find_adopted, finish_adopted
+from studies.errors import StudyError
+from studies.spec.load import load_study
+from studies.spec.overrides import override_study
+
+SCIENCE = {"kind": "adopted", "version": 1}
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def call_json(*arguments: object) -> dict[str, Any]:
+    done = call(*arguments, "--json")
+    assert done.exit_code == 0, done.output
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    path = tmp_path / "mae_full.pth"
+    torch.save({"model": official_full_state()}, path)
+    return path
+
+
+def test_adopt_says_what_it_did_and_export_gives_the_bytes_back(
+    tmp_path: Path, store: Path, full: Path
+) -> None:
+    found = call_json("adopt", full, "--name", "mae_t", "--store", store)
+    assert found["layout"] == "official"
+    assert found["source"] == str(full)
+    assert len(found["source_sha256"]["mae_full.pth"]) == 64
+    assert found["mapping"]["encoder.blocks.0.attn.qkv.weight"] == ["blocks.0.attn.qkv.weight"]
+    assert found["decoder"]["width"] == 64
+    assert found["sha256"] in found["recipe"]
+    assert any("sin-cos" in note for note in found["notes"])
+    out = tmp_path / "back.pth"
+    done = call_json(
+        "export", "mae_t", "--layout", "official", "--with-decoder", "--out", out, "--store", store
+    )
+    assert done["sha256"] == found["sha256"]
+    back, state = torch.load(out, weights_only=True)["model"], official_full_state()
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[k].view(torch.int32), state[k].view(torch.int32)) for k in state)
+
+
+def test_the_same_weights_in_another_layout_are_the_same_encoder(
+    tmp_path: Path, store: Path
+) -> None:
+    save_file(timm_state(), tmp_path / "vit.safetensors")
+    first = call_json("adopt", tmp_path / "vit.safetensors", "--name", "one", "--store", store)
+    arguments = ("export", "one", "--layout", "hf", "--out", tmp_path / "hf", "--store", store)
+    assert call(*arguments).exit_code == 0
+    second = call_json("adopt", tmp_path / "hf", "--name", "two", "--store", store)
+    assert first["sha256"] == second["sha256"]
+    assert call_json("adopt", tmp_path / "hf", "--name", "two", "--store", store) == second
+    save_file(timm_state(seed=1), tmp_path / "vit.safetensors")
+    other = call("adopt", tmp_path / "vit.safetensors", "--name", "one", "--store", store)
+    assert other.exit_code == 2
+    assert "stands for the encoder" in other.stderr
+    shown = call("adopt", tmp_path / "vit.safetensors", "--name", "three", "--store", store)
+    assert "positions are learned" in shown.output
+    assert "2 heads of 64, as in every ViT but H (assumed)" in shown.output
+
+
+def test_an_adopted_encoder_is_a_finished_stage(store: Path, full: Path) -> None:
+    found = call_json("adopt", full, "--name", "mae_t", "--store", store)
+    records = Records(LocalStore(store))
+    record = finish_adopted(records, "ab" * 10, SCIENCE, found["sha256"])
+    assert records.done("ab" * 10) == record
+    assert set(record.outputs) == {ENCODER_FILE, DECODER_FILE}
+    assert record.provenance["adopted"]["source"] == str(full)
+    path = records.outputs("ab" * 10, record.attempt) / ENCODER_FILE
+    with torch.no_grad():
+        ours = load_encoder(path).forward_features(images())
+    expected = reference_features(official_full_state(), images())
+    assert ((ours - expected).norm() / expected.norm()).item() < 1e-5
+    assert finish_adopted(records, "ab" * 10, SCIENCE, found["sha256"]) == record
+    assert len(records.attempts("ab" * 10)) == 1
+    assert find_adopted(records, found["sha256"][:10]).sha256 == found["sha256"]
+
+
+def test_unknown_or_damaged_adopted_encoders_are_refused(store: Path, full: Path) -> None:
+    found = call_json("adopt", full, "--name", "mae_t", "--store", store)
+    records = Records(LocalStore(store))
+    with pytest.raises(StudyError, match="did you mean 'mae_t'"):
+        find_adopted(records, "mae_x")
+    with pytest.raises(StudyError, match="unknown adopted encoder"):
+        finish_adopted(records, "cd" * 10, SCIENCE, "f" * 64)
+    other = replace(find_adopted(records, "mae_t").encoder, depth=5)
+    with pytest.raises(StudyError, match="the study says .*depth=5"):
+        finish_adopted(records, "cd" * 10, SCIENCE, found["sha256"], other)
+    with (find_adopted(records, "mae_t").folder / ENCODER_FILE).open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(StoreError, match="adopt .* again"):
+        finish_adopted(records, "cd" * 10, SCIENCE, found["sha256"])
+    assert records.done("cd" * 10) is None
+
+
+def finished_pretraining(store: Path) -> tuple[str, MAE]:
+    """A store in which one cell's pretraining of the quickstart is done, with random weights."""
+    study = load_study("quickstart")
+    cells = tuple(replace(cell, uses_winner=False) for cell in study.cells if cell.pretrain)
+    settings = {"pretrain.decoder.num_heads": 2, "pretrain.mask_ratio": 0.5}
+    study = override_study(replace(study, sweep=None, cells=cells), settings)
+    records = Records(LocalStore(store))
+    plan = make_plan(study, records, Datasets(records.store))
+    accept(records, plan)
+    planned = next(p for p in plan.stages if p.stage.kind == "pretrain")
+    recipe: Any = planned.stage.recipe
+    model = MAE(recipe)
+    draw = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=draw)
+    key = planned.identity.science_hash
+    records.write_identity(key, planned.identity.science)
+    number = records.begin_attempt(key, {})
+    outputs = records.outputs(key, number)
+    state = model.state_dict()
+    encoder = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    decoder = {k: v for k, v in state.items() if not k.startswith("encoder.")}
+    save_encoder(outputs / ENCODER_FILE, encoder, recipe.encoder, 8, 1, {})
+    write_tensors(outputs / DECODER_FILE, decoder, {})
+    records.complete(
+        DoneRecord(
+            science_hash=key,
+            kind="pretrain",
+            attempt=number,
+            metrics={},
+            outputs=digest_outputs(outputs),
+            parents={},
+            seconds=1.0,
+            world_size=1,
+        )
+    )
+    return planned.cell.address, model
+
+
+def test_a_pretraining_of_a_study_loads_in_transformers_with_the_same_reconstruction(
+    tmp_path: Path, store: Path
+) -> None:
+    cell, model = finished_pretraining(store)
+    arguments = ("--layout", "hf", "--with-decoder", "--out", tmp_path / "hf", "--store", store)
+    done = call_json("export", f"quickstart/{cell}", *arguments)
+    assert done["has_decoder"]
+    theirs = ViTMAEForPreTraining.from_pretrained(tmp_path / "hf").eval()
+    assert theirs.config.decoder_num_attention_heads == 2
+    assert theirs.config.mask_ratio == 0.5
+    pictures = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    noise = mask_noise(0, 0, torch.arange(4).numpy(), 16)
+    with torch.no_grad():
+        expected = model.reconstruct(pictures, noise).prediction_NLP
+        logits = theirs(pixel_values=pictures, noise=noise).logits
+    assert ((logits - expected).norm() / expected.norm()).item() < 1e-5
+
+
+def test_export_refuses_what_is_not_there(tmp_path: Path, store: Path) -> None:
+    cell, _ = finished_pretraining(store)
+    out = tmp_path / "out.pth"
+    common = ("--layout", "official", "--out", out, "--store", store)
+    for reference, said in (
+        ("quickstar/N1", "did you mean 'quickstart'"),
+        ("quickstart/N9/e0/s0", "unknown cell 'N9/e0/s0'"),
+        (f"quickstart/{cell}#kn", "did you mean 'knn'"),
+        (f"quickstart/{cell}#knn", "is not finished, or left no weights"),
+        (tmp_path / "absent.safetensors", "no such file"),
+    ):
+        refused = call("export", reference, *common)
+        assert refused.exit_code == 2
+        assert said in refused.stderr
+    assert call("export", f"quickstart/{cell}", *common).exit_code == 0
+    again = call("export", f"quickstart/{cell}", *common)
+    assert again.exit_code == 2
+    assert "exists: remove it" in again.stderr
+
+
+def test_an_epsilon_that_a_layout_cannot_say_is_refused_where_it_matters(
+    tmp_path: Path, store: Path
+) -> None:
+    save_file(timm_state(), tmp_path / "vit.safetensors")
+    call_json("adopt", tmp_path / "vit.safetensors", "--name", "one", "--store", store)
+    exported = ("--layout", "hf", "--out", tmp_path / "hf", "--store", store)
+    assert call("export", "one", *exported).exit_code == 0
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    for name, eps, code in (("tiny", 1e-12, 0), ("large", 1e-2, 2)):
+        (tmp_path / "hf/config.json").write_text(json.dumps(config | {"layer_norm_eps": eps}))
+        call_json("adopt", tmp_path / "hf", "--name", name, "--store", store)
+        out = tmp_path / f"{name}.pth"
+        done = call("export", name, "--layout", "timm", "--out", out, "--store", store)
+        assert done.exit_code == code
+        assert code == 0 or "LN epsilon is 0.01" in done.stderr
+
+
+def test_names_and_classes_are_checked(tmp_path: Path, store: Path) -> None:
+    save_file(timm_state(classes=2), tmp_path / "vit.safetensors")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "three.txt").write_text("cat\ndog\nowl\n")
+    common = ("adopt", tmp_path / "vit.safetensors", "--store", store)
+    for arguments, said in (
+        (("--name", "../up"), "use segments of letters"),
+        (("--name", "a/b"), "must not contain /"),
+        (("--name", "x", "--classes", tmp_path / "three.txt"), "3 class names for a head of 2"),
+        (("--name", "x", "--classes", tmp_path / "none.txt"), "cannot be read"),
+        (("--name", "x", "--size", "Bee"), "unknown encoder size"),
+    ):
+        refused = call(*common, *arguments)
+        assert refused.exit_code == 2, refused.output
+        assert said in refused.stderr
+    found = call_json(*common, "--name", "x", "--classes", tmp_path / "classes.txt")
+    assert "finetuned.safetensors" in found["files"]
+
+
+def test_an_adoption_that_died_before_its_record_is_finished_by_the_next(
+    store: Path, full: Path
+) -> None:
+    found = call_json("adopt", full, "--name", "mae_t", "--store", store)
+    folder = find_adopted(Records(LocalStore(store)), "mae_t").folder
+    (folder.parent / "record.json").unlink()
+    (store / "adopted/names/mae_t.json").unlink()
+    again = call_json("adopt", full, "--name", "mae_t", "--store", store)
+    assert again["files"] == found["files"]
+    assert sorted(p.name for p in (store / "adopted").iterdir()) == [found["sha256"][:2], "names"]
+
+
+def test_fine_tuning_starts_from_the_learned_positions_of_an_adopted_encoder(
+    tmp_path: Path, store: Path
+) -> None:
+    save_file(timm_state(), tmp_path / "vit.safetensors")
+    call_json("adopt", tmp_path / "vit.safetensors", "--name", "one", "--store", store)
+    path = find_adopted(Records(LocalStore(store)), "one").folder / ENCODER_FILE
+    recipe = FinetuneRecipe(data=DataConfig(path="unused", image_size=16), features="cls")
+    encoder = build_classifier(recipe, path, num_classes=3).encoder.eval()
+    assert torch.equal(encoder.positions, timm_state()["pos_embed"][0])
+    with torch.no_grad():
+        ours = encoder.forward_features(images())
+    expected = reference_features(timm_state(), images())
+    assert ((ours - expected).norm() / expected.norm()).item() < 1e-5

@@ -1,0 +1,111 @@
+"""Entry points that the cluster tests run on ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from support import changes
+
+from cluster.rank_actor import RankControl
+
+
+def echo(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    return {"said": payload.get("say"), "rank": control.rank, "world": control.world,
+            "pid": os.getpid(), "master": os.environ["MASTER_ADDR"]}  # fmt: skip
+
+
+def fail_on_rank_1(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    if control.rank == 1:
+        raise ValueError("boom")
+    time.sleep(payload["sleep_s"])
+    return {}
+
+
+def wait_for_stop(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    deadline = time.monotonic() + 30
+    while not control.stop_requested() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return {"stopped": control.stop_requested()}
+
+
+def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    """Pretrain on the digits; stop after `stop_at` steps if given; return digests and metrics.
+
+    `noise` adds noise from torch's generator, a different one on each rank; `grouped` divides the
+    parameters into many groups; `leave_out` names a part of the state not to restore.
+    """
+    import torch
+
+    from mae_core.config import Duration, Execution, OptimizerConfig
+    from mae_core.data.sources import open_data
+    from mae_core.pretrain.mae import run_pretrain
+    from mae_core.runtime.context import RunContext
+    from mae_core.train import deepspeed_engine
+    from mae_core.train.loop import Stopped
+    from studies.catalog import quickstart
+
+    recipe = quickstart.pretrain("N1", 1, 0).recipe
+    recipe = dataclasses.replace(
+        recipe,
+        duration=Duration.steps(payload["steps"]),
+        global_batch=96,
+        precision=payload.get("precision", "fp32"),
+    )
+    if "sgd" in payload:  # SGD without decay, its gradients clipped to this norm
+        sgd = OptimizerConfig(name="sgd", weight_decay=0.0, clip_grad_norm=payload["sgd"])
+        recipe = dataclasses.replace(recipe, optimizer=sgd)
+    execution = Execution(**{"loader_threads": 0} | payload["execution"])
+    losses: list[tuple[int, float]] = []
+    events: list[tuple[str, dict[str, Any]]] = []
+    done: list[int] = []
+    samples: list[list[int]] = []
+    watched: list[tuple[int, dict[str, float]]] = []
+
+    def log(step: int, metrics: Mapping[str, float]) -> None:
+        if "loss" in metrics:
+            losses.append((step, metrics["loss"]))
+        else:
+            watched.append((step, dict(metrics)))
+
+    folder = Path(payload["folder"])
+    (folder / "outputs").mkdir(parents=True, exist_ok=True)
+    context = RunContext(
+        output_dir=folder / "outputs",
+        checkpoint_dir=folder / "checkpoints",
+        science_hash=payload.get("science_hash", "test"),
+        rank=control.rank,
+        world=control.world,
+        log_metrics=log,
+        fault_point=lambda name: done.append(1) if name == "step" else None,
+        should_stop=lambda: len(done) >= payload.get("stop_at", 10**9),
+        event=lambda name, fields: events.append((name, dict(fields))),
+        lease_epoch=payload.get("lease_epoch", 0),
+        rollback=payload.get("rollback", 0),
+    )
+    torch.manual_seed(control.rank)
+    deepspeed_engine.join_gang()
+    masks: list[tuple[str, str]] = []
+    found: dict[str, Any] = {
+        "losses": losses, "samples": samples, "events": events, "masks": masks,
+        "watched": watched,
+    }  # fmt: skip
+    try:
+        with changes.applied(payload, control.rank, samples, masks):
+            metrics = run_pretrain(recipe, execution, context, open_data(recipe.data))
+    except Stopped:
+        return found | {"stopped": True}
+    finally:
+        deepspeed_engine.leave_gang()
+    if control.rank == 0:
+        weights = (folder / "outputs" / "encoder.safetensors").read_bytes()
+        decoder = (folder / "outputs" / "decoder.safetensors").read_bytes()
+        found["digest"] = hashlib.sha256(weights + decoder).hexdigest()
+        state = folder / "outputs" / "state.json"
+        found["state"] = state.read_text() if state.exists() else None
+    return found | {"metrics": metrics}
