@@ -7,19 +7,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cluster.connect import Capacity, connect
 from cluster.errors import HeadLost
 from cluster.gang import SlotPool, SlotShape, max_slots, slot_shape
-from orchestrator.cli.live import Display
+from orchestrator.cli.live import Display, progress_bar
+from orchestrator.drive.adopted_stages import take_adopted
 from orchestrator.drive.controller import Controller
 from orchestrator.drive.observer import Observer
 from orchestrator.drive.orphans import close_orphans, drop_finished_checkpoints
+from orchestrator.drive.outcome import RunOutcome
 from orchestrator.drive.remedies import PastAttempt, allowed_sizes
 from orchestrator.drive.signals import GRACE_VARIABLE, Notice
 from orchestrator.drive.task import Task
@@ -31,12 +31,11 @@ from orchestrator.rank.faults import FaultPlan
 from orchestrator.report.study_report import write_report
 from orchestrator.store.data_facts import Datasets, data_paths
 from orchestrator.store.driver import LocalStore
+from orchestrator.store.kept_facts import keep_facts
 from orchestrator.store.lease import Lease, hold
 from orchestrator.store.records import Records
-from orchestrator.tracking.dataset_inputs import keep_facts
 from orchestrator.tracking.observer import Tracking, sync_key
 from orchestrator.tracking.uri import without_credentials
-from orchestrator.weights.adopt import take_adopted
 from studies.analysis.report.page import summary_text
 from studies.spec.study import Study
 
@@ -64,19 +63,6 @@ class RunOptions:
     """Faults to rehearse, by the number of a stage's attempt."""
     grace_s: float | None = None
     """Seconds that a preempted or interrupted run has to save; None = what each stage says."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOutcome:
-    """What a run did."""
-
-    plan: Plan
-    num_started: int
-    report: Path | None
-    tracking_problem: str | None = None
-    summary: str = ""
-    """The curves as a table of text."""
-    tracking_uri: str = ""
 
 
 def run_study(
@@ -120,16 +106,6 @@ def scan_data(study: Study, datasets: Datasets, console: Console, *, quiet: bool
         if datasets.facts(path) is None:
             with progress_bar(console, escape(f"reading {path}"), quiet=quiet) as advance:
                 datasets.ensure(path, advance)
-
-
-@contextlib.contextmanager
-def progress_bar(console: Console, text: str, *, quiet: bool) -> Iterator[Any]:
-    """Yield `advance(done, total)` of a bar that only shows on a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    disable = quiet or not console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=disable) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _check_drift(plan: Plan, options: RunOptions) -> None:

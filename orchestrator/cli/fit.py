@@ -68,8 +68,7 @@ def fit(
 def _show(
     found: list[ProtocolLaw], question: Question, drawn: list[Path], *, as_json: bool
 ) -> None:
-    from orchestrator.cli.laws import print_table
-    from orchestrator.cli.main import _console, _print_json
+    from orchestrator.cli.output import make_console, print_json, print_table
     from studies.analysis.laws.any_table import prediction_lines
     from studies.analysis.laws.by_protocol import law_json, law_lines, law_texts
 
@@ -77,7 +76,7 @@ def _show(
     if as_json:
         head, *rest = predictions
         named = [dict(zip(head, line, strict=True)) for line in rest]
-        _print_json(
+        print_json(
             {"laws": law_json(found), "predictions": named, "figures": list(map(str, drawn))}
         )
         return
@@ -85,7 +84,7 @@ def _show(
         if len(lines) > 1:
             print_table(lines)
     for text in law_texts(found):
-        _console().print(text, highlight=False, markup=False)
+        make_console().print(text, highlight=False, markup=False)
     for path in drawn:
         click.echo(str(path))
 

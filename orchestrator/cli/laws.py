@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import json_option, store_option, study_options
+from orchestrator.cli.output import print_table
 
 
 @click.command()
@@ -16,17 +17,18 @@ def laws(
     study_ref: str, settings: tuple[str, ...], data_path: str | None, store: str, as_json: bool
 ) -> None:
     """Fit a law per protocol to what is finished, and say how sure it is."""
-    from orchestrator.cli.main import _console, _plan, _print_json
+    from orchestrator.cli.options import load_plan
+    from orchestrator.cli.output import make_console, print_json
     from orchestrator.plan.rows import make_rows
     from orchestrator.report.predictions import chance_of
     from studies.analysis.laws.by_protocol import law_json, law_lines, law_texts, study_laws
 
-    _, plan, records = _plan(study_ref, settings, data_path, store)
+    _, plan, records = load_plan(study_ref, settings, data_path, store)
     found = study_laws(make_rows(plan, records), top=chance_of(plan))
     if as_json:
-        _print_json({"study": plan.study.name, "laws": law_json(found)})
+        print_json({"study": plan.study.name, "laws": law_json(found)})
         return
-    console = _console()
+    console = make_console()
     if not found:
         console.print("No finished evaluation of a grid cell yet: nothing can be fitted.")
         return
@@ -52,19 +54,20 @@ def predict(
     as_json: bool,
 ) -> None:
     """Predict a cell before it runs, and register the prediction; the report scores it later."""
-    from orchestrator.cli.main import _console, _plan, _print_json
+    from orchestrator.cli.options import load_plan
+    from orchestrator.cli.output import make_console, print_json
     from orchestrator.plan.rows import make_rows
     from orchestrator.report.predictions import forecast_cell, register
 
-    _, plan, records = _plan(study_ref, settings, data_path, store)
+    _, plan, records = load_plan(study_ref, settings, data_path, store)
     found = forecast_cell(plan, make_rows(plan, records), cell)
     numbers = [] if dry_run else register(plan, records, found)
     if as_json:
-        _print_json(
+        print_json(
             {"cell": cell, "registered": numbers, "predictions": [f.to_json() for f in found]}
         )
         return
-    console = _console()
+    console = make_console()
     for one in found:
         if one.top1 is None or one.low is None or one.high is None:
             text = f"{one.protocol}: no prediction"
@@ -102,16 +105,17 @@ def advise(
     as_json: bool,
 ) -> None:
     """Which cells or repeated seeds narrow the target's interval most per GPU-hour."""
-    from orchestrator.cli.main import _console, _plan, _print_json
+    from orchestrator.cli.options import load_plan
+    from orchestrator.cli.output import make_console, print_json
     from orchestrator.plan.rows import make_rows
     from orchestrator.report.predictions import advise_cells
     from studies.analysis.laws.next_runs import go_or_no_go
 
-    _, plan, records = _plan(study_ref, settings, data_path, store)
+    _, plan, records = load_plan(study_ref, settings, data_path, store)
     found, protocol, cost = advise_cells(plan, make_rows(plan, records), target, budget, stage)
     decision = go_or_no_go(found.prediction, cost) if found.prediction else None
     if as_json:
-        _print_json(
+        print_json(
             {
                 "target": target,
                 "protocol": protocol,
@@ -131,7 +135,7 @@ def advise(
             }
         )
         return
-    console = _console()
+    console = make_console()
     console.print(
         decision or f"{target}, {protocol}: no law yet; it costs {cost:.3g} GPU-hours",
         highlight=False,
@@ -175,7 +179,8 @@ def compare(
     cells. Cells are paired by what follows PREFIX in their address, stages by name, seeds by seed,
     and images by image.
     """
-    from orchestrator.cli.main import _console, _plan, _print_json
+    from orchestrator.cli.options import load_plan
+    from orchestrator.cli.output import make_console, print_json
     from orchestrator.report.compare_page import write_comparison
     from orchestrator.report.comparison import compare as compare_sides
     from orchestrator.report.comparison import read_sides
@@ -186,7 +191,7 @@ def compare(
     if len(sides) < 2:
         raise click.UsageError("name at least two sides")
     records = Records(LocalStore(Path(store)))
-    read = read_sides(sides, records, lambda name: _plan(name, (), data_path, store)[1])
+    read = read_sides(sides, records, lambda name: load_plan(name, (), data_path, store)[1])
     compared = [compare_sides(read[0], other, records, stage) for other in read[1:]]
     found = [difference for differences in compared for difference in differences]
     page = None
@@ -195,25 +200,10 @@ def compare(
     if as_json:
         named = zip(sides[1:], compared, strict=True)
         comparisons = [{"second": n, "differences": [d.to_json() for d in ds]} for n, ds in named]
-        _print_json({"first": sides[0], "comparisons": comparisons, "page": page and str(page)})
+        print_json({"first": sides[0], "comparisons": comparisons, "page": page and str(page)})
         return
     print_table(difference_lines(found))
     for text in difference_texts(found):
-        _console().print(text, highlight=False, markup=False)
+        make_console().print(text, highlight=False, markup=False)
     if page:
         click.echo(str(page))
-
-
-def print_table(lines: list[list[str]]) -> None:
-    """Header and lines, on the console."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from orchestrator.cli.main import _console
-
-    table = Table(box=None)
-    for heading in lines[0]:
-        table.add_column(heading, overflow="fold")
-    for line in lines[1:]:
-        table.add_row(*map(escape, line))
-    _console().print(table)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -166,3 +168,13 @@ def duration_text(seconds: float) -> str:
             value = seconds / size
             return f"{value:.1f} {unit}" if unit == "h" else f"{value:.0f} {unit}"
     return f"{seconds / 86400:.1f} d"
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, text: str, *, quiet: bool) -> Iterator[Any]:
+    """Yield `advance(done, total)` of a bar that only shows on a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    disable = quiet or not console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=disable) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,16 +14,19 @@ from orchestrator.cli.drill import drill
 from orchestrator.cli.fit import fit
 from orchestrator.cli.laws import advise, compare, laws, predict
 from orchestrator.cli.mlflow import mlflow
-from orchestrator.cli.options import Group, json_option, study_options
+from orchestrator.cli.options import (
+    Group,
+    json_option,
+    load_plan,
+    load_study_as_asked,
+    stop_on_sigterm,
+    study_options,
+)
+from orchestrator.cli.output import make_console, markup_free, print_json
 from orchestrator.cli.weights import adopt, export
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mae_core.data.facts import DataFacts
-    from orchestrator.plan.plan import Plan
-    from orchestrator.store.records import Records
-    from studies.spec.study import Study
 
 _CODES = """Exit codes: 0 done; 1 a defect of mae-study; 2 bad input; 3 drift; 4 stages failed;
 5 study busy; 6 not enough resources or no cluster; 7 tracking; 8 store; 9 preempted;
@@ -52,7 +52,7 @@ def list_command(as_json: bool) -> None:
 
     found = {name: load_study(name) for name in CATALOG}
     if as_json:
-        _print_json(
+        print_json(
             [{"study": n, "question": s.question, "cells": len(s.cells)} for n, s in found.items()]
         )
         return
@@ -75,11 +75,11 @@ def plan(
     """Show what would run and why: status, parameters, FLOPs, steps, time."""
     from orchestrator.cli.show_plan import plan_json, print_plan
 
-    _, made, _ = _plan(study_ref, settings, data_path, store)
+    _, made, _ = load_plan(study_ref, settings, data_path, store)
     if as_json:
-        _print_json(plan_json(made))
+        print_json(plan_json(made))
     else:
-        print_plan(made, _console(), show_all=show_all)
+        print_plan(made, make_console(), show_all=show_all)
 
 
 @main.command()
@@ -155,12 +155,12 @@ def run(
         accept_changes=accept_changes,
         write_report=not no_report,
     )
-    study = _study(study_ref, settings, data_path)
+    study = load_study_as_asked(study_ref, settings, data_path)
     notice = Notice()
     with notice.listen():
-        outcome = run_study(study, options, _console(), quiet=quiet or as_json, notice=notice)
+        outcome = run_study(study, options, make_console(), quiet=quiet or as_json, notice=notice)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "study": study.name,
                 "started": outcome.num_started,
@@ -170,7 +170,7 @@ def run(
             }
         )
     else:
-        print_outcome(outcome, _console(), quiet=quiet)
+        print_outcome(outcome, make_console(), quiet=quiet)
 
 
 @main.command()
@@ -182,11 +182,11 @@ def status(
     """Show a size × duration matrix of what is done, and what runs or failed."""
     from orchestrator.cli.show_status import print_status, status_json
 
-    _, made, records = _plan(study_ref, settings, data_path, store)
+    _, made, records = load_plan(study_ref, settings, data_path, store)
     if as_json:
-        _print_json(status_json(made, records))
+        print_json(status_json(made, records))
     else:
-        print_status(made, records, _console())
+        print_status(made, records, make_console())
 
 
 @main.command()
@@ -208,8 +208,8 @@ def logs(
     """Print what an attempt of a stage printed, how it ended, and its last metrics."""
     from orchestrator.cli.show_status import print_logs
 
-    _, made, records = _plan(study_ref, settings, data_path, store)
-    print_logs(made, records, _console(), cell=cell, stage=stage, attempt=attempt, rank=rank)
+    _, made, records = load_plan(study_ref, settings, data_path, store)
+    print_logs(made, records, make_console(), cell=cell, stage=stage, attempt=attempt, rank=rank)
 
 
 @main.command()
@@ -229,11 +229,11 @@ def report(
     from orchestrator.run import report_dir
     from orchestrator.store.driver import output_dir
 
-    _, made, records = _plan(study_ref, settings, data_path, store)
+    _, made, records = load_plan(study_ref, settings, data_path, store)
     default = report_dir(records, made.study.name)
     page = write_report(made, records, output_dir(Path(out) if out else None, default))
     if as_json:
-        _print_json({"report": str(page)})
+        print_json({"report": str(page)})
     else:
         click.echo(str(page))
 
@@ -267,7 +267,7 @@ def debug(
     """
     from orchestrator.rank.in_process import leave_gang, run_one, stdout_to_stderr
 
-    _, made, records = _plan(study_ref, settings, data_path, store)
+    _, made, records = load_plan(study_ref, settings, data_path, store)
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
         outcome = run_one(
             made,
@@ -278,7 +278,7 @@ def debug(
             encoder=Path(encoder) if encoder else None,
         )
     if outcome is not None and as_json:  # None on ranks above 0
-        _print_json(outcome)
+        print_json(outcome)
     elif outcome is not None:
         for key, value in outcome["metrics"].items():
             if not isinstance(value, dict):
@@ -328,18 +328,18 @@ def data_subset(source: str, names: str, destination: str, as_json: bool) -> Non
 
 
 def _written(source: str, destination: str, as_json: bool, write: Callable[..., DataFacts]) -> None:
+    from orchestrator.cli.live import progress_bar
     from orchestrator.cli.show_status import import_json, print_import
-    from orchestrator.run import progress_bar
 
     with (
-        _stop_on_sigterm(),
-        progress_bar(_console(), _markup_free(f"importing {source}"), quiet=as_json) as advance,
+        stop_on_sigterm(),
+        progress_bar(make_console(), markup_free(f"importing {source}"), quiet=as_json) as advance,
     ):
         facts = write(on_progress=advance)
     if as_json:
-        _print_json(import_json(facts, destination))
+        print_json(import_json(facts, destination))
     else:
-        print_import(facts, destination, _console())
+        print_import(facts, destination, make_console())
 
 
 @data.command("inspect")
@@ -348,83 +348,17 @@ def _written(source: str, destination: str, as_json: bool, write: Callable[..., 
 def data_inspect(path: str, as_json: bool) -> None:
     """Show splits, classes, image sizes, problems and the fingerprint of a data set."""
     from mae_core.data.scan import inspect
-    from orchestrator.run import progress_bar
+    from orchestrator.cli.live import progress_bar
 
-    text = _markup_free(f"reading {path}")
-    with progress_bar(_console(), text, quiet=as_json) as advance:
+    text = markup_free(f"reading {path}")
+    with progress_bar(make_console(), text, quiet=as_json) as advance:
         found = inspect(path, on_progress=advance)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     from orchestrator.cli.show_status import print_mapping
 
-    print_mapping(found, _console())
-
-
-def _study(reference: str, settings: tuple[str, ...], data_path: str | None) -> Study:
-    from studies.spec.load import load_study
-    from studies.spec.overrides import override_study, parse
-
-    overrides = parse(settings)
-    study = load_study(reference, data_path)
-    return override_study(study, overrides) if overrides else study
-
-
-def _plan(
-    reference: str, settings: tuple[str, ...], data_path: str | None, store: str
-) -> tuple[Study, Plan, Records]:
-    from orchestrator.plan.plan import make_plan
-    from orchestrator.store.data_facts import Datasets
-    from orchestrator.store.driver import LocalStore
-    from orchestrator.store.records import Records
-
-    study = _study(reference, settings, data_path)
-    local = LocalStore(Path(store))
-    local.check_readable()
-    records = Records(local)
-    return study, make_plan(study, records, Datasets(local)), records
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # Piped output is read by programs and people's pagers: wide enough not to fold tables.
-    # No emoji: `:x:` in a path or a message is what it is.
-    return Console(width=None if sys.stdout.isatty() else 140, emoji=False)
-
-
-def _markup_free(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _print_json(value: Any) -> None:
-    """Print strict JSON: a number that is not finite becomes null."""
-    click.echo(json.dumps(_finite(value), indent=1, default=str, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(below) for key, below in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-@contextlib.contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C: what is half-written is taken down."""
-    import signal
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    print_mapping(found, make_console())
 
 
 if __name__ == "__main__":

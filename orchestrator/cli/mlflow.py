@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from orchestrator.cli.options import Group, json_option, store_option
+from orchestrator.cli.output import print_json
 
 if TYPE_CHECKING:
     from orchestrator.store.driver import LocalStore
@@ -50,7 +50,7 @@ def rebuild(context: click.Context, store: str, as_json: bool) -> None:
     found = make_again(Records(local), lambda text: click.echo(text, err=True))
     if as_json:
         aside = found.set_aside and str(found.set_aside)
-        _print_json(asdict(found) | {"set_aside": aside})
+        print_json(asdict(found) | {"set_aside": aside})
         return
     click.echo(f"{len(found.studies)} studies and {found.models} models in MLflow again")
     if found.set_aside:
@@ -104,7 +104,7 @@ def register(
         Records(local), reference, name=name, features=features, uri=tracking_uri
     )
     if as_json:
-        _print_json(asdict(found) | {"uri": found.uri})
+        print_json(asdict(found) | {"uri": found.uri})
         return
     click.echo(f"{found.reference} is {found.uri} ({found.features})")
     click.echo(f'  mlflow.pytorch.load_model("{found.uri}")')
@@ -148,7 +148,3 @@ def _serve(store: str, port: int) -> None:
     for study, number in list(experiment_ids(local).items())[:MAX_LINKS]:
         click.echo(f"  cells of {study}: {address}/{view_link(number)}")
     os.execv(sys.executable, command)
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=1, default=str))

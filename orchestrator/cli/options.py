@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.errors import exit_code, explain_os_error
+
+if TYPE_CHECKING:
+    from orchestrator.plan.plan import Plan
+    from orchestrator.store.records import Records
+    from studies.spec.study import Study
 
 DEFAULT_STORE = "mae-store"
 EXIT_INTERRUPTED = 130
@@ -98,3 +104,44 @@ study_options = combined(
     ),
     store_option,
 )
+
+
+def load_study_as_asked(reference: str, settings: tuple[str, ...], data_path: str | None) -> Study:
+    """Read the study that the command names, with its `--set` and `--data`."""
+    from studies.spec.load import load_study
+    from studies.spec.overrides import override_study, parse
+
+    overrides = parse(settings)
+    study = load_study(reference, data_path)
+    return override_study(study, overrides) if overrides else study
+
+
+def load_plan(
+    reference: str, settings: tuple[str, ...], data_path: str | None, store: str
+) -> tuple[Study, Plan, Records]:
+    """Read the study and plan it on what the store has."""
+    from orchestrator.plan.plan import make_plan
+    from orchestrator.store.data_facts import Datasets
+    from orchestrator.store.driver import LocalStore
+    from orchestrator.store.records import Records
+
+    study = load_study_as_asked(reference, settings, data_path)
+    local = LocalStore(Path(store))
+    local.check_readable()
+    records = Records(local)
+    return study, make_plan(study, records, Datasets(local)), records
+
+
+@contextlib.contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: what is half-written is taken down."""
+    import signal
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

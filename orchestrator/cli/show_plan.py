@@ -13,12 +13,12 @@ from rich.table import Table
 
 from orchestrator.cli.live import duration_text
 from orchestrator.plan.cost import Cost
-from orchestrator.plan.plan import Plan, PlannedStage, Status, SweepPlan
+from orchestrator.plan.plan import Plan, PlannedStage, Status, SweepPlan, plan_findings
 from orchestrator.sweep.optuna_driver import JOURNAL
-from studies.spec.checks import Finding, check_study
+from studies.spec.checks import Finding
 
 if TYPE_CHECKING:
-    from orchestrator.run import RunOutcome
+    from orchestrator.drive.outcome import RunOutcome
 
 UNKNOWN = "?"
 """Stands for what depends on data that nobody has read yet."""
@@ -43,11 +43,6 @@ def print_plan(plan: Plan, console: Console, *, show_all: bool) -> None:
         console.print(_stages_table(plan.drift if plan.drift and not show_all else plan.stages))
     print_findings(plan_findings(plan), console)
     _print_bill(plan, console)
-
-
-def plan_findings(plan: Plan) -> list[Finding]:
-    """What a careful reader would object to in the plan's study and data."""
-    return check_study(plan.study, plan.duplicates)
 
 
 def print_findings(findings: list[Finding], console: Console) -> None:

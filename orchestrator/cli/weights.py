@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.options import json_option, store_option
+from orchestrator.cli.output import print_json
 
 if TYPE_CHECKING:
     from orchestrator.weights.adopt import Adopted
@@ -77,7 +77,7 @@ def adopt(
         class_names=_lines(classes),
     )
     if as_json:
-        _print_json({"name": name, "recipe": recipe_text(name, found), **found.record})
+        print_json({"name": name, "recipe": recipe_text(name, found), **found.record})
     else:
         click.echo(adopted_text(name, found))
 
@@ -116,7 +116,7 @@ def export(
         with_decoder=with_decoder,
     )
     if as_json:
-        _print_json(_exported_json(done))
+        print_json(_exported_json(done))
     else:
         click.echo("\n".join(map(str, done.files)))
 
@@ -175,7 +175,3 @@ def _lines(path: str | None) -> list[str]:
         return Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classes {path}: cannot be read ({error})") from error
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, indent=1, default=str))

@@ -30,12 +30,13 @@ from orchestrator.drive.policy import (
     to_record,
 )
 from orchestrator.drive.remedies import PastAttempt, is_node_failure
-from orchestrator.drive.task import Task, code_version, completion, drop_checkpoints, make_payload
+from orchestrator.drive.task import Task, completion, drop_checkpoints, make_payload
 from orchestrator.plan.plan import Plan, PlannedStage, Status, SweepPlan
 from orchestrator.rank.entry import ENTRY
 from orchestrator.rank.faults import Fault, FaultPlan
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.lease import Lease, is_alive
+from orchestrator.store.provenance import code_version
 from orchestrator.store.records import DoneRecord, Records
 from orchestrator.sweep.optuna_driver import SweepDriver
 from orchestrator.sweep.trials import Trials

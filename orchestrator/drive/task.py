@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from orchestrator.drive.remedies import PastAttempt
 from orchestrator.plan.plan import PlannedStage
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.lineage import interventions, level_of
+from orchestrator.store.provenance import code_version
 from orchestrator.store.records import DoneRecord, Records, digest_outputs
 from studies.spec.codec import to_plain
 from studies.spec.study import Cell, Stage
@@ -182,20 +181,3 @@ def drop_checkpoints(records: Records, science_hash: str, execution: Execution) 
         place = open_place(f"{execution.checkpoint_uri.rstrip('/')}/{science_hash}")
         for name in place.directories():
             place.delete_tree(name)
-
-
-@cache
-def code_version() -> dict[str, Any]:
-    """Commit of this code, and whether the tree differs from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.SubprocessError):
-        return {}
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-    return done.stdout.strip()

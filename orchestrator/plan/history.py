@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from orchestrator.errors import StoreError
 from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.store.kept_facts import KeptDatasets, fingerprints_of
 from orchestrator.store.records import Records
-from orchestrator.tracking.dataset_inputs import KeptDatasets, fingerprints_of
 from studies.spec.codec import study_from_plain
 
 

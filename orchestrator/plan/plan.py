@@ -16,6 +16,7 @@ from orchestrator.store.records import DoneRecord, Records
 from orchestrator.sweep.trials import Trials, Values, apply_winner
 from orchestrator.weights.adopt import with_digests
 from studies.spec.canonical_json import differences
+from studies.spec.checks import Finding, check_study
 from studies.spec.codec import to_plain
 from studies.spec.identity import UNKNOWN_DATA, Identity, identify
 from studies.spec.search import by_size, size_name
@@ -355,3 +356,8 @@ def accept(records: Records, plan: Plan) -> None:
     last = records.store.last_numbered(prefix)
     if last is None or last[1] != resolved:
         records.store.append_numbered(prefix, resolved)
+
+
+def plan_findings(plan: Plan) -> list[Finding]:
+    """What a careful reader would object to in the plan's study and data."""
+    return check_study(plan.study, plan.duplicates)

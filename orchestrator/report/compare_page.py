@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.cli.show_plan import plan_findings
+from orchestrator.plan.plan import plan_findings
 from orchestrator.report.comparison import Side
 from orchestrator.report.predictions import chance_of
 from orchestrator.report.study_report import asks_for_laws

@@ -9,13 +9,12 @@ from typing import Any
 
 from mae_core.config import GALLERY_FILE, PretrainRecipe, ReconstructionRecipe
 from mae_core.config.reconstruction import gallery_file
-from orchestrator.cli.show_plan import plan_findings
-from orchestrator.drive.task import code_version
-from orchestrator.plan.plan import Plan, PlannedStage
+from orchestrator.plan.plan import Plan, PlannedStage, plan_findings
 from orchestrator.plan.rows import make_rows
 from orchestrator.report.predictions import chance_of, next_runs, score_lines, scored
 from orchestrator.report.searches import searches
 from orchestrator.store.goodput import study_goodput
+from orchestrator.store.provenance import code_version
 from orchestrator.store.records import Records, now_iso
 from studies.analysis.laws.by_protocol import study_laws
 from studies.analysis.report.curve_figures import GalleryEntry

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 from cluster.verdict import Cause
 from mae_core.config import AdoptedRecipe, EncoderConfig
 from orchestrator.errors import StoreError, UserError
+from orchestrator.store.provenance import code_version
 from orchestrator.store.records import DoneRecord, Records, digest_outputs, now_iso
 from studies.errors import StudyError, unknown
 from studies.spec.study import Stage, Study, check_address
 
 if TYPE_CHECKING:
     from mae_core.weights import Conversion, Hints
-    from orchestrator.plan.plan import PlannedStage
 
 KIND = "adopted"
 MIN_PREFIX = 8
@@ -81,7 +81,7 @@ def adopt(
             f"--name {name} stands for the encoder {held['sha256'][:12]} already, and this one is "
             f"{sha256[:12]}: choose another name"
         )
-    if records.store.read_json(f"{_key(sha256)}/record.json") is None:
+    if records.store.read_json(f"{adopted_key(sha256)}/record.json") is None:
         _keep(conversion, sha256, records, class_names)
     origin = {"source": str(source.absolute()), "source_sha256": conversion.source.digests}
     held_by = origin | {"layout": conversion.layout, "at": now_iso()}
@@ -98,10 +98,12 @@ def find_adopted(records: Records, reference: str) -> Adopted:
     if reference in adopted_names(records):
         held = records.store.read_json(_name_key(reference))
     sha256 = held["sha256"] if held else _complete(records, reference)
-    record = records.store.read_json(f"{_key(sha256)}/record.json")
+    record = records.store.read_json(f"{adopted_key(sha256)}/record.json")
     if record is None:
         raise unknown("adopted encoder", reference, adopted_names(records), where="the store")
-    return Adopted(sha256=sha256, folder=records.store.path(f"{_key(sha256)}/files"), record=record)
+    return Adopted(
+        sha256=sha256, folder=records.store.path(f"{adopted_key(sha256)}/files"), record=record
+    )
 
 
 def adopted_names(records: Records) -> list[str]:
@@ -130,33 +132,6 @@ def _adopts(study: Study) -> bool:
     return any(isinstance(stage.recipe, AdoptedRecipe) for stage in study.all_stages())
 
 
-def take_adopted(stages: Iterable[PlannedStage], records: Records) -> bool:
-    """Finish the planned stages whose encoders are in the store; True if there were any.
-
-    Raises:
-        StudyError: an encoder has another shape than its recipe says.
-    """
-    taken = False
-    for planned in stages:
-        recipe, identity = planned.stage.recipe, planned.identity
-        if (
-            isinstance(recipe, AdoptedRecipe)
-            and planned.record is None
-            and _is_held(recipe, records)
-        ):
-            finish_adopted(
-                records, identity.science_hash, identity.science, recipe.sha256, recipe.encoder
-            )
-            taken = True
-    return taken
-
-
-def _is_held(recipe: AdoptedRecipe, records: Records) -> bool:
-    if not recipe.sha256:
-        return False
-    return records.store.read_json(f"{_key(recipe.sha256)}/record.json") is not None
-
-
 def finish_adopted(
     records: Records,
     science_hash: str,
@@ -178,7 +153,9 @@ def finish_adopted(
     adopted = find_adopted(records, sha256)
     _check_shape(adopted, encoder)
     records.write_identity(science_hash, science)
-    number = records.begin_attempt(science_hash, {"adopted": adopted.sha256, "code": _code()})
+    number = records.begin_attempt(
+        science_hash, {"adopted": adopted.sha256, "code": code_version()}
+    )
     outputs = records.outputs(science_hash, number)
     for file in adopted.record["files"]:
         _link(adopted.folder / file, outputs / file)
@@ -200,7 +177,7 @@ def finish_adopted(
         parents={},
         seconds=0.0,
         world_size=1,
-        provenance={"adopted": adopted.record, "code": _code()},
+        provenance={"adopted": adopted.record, "code": code_version()},
     )
     records.complete(record)
     return records.done(science_hash) or record
@@ -227,7 +204,7 @@ def _keep(
     """Write files and record; of two writers of one encoder the first wins, with equal content."""
     from mae_core.weights import save_own
 
-    final = records.store.path(f"{_key(sha256)}/files")
+    final = records.store.path(f"{adopted_key(sha256)}/files")
     temporary = records.store.path(f"adopted/.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -243,7 +220,7 @@ def _keep(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     record = _record(conversion, sha256, files)
-    records.store.create_json(f"{_key(sha256)}/record.json", record)
+    records.store.create_json(f"{adopted_key(sha256)}/record.json", record)
 
 
 def _record(conversion: Conversion, sha256: str, files: dict[str, str]) -> dict[str, Any]:
@@ -265,7 +242,7 @@ def _record(conversion: Conversion, sha256: str, files: dict[str, str]) -> dict[
         "left_out": list(conversion.left_out),
         "left_out_of_the_pickle": [k for k in source.left_out if k != source.container],
         "mapping": {ours: list(theirs) for ours, theirs in conversion.mapping.items()},
-        "code": _code(),
+        "code": code_version(),
         "adopted_at": now_iso(),
     }
 
@@ -286,15 +263,10 @@ def _complete(records: Records, reference: str) -> str:
     return fits[0] if len(fits) == 1 else reference
 
 
-def _key(sha256: str) -> str:
+def adopted_key(sha256: str) -> str:
+    """Where the store keeps the encoder of a checkpoint of this digest."""
     return f"adopted/{sha256[:2]}/{sha256}"
 
 
 def _name_key(name: str) -> str:
     return f"adopted/names/{name}.json"
-
-
-def _code() -> dict[str, Any]:
-    from orchestrator.drive.task import code_version  # which builds on planning, as this does not
-
-    return code_version()

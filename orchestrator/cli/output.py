@@ -1,0 +1,55 @@
+"""What a verb prints: text on the console, tables, and the one form of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_table(lines: list[list[str]]) -> None:
+    """Header and lines, on the console."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None)
+    for heading in lines[0]:
+        table.add_column(heading, overflow="fold")
+    for line in lines[1:]:
+        table.add_row(*map(escape, line))
+    make_console().print(table)
+
+
+def make_console() -> Console:
+    """The console of standard output."""
+    from rich.console import Console
+
+    # Piped output is read by programs and people's pagers: wide enough not to fold tables.
+    # No emoji: `:x:` in a path or a message is what it is.
+    return Console(width=None if sys.stdout.isatty() else 140, emoji=False)
+
+
+def markup_free(text: str) -> str:
+    """Text whose square brackets are no markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def print_json(value: Any) -> None:
+    """Print strict JSON: a number that is not finite becomes null."""
+    click.echo(json.dumps(_finite(value), indent=1, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
