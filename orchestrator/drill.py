@@ -26,7 +26,8 @@ from orchestrator.store.journal import StageReader, read_events
 from orchestrator.store.records import Records
 from orchestrator.tracking.mlflow_runs import stage_history
 from studies.catalog import quickstart
-from studies.spec.study import Cell, Study
+from studies.spec.cell import Cell
+from studies.spec.study import Study
 
 BATCH = 96
 INTERVAL = 10

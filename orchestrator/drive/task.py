@@ -20,8 +20,8 @@ from orchestrator.store.data_facts import Datasets
 from orchestrator.store.lineage import interventions, level_of
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import DoneRecord, Records, digest_outputs
+from studies.spec.cell import Cell, Stage
 from studies.spec.codec import to_plain
-from studies.spec.study import Cell, Stage
 
 
 @dataclass

@@ -44,7 +44,7 @@ from mae_core.model.flops import (
     tokenizer_flops_per_image,
     tokenizer_params,
 )
-from studies.spec.study import Cell, Stage
+from studies.spec.cell import Cell, Stage
 
 GPU_FLOPS_PER_S = 125e12
 """Assumed per GPU in bf16 until this store has measurements: 40 % of an A100's peak."""

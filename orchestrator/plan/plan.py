@@ -16,11 +16,12 @@ from orchestrator.store.records import DoneRecord, Records
 from orchestrator.sweep.trials import Trials, Values, apply_winner
 from orchestrator.weights.adopt import with_digests
 from studies.spec.canonical_json import differences
+from studies.spec.cell import Cell, Stage
 from studies.spec.checks import Finding, check_study
 from studies.spec.codec import to_plain
 from studies.spec.identity import UNKNOWN_DATA, Identity, identify
-from studies.spec.search import by_size, size_name
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.study import Study
+from studies.spec.sweep import by_size, size_name
 
 
 class Status(enum.Enum):

@@ -17,7 +17,7 @@ from orchestrator.plan.plan import Plan, PlannedStage, Planner
 from orchestrator.store.records import Records
 from studies.result_row import ResultRow, Role
 from studies.spec.axes import place, places
-from studies.spec.study import Cell
+from studies.spec.cell import Cell
 
 
 def make_rows(plan: Plan, records: Records) -> list[ResultRow]:

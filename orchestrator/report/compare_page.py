@@ -13,7 +13,8 @@ from orchestrator.report.study_report import asks_for_laws
 from orchestrator.store.records import Records, now_iso
 from studies.analysis.curves.differences import Difference
 from studies.analysis.laws.by_protocol import study_laws
-from studies.analysis.report.page import ReportMeta, write_report
+from studies.analysis.report.meta import ReportMeta
+from studies.analysis.report.page import write_report
 
 
 def write_comparison(

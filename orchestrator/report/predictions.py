@@ -18,7 +18,7 @@ from studies.analysis.laws.next_runs import Advice, Option, advise, go_or_no_go
 from studies.analysis.laws.refusals import Verdict
 from studies.errors import StudyError, unknown
 from studies.result_row import ResultRow
-from studies.spec.study import Cell
+from studies.spec.cell import Cell
 
 MAX_REPEATS = 3
 """Further seeds of a finished cell that advice may ask for."""

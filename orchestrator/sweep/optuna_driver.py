@@ -16,8 +16,7 @@ from typing import Any
 from orchestrator.errors import StudyBusy
 from orchestrator.store.records import Records
 from orchestrator.sweep.trials import Trials, Values
-from studies.spec.search import combinations
-from studies.spec.study import Axis, Choices, Sweep
+from studies.spec.sweep import Choices, SearchAxis, Sweep, combinations
 
 JOURNAL = "optuna-journal.log"
 TRANSFERRED = "transferred"
@@ -271,7 +270,7 @@ def _quiet_optuna() -> Any:
     return optuna
 
 
-def _distribution(axis: Axis) -> Any:
+def _distribution(axis: SearchAxis) -> Any:
     from optuna import distributions
 
     if isinstance(axis, Choices):

@@ -20,10 +20,12 @@ from orchestrator.store.driver import Store
 from orchestrator.store.records import DoneRecord, Records, now_iso
 from studies.errors import StudyError
 from studies.spec.canonical_json import canonical, digest
+from studies.spec.cell import Cell
 from studies.spec.identity import identify
 from studies.spec.overrides import override_cell
 from studies.spec.search import encoder_of, mean_ranks, pareto_front, repeats
-from studies.spec.study import Cell, Study, Sweep
+from studies.spec.study import Study
+from studies.spec.sweep import Sweep
 
 Values = tuple[float, ...]
 """A trial's metric by each of the sweep's protocols."""

@@ -24,7 +24,8 @@ from orchestrator.errors import StoreError, UserError
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import DoneRecord, Records, digest_outputs, now_iso
 from studies.errors import StudyError, unknown
-from studies.spec.study import Stage, Study, check_address
+from studies.spec.cell import Stage, check_address
+from studies.spec.study import Study
 
 if TYPE_CHECKING:
     from mae_core.weights import Conversion, Hints

@@ -19,7 +19,7 @@ from mae_core.config import (
     OptimizerConfig,
 )
 from mae_core.config.augmentation import ErasingConfig, MixConfig, RandAugmentConfig
-from studies.spec.study import Stage
+from studies.spec.cell import Stage
 
 Tuned = TypeVar("Tuned", bound=FinetuneRecipe)
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 from mae_core.config import Duration, Execution, PretrainRecipe
 from mae_core.model import sizes
 from studies.catalog.evaluations import IMAGENET, paper_evaluations
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 SIZES = ("B", "L", "H")
 EPOCHS = (100, 200, 400, 800, 1600)

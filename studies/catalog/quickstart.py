@@ -25,7 +25,9 @@ from mae_core.config import (
 )
 from mae_core.model import sizes
 from studies.result_row import Role
-from studies.spec.study import Cell, Choices, Stage, Study, Sweep
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
+from studies.spec.sweep import Choices, Sweep
 
 SIZES = ("N1", "N2", "N3", "N4")
 EPOCHS = (40, 100, 240)

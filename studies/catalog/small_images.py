@@ -23,7 +23,8 @@ from mae_core.config import (
     OptimizerConfig,
     PretrainRecipe,
 )
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 WIDTHS = (64, 128)
 EPOCHS = (0, 10, 40)

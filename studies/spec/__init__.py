@@ -3,9 +3,9 @@
 What a study file needs is named here: `from studies.spec import Cell, Stage, Study`.
 """
 
-from studies.spec.study import Cell as Cell
-from studies.spec.study import Choices as Choices
-from studies.spec.study import Range as Range
-from studies.spec.study import Stage as Stage
+from studies.spec.cell import Cell as Cell
+from studies.spec.cell import Stage as Stage
 from studies.spec.study import Study as Study
-from studies.spec.study import Sweep as Sweep
+from studies.spec.sweep import Choices as Choices
+from studies.spec.sweep import Range as Range
+from studies.spec.sweep import Sweep as Sweep

@@ -15,8 +15,7 @@ from typing import Any, Literal
 from mae_core.config import RECIPES
 from mae_core.model.sizes import ENCODERS
 from studies.errors import unknown
-from studies.reference import published_set
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
 
 Place = float | str
 """A number, or the name of a category."""
@@ -91,17 +90,6 @@ AXES: dict[str, Axis] = {
 MEASURES = ("top1", "mce", "speedup", "relative_flops")
 """What a figure may show: accuracy and mean corruption error in per cent; of a pretraining,
 rank-hours relative to the slowest of its series, and counted FLOPs relative to the cheapest."""
-
-
-def check_figures(study: Study) -> None:
-    """Refuse an axis, a measure or a published set that nobody knows; raises `StudyError`."""
-    for name in study.axes:
-        axis(name)
-    for measure in study.measures:
-        if measure not in MEASURES:
-            raise unknown("measure", measure, MEASURES, where=f"study {study.name}")
-    for name in study.published:
-        published_set(name)
 
 
 def axis(name: str) -> Axis:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from mae_core.config import AdoptedRecipe, Duration, EvalRecipe, PretrainRecipe, num_keep
 from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
 from studies.spec.canonical_json import digest
+from studies.spec.cell import Cell
 from studies.spec.codec import to_plain
-from studies.spec.study import Cell, Study
+from studies.spec.study import Study
 
 Level = Literal["warning", "note"]
 

@@ -14,7 +14,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 from mae_core.config import RECIPES, Duration, Recipe
 from mae_core.errors import ConfigError
 from studies.errors import StudyError, unknown
-from studies.spec.study import Choices, Range, Study
 
 
 def to_plain(value: Any) -> Any:
@@ -36,11 +35,6 @@ def to_plain(value: Any) -> Any:
 def recipe_from_plain(plain: dict[str, Any]) -> Any:
     """Rebuild a recipe from `to_plain`'s dict."""
     return _recipe(plain, "recipe")
-
-
-def study_from_plain(plain: dict[str, Any]) -> Study:
-    """Rebuild a study; raises `StudyError` with the nearest known key for an unknown one."""
-    return typing.cast(Study, from_plain(Study, plain, "study"))
 
 
 def from_plain(hint: Any, plain: Any, where: str) -> Any:
@@ -98,8 +92,8 @@ def _union(members: tuple[Any, ...], plain: Any, where: str) -> Any:
     options = [m for m in members if m is not type(None)]
     if isinstance(plain, dict) and all(_is_recipe(o) for o in options):
         return _recipe(plain, where)
-    if isinstance(plain, dict) and set(options) == {Choices, Range}:
-        return build(Choices if "values" in plain else Range, plain, where)
+    if isinstance(plain, dict) and all(dataclasses.is_dataclass(o) for o in options):
+        return build(max(options, key=lambda o: len(plain.keys() & field_types(o))), plain, where)
     problems = []
     for option in sorted(options, key=lambda o: o in (float, str)):  # int before float
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mae_core.runtime.plugins import source_digest
 from studies.spec.canonical_json import canonical, digest
-from studies.spec.study import Cell, Stage
+from studies.spec.cell import Cell, Stage
 
 UNKNOWN_DATA = "unknown"
 """Fingerprint of data that nobody has looked at yet; such a stage is never done."""

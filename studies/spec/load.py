@@ -7,15 +7,16 @@ import importlib.util
 import inspect
 import json
 import sys
+import typing
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mae_core.errors import ConfigError
 from studies.catalog import CATALOG
 from studies.errors import StudyError, unknown
-from studies.spec.codec import study_from_plain
-from studies.spec.overrides import override_study
-from studies.spec.study import Study
+from studies.spec.codec import from_plain
+from studies.spec.study import Study, override_study
 
 
 def load_study(reference: str, data: str | None = None) -> Study:
@@ -92,3 +93,8 @@ def _where(error: Exception, path: Path | None) -> str:
         trace = trace.tb_next
     place = f" (line {line})" if line else ""
     return f"{type(error).__name__}: {error}{place}"
+
+
+def study_from_plain(plain: dict[str, Any]) -> Study:
+    """Rebuild a study; raises `StudyError` with the nearest known key for an unknown one."""
+    return typing.cast(Study, from_plain(Study, plain, "study"))

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mae_core.config import RECIPES, Execution
-from mae_core.errors import ConfigError
 from studies.errors import StudyError, unknown
+from studies.spec.cell import Cell, Stage, map_cell
 from studies.spec.codec import field_types, from_plain
-from studies.spec.identity import identify
-from studies.spec.study import Axis, Cell, Stage, Study, Sweep, check_objective, map_cell
 
 GLOBAL_SECTIONS = ("data", "execution")
 
@@ -33,13 +31,6 @@ def parse(assignments: tuple[str, ...]) -> dict[str, Any]:
         except json.JSONDecodeError:
             settings[key.strip()] = value
     return settings
-
-
-def override_study(study: Study, settings: Mapping[str, Any]) -> Study:
-    """Apply settings to every stage of the study; raises `StudyError` for an unknown key."""
-    for key in settings:
-        _check_section(key, list(study.all_stages()))
-    return study.map_stages(lambda stage: override_stage(stage, settings))
 
 
 def override_cell(cell: Cell, settings: Mapping[str, Any]) -> Cell:
@@ -78,46 +69,8 @@ def _is_candidate(stage: Stage, section: str) -> bool:
     return section not in RECIPES and stage.name.startswith(f"{section}_")
 
 
-def check_axes(sweep: Sweep) -> None:
-    """Refuse an axis that is misspelt, takes an impossible value, or varies nothing.
-
-    Raises `StudyError` naming axis and value. Values that are impossible only together are left
-    to the trial that draws them.
-    """
-    for axis in sweep.space:
-        _check_section(axis.key, list(sweep.base.stages), what="sweep axis")
-        cells = [_try_value(sweep.base, axis, value) for value in axis.examples]
-        for cell in cells:
-            for name in sweep.protocols:
-                check_objective(cell, name)
-        found = [identify(cell, {}) for cell in cells]
-        hashes = {tuple(one[name].science_hash for name in sweep.protocols) for one in found}
-        if len(cells) > 1 and len(hashes) == 1:
-            names = " or ".join(repr(name) for name in sweep.protocols)
-            raise StudyError(
-                f"sweep axis {axis.key!r} does not change what {names} computes: "
-                "name a setting of that stage or of one it builds on"
-            )
-
-
-def check_winner_fits(sweep: Sweep, cells: Iterable[Cell]) -> None:
-    """Refuse a value of the sweep that a cell could not use if it won."""
-    for cell in cells:
-        if cell.uses_winner:
-            for axis in sweep.space:
-                for value in axis.examples:
-                    _try_value(cell, axis, value)
-
-
-def _try_value(cell: Cell, axis: Axis, value: float | int | str) -> Cell:
-    try:
-        return override_cell(cell, {axis.key: value})
-    except (StudyError, ConfigError) as error:
-        where = f"sweep axis {axis.key!r} = {value!r} in cell {cell.address}"
-        raise StudyError(f"{where}: {error}") from error
-
-
-def _check_section(key: str, stages: list[Stage], *, what: str = "key") -> None:
+def check_section(key: str, stages: list[Stage], *, what: str = "key") -> None:
+    """Refuse a key whose first part names no stage, kind or global section."""
     section = key.partition(".")[0]
     known = {s.name for s in stages} | {s.kind for s in stages} | set(GLOBAL_SECTIONS)
     if section not in known:

@@ -27,7 +27,8 @@ from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalReader
 from orchestrator.store.records import Records, digest_outputs
 from studies.catalog import quickstart
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 MIXED = [(2, 1), (1, 1), (2, 3), (1, 0), (2, 2)] * 4
 """World size and ZeRO stage of twenty stages."""

@@ -15,7 +15,8 @@ from pathlib import Path
 from support.made_up_study import rows
 
 from studies.analysis.laws.by_protocol import study_laws
-from studies.analysis.report.page import ReportMeta, write_report
+from studies.analysis.report.meta import ReportMeta
+from studies.analysis.report.page import write_report
 
 
 def main() -> None:

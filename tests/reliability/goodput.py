@@ -234,7 +234,8 @@ def scenarios(seed: int = 0) -> list[Outcome]:
 def killed_for_real(seed: int, failures: int, folder: Path) -> tuple[Goodput, Advice]:
     """A training of two ranks in which each step is a rank's last with the same probability."""
     from studies.catalog import quickstart
-    from studies.spec.study import Cell, Study
+    from studies.spec.cell import Cell
+    from studies.spec.study import Study
 
     def faults(attempt: int) -> tuple[Fault, ...]:
         draw = random.Random(f"{seed}/{attempt}")

@@ -21,7 +21,7 @@ from mae_core.errors import MaeCoreError
 from orchestrator.errors import UserError
 from orchestrator.store.driver import LocalStore
 from studies.errors import StudyError
-from studies.spec.study import check_address
+from studies.spec.cell import check_address
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from studies.analysis.report.page import ReportFiles, ReportMeta
+from studies.analysis.report.meta import ReportFiles, ReportMeta
 from studies.result_row import ResultRow
 
 PROTOCOLS = {

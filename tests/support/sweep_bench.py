@@ -11,7 +11,7 @@ from orchestrator.store.records import DoneRecord, Records
 from orchestrator.sweep.optuna_driver import JOURNAL, SweepDriver
 from orchestrator.sweep.trials import Trials
 from studies.catalog import quickstart
-from studies.spec.study import Choices, Range, Sweep
+from studies.spec.sweep import Choices, Range, Sweep
 
 CONTINUOUS = (
     Range(key="pretrain.optimizer.base_lr", low=1e-4, high=1e-2, log=True),

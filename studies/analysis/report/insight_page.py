@@ -22,12 +22,12 @@ from studies.analysis.curves.insights import (
 from studies.analysis.laws.frontier import GridOptimum
 from studies.analysis.laws.refusals import Statement
 from studies.analysis.report.insight_figures import frontier_figure, rank_figure
-from studies.analysis.report.optional_sections import section
+from studies.analysis.report.meta import section
 from studies.result_row import ResultRow
 from studies.spec.axes import tick
 
 if TYPE_CHECKING:
-    from studies.analysis.report.page import ReportMeta
+    from studies.analysis.report.meta import ReportMeta
 
 MAX_FIGURES = 4
 """Of one section; the table has the rest."""

@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from studies.analysis.curves.curves import sweep_surface
 from studies.analysis.report import curve_figures
-from studies.analysis.report.style import Drawing
+from studies.analysis.report.meta import section
 from studies.result_row import ResultRow
 
 if TYPE_CHECKING:
-    from studies.analysis.report.page import ReportMeta
-
-
-def section(title: str, drawings: Sequence[Drawing | None], **more: Any) -> dict[str, Any]:
-    """A titled group of drawings, as the page's template takes it."""
-    return {"title": title, "drawings": [d for d in drawings if d is not None], **more}
+    from studies.analysis.report.meta import ReportMeta
 
 
 def difference_sections(meta: ReportMeta) -> list[dict[str, Any]]:

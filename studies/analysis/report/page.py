@@ -6,7 +6,7 @@ The page states what the rows show and what is missing; no law is fitted and not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,88 +26,26 @@ from studies.analysis.curves.curves import (
     size_trends,
     unmeasured,
 )
-from studies.analysis.goodput.advice import StudyGoodput
 from studies.analysis.goodput.page import goodput_bars, goodput_lines, goodput_text
 from studies.analysis.report import axis_page, curve_figures
 from studies.analysis.report.cell_table import cell_table
 from studies.analysis.report.claims import LEVELS, claims
 from studies.analysis.report.curve_figures import GalleryEntry
+from studies.analysis.report.meta import ReportFiles, ReportMeta, section
 from studies.analysis.report.optional_sections import (
     difference_sections,
     law_sections,
     laws_json,
     searches_json,
-    section,
     sweep_sections,
 )
 from studies.analysis.report.tables import write_csv, write_json, write_parquet
 from studies.result_row import ResultRow
 
 if TYPE_CHECKING:
-    from studies.analysis.curves.differences import Difference
     from studies.analysis.curves.insights import Insights
-    from studies.analysis.laws.by_protocol import ProtocolLaw
-    from studies.analysis.sweeps.trials import Search
 
 __all__ = ["GalleryEntry", "ReportFiles", "ReportMeta", "summary_text", "write_report"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportMeta:
-    """What the page says beside the rows."""
-
-    study: str
-    question: str
-    command: str
-    created_at: str
-    """ISO 8601, UTC."""
-    notes: tuple[str, ...] = ()
-    """What the data can and cannot show."""
-    provenance: Mapping[str, str] = field(default_factory=dict)
-    sweep_winner: Mapping[str, Any] | None = None
-    objective: str | None = None
-    """What the sweep ranked: a stage, kind or protocol."""
-    searches: Sequence[Search] = ()
-    """The sweep's trials and decisions, one search per size."""
-    missing: Sequence[tuple[str, str, str]] = ()
-    """(cell, stage, why) of what the study expects and the rows lack."""
-    expected_seeds: int | None = None
-    """Seeds per grid cell; by default as many as the rows of the grid name."""
-    axes: Sequence[str] = ()
-    """To draw accuracy against (`studies.spec.axes`); none: duration, parameters and compute."""
-    measures: Sequence[str] = ("top1",)
-    """What to draw over the axes."""
-    published: Sequence[str] = ()
-    """Sets of `studies.reference` to draw beside the measured."""
-    goodput: StudyGoodput | None = None
-    """Where the time of all attempts went; None or empty = nothing is said of it."""
-    laws: Sequence[ProtocolLaw] = ()
-    """A law of each protocol, or why there is none."""
-    predictions: Sequence[Sequence[str]] = ()
-    """Header and lines of registered predictions and what was measured since."""
-    findings: Sequence[tuple[str, str, str]] = ()
-    """(level, code, message) of the study's checks."""
-    odd: Mapping[str, str] = field(default_factory=dict)
-    """Cell -> why it is no point of the others' curve: its points are drawn hollow."""
-    differences: Sequence[Difference] = ()
-    """Between several studies that are reported together."""
-    advice: Sequence[str] = ()
-    """What to run next, in sentences."""
-    reference: str = ""
-    """What names this very study to the command: the path of the resolved one; else its name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportFiles:
-    """Where the report was written."""
-
-    html: Path
-    csv: Path
-    parquet: Path
-    json: Path
-    summary: Path
-    figures: tuple[Path, ...]
-    """PNG; a PDF of the same name lies beside each."""
 
 
 def write_report(

@@ -14,7 +14,8 @@ from mae_core.config import AdoptedRecipe
 from mae_core.model import sizes
 from studies.catalog.evaluations import IMAGENET, paper_evaluations
 from studies.catalog.paper.parts import EVALUATION
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 SIZES = ("B", "L", "H")
 

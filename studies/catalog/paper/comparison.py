@@ -18,7 +18,8 @@ from studies.catalog.evaluations import (
     stage,
 )
 from studies.catalog.paper.parts import EVALUATION, evaluations, mae, moco_v3, scratch
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 SIZES = ("B", "L", "H")
 CONTRASTIVE = ("B", "L")

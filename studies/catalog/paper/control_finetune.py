@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from studies.catalog.evaluations import IMAGENET, paper_finetune, stage
 from studies.catalog.paper.parts import EVALUATION, mae
-from studies.spec.study import Cell, Study
+from studies.spec.cell import Cell
+from studies.spec.study import Study
 
 SIZES = ("B", "L", "H")
 EPOCHS = 1600

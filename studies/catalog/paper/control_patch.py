@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from studies.catalog.evaluations import IMAGENET, paper_evaluations
 from studies.catalog.paper.parts import EVALUATION, mae
-from studies.spec.study import Cell, Study
+from studies.spec.cell import Cell
+from studies.spec.study import Study
 
 SHAPES = (("L", 16), ("L", 14), ("H", 16), ("H", 14))
 EPOCHS = 800

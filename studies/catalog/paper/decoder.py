@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from mae_core.config import DecoderConfig
 from studies.catalog.paper.parts import ablation
-from studies.spec.study import Cell, Study
+from studies.spec.cell import Cell
+from studies.spec.study import Study
 
 DEPTHS = (1, 2, 4, 8, 12)
 WIDTHS = (128, 256, 512, 768, 1024)

@@ -13,7 +13,8 @@ from dataclasses import replace
 from mae_core.config import Duration, LrScheduleConfig, OptimizerConfig
 from studies.catalog.evaluations import IMAGENET, paper_linear_probe, stage
 from studies.catalog.paper.parts import EVALUATION, mae
-from studies.spec.study import Cell, Study
+from studies.spec.cell import Cell
+from studies.spec.study import Study
 
 SIZES = ("Ti", "S", "B", "L", "H")
 BASE_LRS = (3.75e-5, 7.5e-5, 1.5e-4, 3e-4, 6e-4)

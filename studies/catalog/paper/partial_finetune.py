@@ -23,7 +23,8 @@ from studies.catalog.paper.parts import (
     mae,
     moco_v3,
 )
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 BLOCKS = (0.5, 1, 2, 4, 6, 12, 18)
 """Nothing is the linear probe, everything the fine-tune."""

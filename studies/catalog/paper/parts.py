@@ -23,7 +23,7 @@ from mae_core.config import (
 from mae_core.config.augmentation import MixConfig, RandAugmentConfig
 from mae_core.model import sizes
 from studies.catalog.evaluations import IMAGENET, paper_linear_probe, stage
-from studies.spec.study import Cell, Stage
+from studies.spec.cell import Cell, Stage
 
 ABLATED = "L"
 """The size of every ablation in the paper."""

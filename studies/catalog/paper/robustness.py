@@ -17,7 +17,8 @@ from mae_core.config import CorruptionRecipe, DataConfig, ShiftRecipe
 from studies.catalog.evaluations import IMAGENET, paper_finetune, stage
 from studies.catalog.paper.comparison import EPOCHS, LARGE_PIXELS, SIZES, finetune_448
 from studies.catalog.paper.parts import EVALUATION, mae, scratch
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 SETS = {"IN-A": (7_500, 200), "IN-R": (30_000, 200), "IN-Sketch": (50_889, 1_000)}
 """Images and classes of each set; classes are scored among those that the set has."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 from mae_core.config import BasisRecipe, TokenizerRecipe
 from studies.catalog.evaluations import IMAGENET
 from studies.catalog.paper.parts import EVALUATION, evaluations, mae
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 COMPONENTS = 96
 VOCABULARY = 8192

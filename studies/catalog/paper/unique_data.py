@@ -14,7 +14,8 @@ from dataclasses import replace
 from mae_core.config import Duration
 from studies.catalog.evaluations import IMAGENET
 from studies.catalog.paper.parts import evaluations, mae
-from studies.spec.study import Cell, Study
+from studies.spec.cell import Cell
+from studies.spec.study import Study
 
 SIZES = ("S", "B", "L")
 FRACTIONS = (0.01, 0.1, 0.5, 1.0)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from mae_core.config import DecoderConfig, Duration, LrScheduleConfig
 from studies.catalog.paper.parts import mae
-from studies.spec.study import Cell, Study
+from studies.spec.cell import Cell
+from studies.spec.study import Study
 
 SIZES = ("L", "H")
 VARIANTS = ((True, 8), (False, 8), (False, 1))

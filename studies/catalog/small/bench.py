@@ -25,7 +25,8 @@ from mae_core.config import (
 )
 from mae_core.model.sizes import encoder
 from studies.catalog import quickstart
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 DIGITS_NOTE = (
     "1,797 scans of 8x8 pixels, 16 patches each: a trend beyond the seed spread is one, a point or "

@@ -19,7 +19,8 @@ from mae_core.config import (
     ScratchRecipe,
 )
 from studies.catalog.small.bench import EXECUTION, Bench, bench
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 
 def study(data: str | None = None) -> Study:

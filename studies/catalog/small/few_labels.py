@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from mae_core.config import Duration, FeatureProbeRecipe, FeaturesRecipe, ScratchRecipe
 from studies.catalog.small.bench import EXECUTION, Bench, bench
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 SHARES = (0.25, 0.5, 1.0)
 """Of the bench's few labels."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from mae_core.config import Duration, EncoderConfig, OptimizerConfig
 from studies.catalog.small.bench import Bench, bench
-from studies.spec.study import Cell, Study
+from studies.spec.cell import Cell
+from studies.spec.study import Study
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Of the bench's base rate."""

@@ -32,7 +32,8 @@ from mae_core.config import (
     ScratchRecipe,
 )
 from studies.catalog.evaluations import best_on_dev
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 SEEDS = (0, 1, 2, 3, 4)
 BASE_LRS = (1e-3, 3e-3)

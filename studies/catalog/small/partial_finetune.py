@@ -13,7 +13,8 @@ from mae_core.config import Duration, PartialFinetuneRecipe
 from studies.catalog.evaluations import best_on_dev
 from studies.catalog.small.bench import EXECUTION, Bench, bench
 from studies.catalog.small.comparison import contrastive
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 EPOCHS = (0.5, 1)
 """Of the bench's fine-tune, a search on dev for each number of blocks."""

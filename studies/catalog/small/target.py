@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from mae_core.config import BasisRecipe, Duration, LrScheduleConfig, TokenizerRecipe
 from studies.catalog.small.bench import EXECUTION, Bench, bench
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 VOCABULARY = 64
 SHARE = 3

@@ -14,7 +14,8 @@ from dataclasses import replace
 from mae_core.config import FinetuneRecipe, ScratchRecipe
 from studies.catalog.evaluations import best_on_dev, scaled_lr
 from studies.catalog.small.bench import EXECUTION, Bench, bench
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 ELSEWHERE = "other-images"
 LR_SHARES = (0.3, 1.0)

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from mae_core.config import Duration
 from studies.catalog.small.bench import Bench, bench
-from studies.spec.study import Cell, Study
+from studies.spec.cell import Cell
+from studies.spec.study import Study
 
 VARIANTS = ((True, 4), (False, 4), (False, 1))
 SHARE = 0.2

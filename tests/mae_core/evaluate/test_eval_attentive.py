@@ -36,7 +36,7 @@ from mae_core.model.flops import encoder_forward_flops, eval_flops_per_image
 from mae_core.model.vit import Encoder
 from mae_core.runtime.context import RunContext
 from studies.errors import StudyError
-from studies.spec.study import Cell, Stage
+from studies.spec.cell import Cell, Stage
 
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=4)
 PROBE = AttentiveProbeRecipe(

@@ -32,8 +32,8 @@ from mae_core.model.vit import Encoder
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
 from studies.errors import StudyError
+from studies.spec.cell import Cell, Stage
 from studies.spec.codec import to_plain
-from studies.spec.study import Cell, Stage
 
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2)
 BEST = BestOfRecipe(data=DIGITS, what="fine-tune")

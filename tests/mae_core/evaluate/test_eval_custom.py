@@ -29,9 +29,9 @@ from mae_core.evaluate.custom import run_custom_eval
 from mae_core.evaluate.features import Extractor, extract
 from mae_core.model.vit import Encoder
 from mae_core.runtime.context import RunContext
+from studies.spec.cell import Cell, Stage
 from studies.spec.codec import recipe_from_plain, to_plain
 from studies.spec.identity import identify
-from studies.spec.study import Cell, Stage
 
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2)
 RECIPE = CustomEvalRecipe(

@@ -33,7 +33,7 @@ from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
 from mae_core.train.loop import Stopped
 from studies.errors import StudyError
-from studies.spec.study import Cell, Stage
+from studies.spec.cell import Cell, Stage
 
 TINY = EncoderConfig(width=16, depth=3, num_heads=2, patch_size=2)
 LAYERS = FeaturesRecipe(data=DIGITS, features="mean", layers=(1, 3))

@@ -33,7 +33,7 @@ from mae_core.runtime.context import RunContext
 from mae_core.train.loop import Stopped
 from mae_core.train.optim import layer_decay_groups
 from studies.errors import StudyError
-from studies.spec.study import Cell, Stage
+from studies.spec.cell import Cell, Stage
 
 TINY = EncoderConfig(width=16, depth=3, num_heads=2, patch_size=4)
 PARTIAL = PartialFinetuneRecipe(

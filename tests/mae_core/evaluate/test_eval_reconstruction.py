@@ -36,8 +36,8 @@ from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
 from studies.analysis.report.curve_figures import GalleryEntry, gallery
 from studies.errors import StudyError
+from studies.spec.cell import Cell, Stage
 from studies.spec.codec import to_plain
-from studies.spec.study import Cell, Stage
 
 PRETRAIN = PretrainRecipe(
     data=DIGITS,

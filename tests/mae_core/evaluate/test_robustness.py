@@ -29,7 +29,7 @@ from mae_core.evaluate.robustness import map_classes, run_corruptions, run_shift
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
 from studies.errors import StudyError
-from studies.spec.study import Cell, Stage
+from studies.spec.cell import Cell, Stage
 
 DIGITS = DataConfig(
     path="digits", image_size=8, num_channels=1, pixel_mean=(0.3,), pixel_std=(0.38,)

@@ -36,7 +36,8 @@ from orchestrator.store.lease import hold
 from orchestrator.store.lineage import interventions, level_of, steps_of
 from orchestrator.store.records import DoneRecord, Records
 from studies.catalog import quickstart
-from studies.spec.study import Cell, Stage, Study
+from studies.spec.cell import Cell, Stage
+from studies.spec.study import Study
 
 EVERY = 10
 """Steps between checkpoints."""

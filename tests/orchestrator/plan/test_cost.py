@@ -24,7 +24,7 @@ from mae_core.config import (
 from mae_core.errors import ConfigError
 from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
 from orchestrator.plan.cost import Cost, DataSize, cost_of
-from studies.spec.study import Cell, Stage
+from studies.spec.cell import Cell, Stage
 
 DIGITS = DataConfig(path="digits", image_size=8, num_channels=1, pixel_mean=(0.3,),
                     pixel_std=(0.38,), dev_fraction=0.1)  # fmt: skip

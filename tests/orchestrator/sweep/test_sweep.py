@@ -20,10 +20,11 @@ from orchestrator.store.lease import hold
 from orchestrator.sweep.trials import Trials, apply_winner
 from studies.catalog import quickstart
 from studies.errors import StudyError
-from studies.spec.codec import study_from_plain, to_plain
+from studies.spec.codec import to_plain
 from studies.spec.identity import identify
-from studies.spec.overrides import override_study
-from studies.spec.study import Choices, Range, Study
+from studies.spec.load import study_from_plain
+from studies.spec.study import Study, override_study
+from studies.spec.sweep import Choices, Range
 
 
 @pytest.mark.parametrize("parallel", [1, 4, 50])

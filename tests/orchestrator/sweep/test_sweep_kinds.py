@@ -24,9 +24,11 @@ from studies.analysis.sweeps.page import sweep_texts
 from studies.catalog import quickstart
 from studies.errors import StudyError
 from studies.spec.checks import check_study
-from studies.spec.codec import study_from_plain, to_plain
-from studies.spec.search import combinations, mean_ranks, pareto_front
-from studies.spec.study import Choices, Range, Study, Sweep
+from studies.spec.codec import to_plain
+from studies.spec.load import study_from_plain
+from studies.spec.search import mean_ranks, pareto_front
+from studies.spec.study import Study
+from studies.spec.sweep import Choices, Range, Sweep, combinations
 
 ROOT = Path(__file__).resolve().parents[3]
 RATIO = "pretrain.mask_ratio"

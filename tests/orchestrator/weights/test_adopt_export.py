@@ -28,7 +28,7 @@ from orchestrator.store.records import DoneRecord, Records, digest_outputs
 from orchestrator.weights.adopt import find_adopted, finish_adopted
 from studies.errors import StudyError
 from studies.spec.load import load_study
-from studies.spec.overrides import override_study
+from studies.spec.study import override_study
 
 SCIENCE = {"kind": "adopted", "version": 1}
 

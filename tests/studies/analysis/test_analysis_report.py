@@ -26,12 +26,8 @@ from studies.analysis.curves.curves import (
     unmeasured,
 )
 from studies.analysis.report import curve_figures
-from studies.analysis.report.page import (
-    GalleryEntry,
-    ReportFiles,
-    summary_text,
-    write_report,
-)
+from studies.analysis.report.meta import ReportFiles
+from studies.analysis.report.page import GalleryEntry, summary_text, write_report
 from studies.result_row import COLUMNS, ResultRow
 
 NASTY = '<script>alert("x")</script> & $p_0$'

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from studies.analysis.curves.axis_curves import AxisCurve, axis_curves, ordered, trends
-from studies.analysis.report.page import ReportMeta, summary_text, write_report
+from studies.analysis.report.meta import ReportMeta
+from studies.analysis.report.page import summary_text, write_report
 from studies.errors import StudyError
 from studies.result_row import ResultRow
 from studies.spec.axes import AXES, axis, place, places
+from studies.spec.cell import Cell
 from studies.spec.load import load_study
 from studies.spec.overrides import override_cell
-from studies.spec.study import Cell
 
 
 def row(cell: str, top1: float | None, at: dict[str, Any], seed: int = 0, **more: Any) -> ResultRow:

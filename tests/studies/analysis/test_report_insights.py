@@ -26,7 +26,8 @@ from studies.analysis.laws.by_protocol import protocol_law, study_laws
 from studies.analysis.laws.frontier import GridOptimum
 from studies.analysis.laws.refusals import Statement
 from studies.analysis.report.claims import claims
-from studies.analysis.report.page import ReportFiles, write_report
+from studies.analysis.report.meta import ReportFiles
+from studies.analysis.report.page import write_report
 from studies.errors import StudyError
 from studies.result_row import ResultRow
 

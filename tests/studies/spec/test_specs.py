@@ -11,10 +11,12 @@ from mae_core.config import Duration, EncoderConfig, Execution, PretrainRecipe, 
 from mae_core.errors import ConfigError
 from studies.catalog import CATALOG
 from studies.errors import StudyError
-from studies.spec.codec import study_from_plain, to_plain
-from studies.spec.load import load_study
-from studies.spec.overrides import override_study, parse
-from studies.spec.study import Cell, Choices, Stage, Study, Sweep
+from studies.spec.cell import Cell, Stage
+from studies.spec.codec import to_plain
+from studies.spec.load import load_study, study_from_plain
+from studies.spec.overrides import parse
+from studies.spec.study import Study, override_study
+from studies.spec.sweep import Choices, Sweep
 
 
 @pytest.mark.parametrize("name", CATALOG)

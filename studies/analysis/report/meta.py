@@ -1,0 +1,78 @@
+"""What a report is told beside the rows, and the files that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from studies.analysis.curves.differences import Difference
+    from studies.analysis.goodput.advice import StudyGoodput
+    from studies.analysis.laws.by_protocol import ProtocolLaw
+    from studies.analysis.report.style import Drawing
+    from studies.analysis.sweeps.trials import Search
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportMeta:
+    """What the page says beside the rows."""
+
+    study: str
+    question: str
+    command: str
+    created_at: str
+    """ISO 8601, UTC."""
+    notes: tuple[str, ...] = ()
+    """What the data can and cannot show."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    sweep_winner: Mapping[str, Any] | None = None
+    objective: str | None = None
+    """What the sweep ranked: a stage, kind or protocol."""
+    searches: Sequence[Search] = ()
+    """The sweep's trials and decisions, one search per size."""
+    missing: Sequence[tuple[str, str, str]] = ()
+    """(cell, stage, why) of what the study expects and the rows lack."""
+    expected_seeds: int | None = None
+    """Seeds per grid cell; by default as many as the rows of the grid name."""
+    axes: Sequence[str] = ()
+    """To draw accuracy against (`studies.spec.axes`); none: duration, parameters and compute."""
+    measures: Sequence[str] = ("top1",)
+    """What to draw over the axes."""
+    published: Sequence[str] = ()
+    """Sets of `studies.reference` to draw beside the measured."""
+    goodput: StudyGoodput | None = None
+    """Where the time of all attempts went; None or empty = nothing is said of it."""
+    laws: Sequence[ProtocolLaw] = ()
+    """A law of each protocol, or why there is none."""
+    predictions: Sequence[Sequence[str]] = ()
+    """Header and lines of registered predictions and what was measured since."""
+    findings: Sequence[tuple[str, str, str]] = ()
+    """(level, code, message) of the study's checks."""
+    odd: Mapping[str, str] = field(default_factory=dict)
+    """Cell -> why it is no point of the others' curve: its points are drawn hollow."""
+    differences: Sequence[Difference] = ()
+    """Between several studies that are reported together."""
+    advice: Sequence[str] = ()
+    """What to run next, in sentences."""
+    reference: str = ""
+    """What names this very study to the command: the path of the resolved one; else its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFiles:
+    """Where the report was written."""
+
+    html: Path
+    csv: Path
+    parquet: Path
+    json: Path
+    summary: Path
+    figures: tuple[Path, ...]
+    """PNG; a PDF of the same name lies beside each."""
+
+
+def section(title: str, drawings: Sequence[Drawing | None], **more: Any) -> dict[str, Any]:
+    """A titled group of drawings, as the page's template takes it."""
+    return {"title": title, "drawings": [d for d in drawings if d is not None], **more}
