@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.options import json_option
+from orchestrator.cli.output import make_console, print_json, print_table
 
 if TYPE_CHECKING:
     from studies.analysis.laws.any_table import Measure, Question
@@ -68,7 +69,6 @@ def fit(
 def _show(
     found: list[ProtocolLaw], question: Question, drawn: list[Path], *, as_json: bool
 ) -> None:
-    from orchestrator.cli.output import make_console, print_json, print_table
     from studies.analysis.laws.any_table import prediction_lines
     from studies.analysis.laws.by_protocol import law_json, law_lines, law_texts
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import json_option, store_option, study_options
-from orchestrator.cli.output import print_table
+from orchestrator.cli.options import json_option, load_plan, store_option, study_options
+from orchestrator.cli.output import make_console, print_json, print_table
 
 
 @click.command()
@@ -17,8 +17,6 @@ def laws(
     study_ref: str, settings: tuple[str, ...], data_path: str | None, store: str, as_json: bool
 ) -> None:
     """Fit a law per protocol to what is finished, and say how sure it is."""
-    from orchestrator.cli.options import load_plan
-    from orchestrator.cli.output import make_console, print_json
     from orchestrator.plan.rows import make_rows
     from orchestrator.report.predictions import chance_of
     from studies.analysis.laws.by_protocol import law_json, law_lines, law_texts, study_laws
@@ -54,8 +52,6 @@ def predict(
     as_json: bool,
 ) -> None:
     """Predict a cell before it runs, and register the prediction; the report scores it later."""
-    from orchestrator.cli.options import load_plan
-    from orchestrator.cli.output import make_console, print_json
     from orchestrator.plan.rows import make_rows
     from orchestrator.report.predictions import forecast_cell, register
 
@@ -105,8 +101,6 @@ def advise(
     as_json: bool,
 ) -> None:
     """Which cells or repeated seeds narrow the target's interval most per GPU-hour."""
-    from orchestrator.cli.options import load_plan
-    from orchestrator.cli.output import make_console, print_json
     from orchestrator.plan.rows import make_rows
     from orchestrator.report.predictions import advise_cells
     from studies.analysis.laws.next_runs import go_or_no_go
@@ -179,8 +173,6 @@ def compare(
     cells. Cells are paired by what follows PREFIX in their address, stages by name, seeds by seed,
     and images by image.
     """
-    from orchestrator.cli.options import load_plan
-    from orchestrator.cli.output import make_console, print_json
     from orchestrator.report.compare_page import write_comparison
     from orchestrator.report.comparison import compare as compare_sides
     from orchestrator.report.comparison import read_sides
