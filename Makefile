@@ -10,7 +10,7 @@ PACKAGES := mae_core studies cluster orchestrator
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test check format lint types clean bench-handover bench-cli bench-feature-probe bench-laws \
+.PHONY: quickstart test check format lint types docs-picture clean bench-handover bench-cli bench-feature-probe bench-laws \
 	bench-coverage bench-advice bench-report reliability
 
 quickstart: $(STAMP)
@@ -34,6 +34,10 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+# The picture of the rooms in docs/architecture.md; a test asserts that it is current.
+docs-picture: $(STAMP)
+	$(BIN)/python docs/draw_rooms.py
 
 bench-handover: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python tests/bench/handover.py
