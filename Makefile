@@ -10,7 +10,7 @@ PACKAGES := mae_core studies cluster orchestrator
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test check format lint types docs-picture clean bench-handover bench-cli bench-feature-probe bench-laws \
+.PHONY: quickstart test check format lint types docs docs-picture clean bench-handover bench-cli bench-feature-probe bench-laws \
 	bench-coverage bench-advice bench-report reliability
 
 quickstart: $(STAMP)
@@ -34,6 +34,12 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+# API pages from the docstrings. pdoc cannot read a few annotations and shows them as written.
+docs: $(STAMP)
+	$(BIN)/python -W "ignore:Error parsing type annotation" -m pdoc --no-show-source \
+	  --output-directory build/api $(PACKAGES)
+	@echo "open build/api/index.html"
 
 # The picture of the rooms in docs/architecture.md; a test asserts that it is current.
 docs-picture: $(STAMP)
