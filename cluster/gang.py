@@ -1,300 +1,64 @@
-"""Gangs: the ranks that run one stage together, on slots that stay warm from stage to stage.
-
-A study owns its slots, one actor each in one placement group. A gang is a subset of them for the
-length of one stage, all or nothing; its processes stay warm for the next one, whatever its world
-size. A slot that died, or that must not be trusted any more, is replaced in place, and nothing
-waits for that: whoever drives the pool keeps its hands free for the other gangs.
-"""
+"""A gang at work: its ranks, what they were last heard to be at, and how they ended."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
-import uuid
-from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.care import Pulses, end_if_hung, pass_drain_on
-from cluster.connect import Capacity
-from cluster.errors import ClusterError, ResourcesUnavailable
-from cluster.hang import HangLimits
-from cluster.nodes import NodeWatch, head_processes
-from cluster.outcomes import died, must_retire, outcome_of
-from cluster.pulse import Pulse
-from cluster.rank_env import stage_environment
-from cluster.running import Gang
-from cluster.slots import Slot, SlotShape, Starter, max_slots, slot_shape
-from cluster.verdict import COLLATERAL
-
-__all__ = ["Gang", "Slot", "SlotPool", "SlotShape", "max_slots", "slot_shape", "sweep"]
-
-SUCCESSOR_DELAY_S = 4.0
-"""With a spare at hand a successor lets the gang recover first: importing torch takes its cores."""
-COLLATERAL_GRACE_S = 3.0
-"""After one rank failed, the others get this long to fail by themselves before they are killed."""
-SLICE_S = 0.2
-"""How long `wait` waits at once; slots, pulses and nodes are looked after in between."""
-PORT_TIMEOUT_S = 10.0
+from cluster.hang import Hang, stragglers
+from cluster.ranks.heartbeat import Heartbeat
+from cluster.slots import Slot
 
 
-class SlotPool:
-    """All slots of a study. Use as a context manager: the placement group never outlives it.
+@dataclass(eq=False)
+class Gang:
+    """The ranks that run one stage together."""
 
-    Args:
-        num_slots: ranks that may work at once.
-        spares: slots kept warm beyond those, so that a gang whose rank died starts again at once.
-        warm_entry: entry that a new process runs once, to import what stages need.
-        sweep_prefix: placement groups whose name begins so are leftovers, and removed.
-        placement_timeout_s: how long to wait for room, and for the first processes.
-        hang_limits: when a section of a stage counts as hung.
-
-    Raises:
-        ResourcesUnavailable: the cluster is too small for so many slots.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        num_slots: int,
-        capacity: Capacity,
-        *,
-        shape: SlotShape,
-        spares: int = 0,
-        warm_entry: str | None = None,
-        sweep_prefix: str | None = None,
-        placement_timeout_s: float = 600.0,
-        hang_limits: HangLimits | None = None,
-    ) -> None:
-        if num_slots + spares > max_slots(capacity, shape):
-            raise ResourcesUnavailable(
-                f"{num_slots + spares} ranks of {shape.cpus} CPU and {shape.gpus} GPU were asked "
-                f"for, and the cluster has {capacity.cpus} CPUs and {capacity.gpus} GPUs in all, "
-                f"enough for {max_slots(capacity, shape)}; lower execution.world_size or --slots"
-            )
-        self.name, self.num_slots, self.spares, self.shape = name, num_slots, spares, shape
-        self._warm_entry, self._timeout = warm_entry, placement_timeout_s
-        self._sweep_prefix, self._is_local = sweep_prefix or name, capacity.is_local
-        self._limits = hang_limits or HangLimits()
-        self._slots: list[Slot] = []
-        self._gangs: dict[str, Gang] = {}
-        self._pulses = Pulses()
-
-    def __enter__(self) -> SlotPool:
-        import ray
-        from ray.util.placement_group import placement_group
-
-        sweep(self._sweep_prefix)
-        bundle: dict[str, float] = {"CPU": self.shape.cpus}
-        if self.shape.gpus:
-            bundle["GPU"] = self.shape.gpus
-        total = self.num_slots + self.spares
-        self._watch = NodeWatch(head_processes() if self._is_local else {})
-        self._group = placement_group([bundle] * total, "PACK", name=self.name)
-        self._starter = Starter(self._group, self.shape, self._warm_entry, is_local=self._is_local)
-        try:
-            # Elsewhere busy is a wait, not a failure; a wait without end is one.
-            ray.get(self._group.ready(), timeout=self._timeout)
-            for index in range(total):
-                self._starter.begin(index)
-            self._await_all(total)
-        except BaseException as error:
-            self.__exit__()
-            if isinstance(error, ray.exceptions.GetTimeoutError):
-                raise self._no_room() from error
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import ray
-        from ray.util.placement_group import remove_placement_group
-
-        self._watch.close()
-        with contextlib.suppress(Exception):
-            self._watch.check_head()  # every call below would wait a minute for a lost head
-            self._starter.stop()
-            for slot in self._slots:
-                ray.kill(slot.actor)
-            remove_placement_group(self._group)
+    slots: list[Slot]
+    refs: list[Any]
+    run_id: str
+    """Names this use of the slots, so that a stop never reaches the next one."""
+    outcomes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    first_failure: float | None = None
+    heartbeats: dict[int, Heartbeat] = field(default_factory=dict)
+    """What each rank was last heard to be at."""
+    hang: Hang | None = None
+    """Set if the gang was ended because it hung."""
+    stop_reason: str | None = None
+    """Why its ranks were asked to stop; None if they were not."""
 
     @property
-    def idle(self) -> list[Slot]:
-        """Slots that can be lent now, neighbours on a node side by side."""
-        self._tend()
-        return sorted((s for s in self._ready() if not s.busy), key=lambda s: (s.node, s.index))
+    def is_finished(self) -> bool:
+        """True once every rank has an outcome."""
+        return len(self.outcomes) == len(self.refs)
 
-    @property
-    def num_ready(self) -> int:
-        """Slots that work or could: neither starting, nor on a node that is about to go."""
-        return len(self._ready())
-
-    def launch(
-        self,
-        entry: str,
-        payload: dict[str, Any],
-        num_ranks: int,
-        *,
-        avoid_nodes: Collection[str] = frozenset(),
-    ) -> Gang | None:
-        """Start `entry` on `num_ranks` idle slots; None if so many are not idle.
+    def request_stop(self, reason: str = "cancelled", grace_s: float | None = None) -> None:
+        """Ask every rank to stop at the next step.
 
         Args:
-            avoid_nodes: ids of nodes that are not used, even if the gang must wait for others.
+            reason: "preempted", "cancelled" or "resize"; it comes back in the outcomes.
+            grace_s: seconds until the ranks are ended whatever they do; None = no such time.
         """
-        slots = _choose([s for s in self.idle if s.node not in avoid_nodes], num_ranks)
-        port = self._meeting_port(slots) if slots else None
-        if slots is None or port is None:
-            return None
-        text, now = json.dumps(payload), time.time()
-        gang = Gang(slots, [], uuid.uuid4().hex)
-        for rank, slot in enumerate(slots):
-            slot.busy, slot.asked_at = True, 0.0  # ask for the first pulse at once
-            peers = [s for s in slots if s.node == slot.node]
-            environment = stage_environment(
-                rank=rank,
-                world=num_ranks,
-                # A GPU slot sees its own device only, as number 0.
-                local_rank=0 if self.shape.gpus else peers.index(slot),
-                local_world=len(peers),
-                address=slots[0].node_ip,
-                port=port,
-            )
-            gang.pulses[rank] = Pulse("", 0, now, None, 0.0, answered_at=now)
-            gang.refs.append(slot.actor.run.remote(gang.run_id, entry, text, environment))
-        self._gangs[gang.run_id] = gang
-        return gang
+        self.stop_reason = reason if reason == "preempted" else self.stop_reason or reason
+        for slot in self.slots:
+            slot.actor.stop.remote(self.run_id, reason, grace_s)
 
-    def wait(self, gangs: Sequence[Gang], timeout_s: float) -> None:
-        """Collect outcomes of `gangs` until one comes in or the time is over.
+    def stragglers(self) -> list[int]:
+        """Ranks that take half as long again as the others for their own part of a step."""
+        return stragglers(self.heartbeats)
 
-        Meanwhile slots are replaced, pulses taken, hung gangs ended, and the ranks on nodes that
-        are about to go asked to stop.
+    def at_work(self) -> dict[int, Heartbeat]:
+        """Heartbeats of the ranks that have no outcome yet."""
+        return {
+            rank: heartbeat
+            for rank, heartbeat in self.heartbeats.items()
+            if rank not in self.outcomes
+        }
 
-        Raises:
-            HeadLost: Ray is gone, and every gang with it.
-        """
-        if gangs and all(gang.is_finished for gang in gangs):
-            return
-        deadline = time.monotonic() + timeout_s
-        while True:
-            self._tend()
-            for gang in gangs:
-                end_if_hung(gang, self._limits)
-                self._end_collateral(gang)
-            left = max(0.0, deadline - time.monotonic())
-            if self._collect(gangs, min(left, SLICE_S)) or left <= SLICE_S:
-                break
-        self._tend()
-
-    def release(self, gang: Gang) -> None:
-        """Take the slots of a gang back; replace those that must not be used again."""
-        self._gangs.pop(gang.run_id, None)
-        for rank, slot in enumerate(gang.slots):
-            slot.busy = False
-            if must_retire(slot, gang.outcomes.get(rank)):
-                self._retire(slot)
-
-    def _ready(self) -> list[Slot]:
-        draining = self._watch.nodes.draining
-        return [slot for slot in self._slots if slot.node not in draining]
-
-    def _await_all(self, total: int) -> None:
-        deadline = time.monotonic() + self._timeout
-        while len(self._slots) < total:
-            self._watch.check_head()
-            self._slots += self._starter.poll(self._slots)
-            problem = self._starter.hopeless()
-            if problem:
-                raise ClusterError(problem)
-            if time.monotonic() > deadline:
-                raise self._no_room()
-            time.sleep(0.02)
-
-    def _no_room(self) -> ClusterError:
-        return ClusterError(
-            f"no room for {self.num_slots + self.spares} ranks within {self._timeout:g} s: the "
-            "cluster is busy; free it, wait, or ask for fewer --slots"
-        )
-
-    def _meeting_port(self, slots: Sequence[Slot]) -> int | None:
-        """A port on the first slot's node; None if a slot is dead or silent."""
-        import ray
-
-        refs = [slot.actor.free_port.remote() for slot in slots]
-        ray.wait(refs, num_returns=len(refs), timeout=PORT_TIMEOUT_S)
-        ports: list[int] = []
-        for slot, ref in zip(slots, refs, strict=True):
-            try:
-                ports.append(ray.get(ref, timeout=0))
-            except ray.exceptions.RayError:
-                self._retire(slot)
-        return ports[0] if len(ports) == len(slots) else None
-
-    def _tend(self) -> None:
-        """Look after slots, pulses and nodes; never blocks."""
-        self._watch.check_head()
-        self._slots += self._starter.poll(self._slots)
-        for slot in self._pulses.take(self._slots, self._gangs):
-            self._retire(slot)
-        for gang in self._gangs.values():
-            pass_drain_on(gang, self._watch.nodes.draining)
-
-    def _collect(self, gangs: Sequence[Gang], timeout_s: float) -> bool:
-        """Take the outcomes that are there; True if there was one."""
-        import ray
-
-        pending = {ref: (gang, rank) for gang in gangs for rank, ref in enumerate(gang.refs)}
-        pending = {r: at for r, at in pending.items() if at[1] not in at[0].outcomes}
-        if not pending:
-            time.sleep(timeout_s)
-            return False
-        done, _ = ray.wait(list(pending), timeout=timeout_s)
-        if done:  # whatever else is ready by now
-            done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
-        for ref in done:
-            gang, rank = pending[ref]
-            gang.end(rank, outcome_of(ref, rank, gang.slots[rank].node, self._watch.nodes.alive))
-        return bool(done)
-
-    def _end_collateral(self, gang: Gang) -> None:
-        """End ranks that wait for a peer that has failed."""
-        import ray
-
-        failed_for = time.time() - (gang.first_failure or time.time())
-        if gang.is_finished or failed_for < COLLATERAL_GRACE_S:
-            return
-        for rank in gang.at_work():
-            ray.kill(gang.slots[rank].actor)
-            gang.end(rank, died(rank, COLLATERAL, "ended because a peer failed"))
-
-    def _retire(self, slot: Slot) -> None:
-        """Replace a slot in place; its successor starts in the background."""
-        import ray
-
-        with contextlib.suppress(Exception):
-            ray.kill(slot.actor)
-        self._slots = [s for s in self._slots if s is not slot]
-        self._starter.begin(slot.index, SUCCESSOR_DELAY_S if self.idle else 0.0)
-
-
-def sweep(prefix: str) -> None:
-    """Remove placement groups that a killed driver of this study and store left behind."""
-    from ray.util import placement_group_table
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-    from ray._raylet import PlacementGroupID  # isort: skip
-
-    for group_id, entry in placement_group_table().items():
-        if entry["name"].startswith(prefix) and entry["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
-
-
-def _choose(idle: list[Slot], num_ranks: int) -> list[Slot] | None:
-    """Prefer the node with the fewest idle slots that still holds the whole gang."""
-    if len(idle) < num_ranks:
-        return None
-    by_node: dict[str, list[Slot]] = {}
-    for slot in idle:
-        by_node.setdefault(slot.node, []).append(slot)
-    fitting = [slots for slots in by_node.values() if len(slots) >= num_ranks]
-    best = min(fitting, key=len) if fitting else idle
-    return best[:num_ranks]
+    def end(self, rank: int, outcome: dict[str, Any]) -> None:
+        """Note how a rank ended."""
+        outcome.setdefault("stop_reason", self.stop_reason)
+        self.outcomes[rank] = outcome
+        if "error" in outcome and self.first_failure is None:
+            self.first_failure = time.time()

@@ -1,4 +1,4 @@
-"""Which rank hangs, and which is slow: pure functions of the pulses of a gang.
+"""Which rank hangs, and which is slow: pure functions of the heartbeats of a gang.
 
 A collective's timeout would say after half an hour that somebody hangs. Here each section of a
 stage has a limit of its own, learned from what it took so far, and the rank at fault is named.
@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from cluster.pulse import Pulse
+from cluster.ranks.heartbeat import Heartbeat
 
 MIN_STRAGGLER_STEPS = 20
 STRAGGLER_RATIO = 1.5
@@ -70,48 +70,48 @@ class Hang:
         return f"{who} {where} for {self.waited_s:.0f} s (limit {self.limit_s:.0f} s)"
 
 
-def is_overdue(pulses: Mapping[int, Pulse], limits: HangLimits, now: float) -> bool:
+def is_overdue(heartbeats: Mapping[int, Heartbeat], limits: HangLimits, now: float) -> bool:
     """True if a rank of the gang is in its section, or silent, for longer than the limit.
 
     A rank that does not answer may have gone on since it did: only its silence counts then.
 
     Args:
-        pulses: of every rank that is still at work.
-        now: Unix seconds, the clock of the pulses.
+        heartbeats: of every rank that is still at work.
+        now: Unix seconds, the clock of the heartbeats.
     """
-    for pulse in pulses.values():
-        silence = now - pulse.answered_at
-        waited = silence if silence > SILENT_S else now - pulse.since
-        if waited > _limit_s(pulse, pulses, limits):
+    for beat in heartbeats.values():
+        silence = now - beat.answered_at
+        waited = silence if silence > SILENT_S else now - beat.since
+        if waited > _limit_s(beat, heartbeats, limits):
             return True
     return False
 
 
 def name_hang(
-    pulses: Mapping[int, Pulse], silent: Collection[int], limits: HangLimits, now: float
+    heartbeats: Mapping[int, Heartbeat], silent: Collection[int], limits: HangLimits, now: float
 ) -> Hang:
     """Say who keeps an overdue gang: who does not answer, else who is behind, else all.
 
     Args:
-        pulses: of every rank that is still at work; at least one.
+        heartbeats: of every rank that is still at work; at least one.
         silent: ranks that did not answer when asked just now.
-        now: Unix seconds, the clock of the pulses.
+        now: Unix seconds, the clock of the heartbeats.
     """
-    behind = min(_progress(pulse) for pulse in pulses.values())
-    ranks = sorted(silent) or sorted(r for r, p in pulses.items() if _progress(p) == behind)
-    first = pulses[ranks[0]]
+    behind = min(_progress(beat) for beat in heartbeats.values())
+    ranks = sorted(silent) or sorted(r for r, p in heartbeats.items() if _progress(p) == behind)
+    first = heartbeats[ranks[0]]
     return Hang(
         ranks=tuple(ranks),
         section=first.section,
         waited_s=now - first.since,
         # A rank that fell silent early told no section: a peer's limit is over then.
-        limit_s=min(_limit_s(pulse, pulses, limits) for pulse in pulses.values()),
+        limit_s=min(_limit_s(beat, heartbeats, limits) for beat in heartbeats.values()),
     )
 
 
-def stragglers(pulses: Mapping[int, Pulse]) -> list[int]:
+def stragglers(heartbeats: Mapping[int, Heartbeat]) -> list[int]:
     """Ranks whose own time per step is beyond 1.5 times the median of the others'."""
-    measured = {r: p.own_s for r, p in pulses.items() if p.num_own >= MIN_STRAGGLER_STEPS}
+    measured = {r: p.own_s for r, p in heartbeats.items() if p.num_own >= MIN_STRAGGLER_STEPS}
     slow = []
     for rank, own_s in measured.items():
         others = [seconds for other, seconds in measured.items() if other != rank]
@@ -123,12 +123,12 @@ def stragglers(pulses: Mapping[int, Pulse]) -> list[int]:
     return sorted(slow)
 
 
-def _limit_s(pulse: Pulse, pulses: Mapping[int, Pulse], limits: HangLimits) -> float:
-    slowest = max(p.slowest.get(pulse.section, 0.0) for p in pulses.values())
-    return limits.limit_s(pulse.section, slowest, is_warm=pulse.step_at is not None)
+def _limit_s(beat: Heartbeat, heartbeats: Mapping[int, Heartbeat], limits: HangLimits) -> float:
+    slowest = max(p.slowest.get(beat.section, 0.0) for p in heartbeats.values())
+    return limits.limit_s(beat.section, slowest, is_warm=beat.step_at is not None)
 
 
-def _progress(pulse: Pulse) -> tuple[int, int]:
+def _progress(beat: Heartbeat) -> tuple[int, int]:
     """How far a rank is: steps done, then the order in which sections follow at one step."""
-    order = _ORDER.index(pulse.section) if pulse.section in _ORDER else 0
-    return pulse.step, order
+    order = _ORDER.index(beat.section) if beat.section in _ORDER else 0
+    return beat.step, order

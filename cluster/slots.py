@@ -10,8 +10,8 @@ from typing import Any
 
 from cluster.connect import Capacity
 from cluster.errors import ClusterError
-from cluster.rank_actor import RankProcess
-from cluster.rank_env import process_environment
+from cluster.ranks.actor import RankProcess
+from cluster.ranks.environment import process_environment
 
 QUICK_RETRIES = 5
 """Starts that may fail in a row, with growing pauses, before a slot counts as lost."""
@@ -19,7 +19,7 @@ LOST_RETRY_S = 30.0
 """Pause between the starts of a lost slot: nodes return."""
 WARM_LIMIT_S = 600.0
 MAX_CONCURRENCY = 4
-"""`stop`, `pulse` and `stacks` must get through while `run` works."""
+"""`stop`, `heartbeat` and `stacks` must get through while `run` works."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Slot:
     """File of the process into which it writes its stacks; see `inspect_process`."""
     busy: bool = False
     base_rss: int | None = None
-    pulse_ref: Any = None
-    """A question for the pulse that was not answered yet."""
+    heartbeat_ref: Any = None
+    """A question for the heartbeat that was not answered yet."""
     asked_at: float = 0.0
 
 

@@ -13,7 +13,9 @@ from rich.markup import escape
 
 from cluster.connect import Capacity, connect
 from cluster.errors import HeadLost
-from cluster.gang import SlotPool, SlotShape, max_slots, slot_shape
+from cluster.ranks.stop_request import GRACE_VARIABLE
+from cluster.slot_pool import SlotPool
+from cluster.slots import SlotShape, max_slots, slot_shape
 from orchestrator.cli.live import Display, progress_bar
 from orchestrator.drive.adopted_stages import take_adopted
 from orchestrator.drive.controller import Controller
@@ -21,7 +23,7 @@ from orchestrator.drive.observer import Observer
 from orchestrator.drive.orphans import close_orphans, drop_finished_checkpoints
 from orchestrator.drive.outcome import RunOutcome
 from orchestrator.drive.remedies import PastAttempt, allowed_sizes
-from orchestrator.drive.signals import GRACE_VARIABLE, Notice
+from orchestrator.drive.signals import Notice
 from orchestrator.drive.task import Task
 from orchestrator.errors import DriftError, Preempted, StagesFailed, UserError
 from orchestrator.plan.plan import Plan, accept, make_plan

@@ -50,14 +50,14 @@ class Ending:
 
 def ending(verdict: Verdict, gang: Gang, directory: Path, wall_s: float) -> Ending:
     """Put together what the gang and the attempt's journal say."""
-    steps = _with_pulses(steps_of(directory), gang)
+    steps = _with_heartbeats(steps_of(directory), gang)
     hang = None if gang.hang is None else dataclasses.asdict(gang.hang)
     return Ending(verdict, steps, wall_s, hang)
 
 
-def _with_pulses(steps: Steps, gang: Gang) -> Steps:
+def _with_heartbeats(steps: Steps, gang: Gang) -> Steps:
     """Ranks tell of every step, the journal only of those that were logged."""
-    heard = [(p.step, p.step_at) for p in gang.pulses.values() if p.step_at is not None]
+    heard = [(p.step, p.step_at) for p in gang.heartbeats.values() if p.step_at is not None]
     last, last_at = max(heard, default=(None, None))
     if last is None or (steps.last is not None and steps.last >= last):
         return steps

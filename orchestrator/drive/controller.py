@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.errors import HeadLost
-from cluster.gang import Gang, SlotPool
+from cluster.gang import Gang
+from cluster.slot_pool import SlotPool
 from cluster.verdict import Cause, Verdict, judge
 from mae_core.errors import ConfigError
 from orchestrator.drive.attempt_end import ending

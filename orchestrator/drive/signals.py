@@ -7,11 +7,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from cluster.ranks.stop_request import SIGNALS
 from orchestrator.errors import Preempted
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-GRACE_VARIABLE = "MAE_STUDY_GRACE_S"
-"""Seconds between the signal and the end; the ranks read it too, for signals of their own."""
 
 
 class Notice:

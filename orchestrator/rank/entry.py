@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.rank_actor import RankControl
+from cluster.ranks.actor import RankControl
 from orchestrator.rank.faults import fault_hook
 from orchestrator.store.journal import JOURNAL_FILE, JournalWriter
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.rank_actor import RankControl
-from cluster.rank_env import free_port, stage_environment
+from cluster.ranks.actor import RankControl
+from cluster.ranks.environment import free_port, stage_environment
 from mae_core.config import ENCODER_FILE
 from orchestrator.cli.show_status import find_stage
 from orchestrator.drive.task import extensions_of, parents_of

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connect import connect
-from cluster.gang import SlotPool, slot_shape
+from cluster.slot_pool import SlotPool
+from cluster.slots import slot_shape
 from cluster.verdict import Cause, judge
 from mae_core.config import Duration, Execution
 from orchestrator.drive.task import Task, completion, make_payload

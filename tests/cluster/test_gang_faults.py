@@ -14,11 +14,13 @@ import psutil
 import pytest
 
 from cluster.connect import Capacity, connect
-from cluster.gang import Gang, SlotPool, SlotShape
+from cluster.gang import Gang
 from cluster.hang import HangLimits, is_overdue, name_hang, stragglers
-from cluster.notice import Notice, grace_s
-from cluster.pulse import Heart, Pulse, pulse_from
-from cluster.rank_env import process_environment
+from cluster.ranks.environment import process_environment
+from cluster.ranks.heartbeat import Heartbeat, HeartbeatRecorder, heartbeat_from
+from cluster.ranks.stop_request import StopRequests, grace_s
+from cluster.slot_pool import SlotPool
+from cluster.slots import SlotShape
 
 TESTS = str(Path(__file__).resolve().parents[1])
 LIMITS = HangLimits(step=3.0, first_step=20.0, other=20.0)
@@ -83,33 +85,37 @@ def ends(pid: int) -> bool:
 # Pure functions.
 
 
-def pulse(section: str, since: float, step: int = 5, **more: Any) -> Pulse:
+def heartbeat(section: str, since: float, step: int = 5, **more: Any) -> Heartbeat:
     values: dict[str, Any] = {"step_at": 0.0, "own_s": 0.0, "answered_at": 100.0} | more
-    return Pulse(section, step, since, **values)
+    return Heartbeat(section, step, since, **values)
 
 
 @pytest.mark.parametrize(
     ("rank_0", "rank_1", "expected"),
     [
-        (pulse("step", 97.5), pulse("step", 97.5), False),
-        (pulse("step", 96.5), pulse("step", 96.5), True),
+        (heartbeat("step", 97.5), heartbeat("step", 97.5), False),
+        (heartbeat("step", 96.5), heartbeat("step", 96.5), True),
         # What was slow before may be so again, on whichever rank.
-        (pulse("step", 96.5), pulse("step", 96.5, slowest={"step": 1.0}), False),
+        (heartbeat("step", 96.5), heartbeat("step", 96.5, slowest={"step": 1.0}), False),
         # Nothing is known of a section before its first step was finished.
-        (pulse("step", 90.0, step_at=None), pulse("step", 90.0, step_at=None), False),
-        (pulse("step", 79.0, step_at=None), pulse("step", 79.0, step_at=None), True),
-        (pulse("save", 90.0), pulse("save", 90.0), False),
-        (pulse("save", 79.0), pulse("save", 79.0), True),
-        (pulse("evaluate", -1000.0), pulse("evaluate", -1000.0), False),
+        (heartbeat("step", 90.0, step_at=None), heartbeat("step", 90.0, step_at=None), False),
+        (heartbeat("step", 79.0, step_at=None), heartbeat("step", 79.0, step_at=None), True),
+        (heartbeat("save", 90.0), heartbeat("save", 90.0), False),
+        (heartbeat("save", 79.0), heartbeat("save", 79.0), True),
+        (heartbeat("evaluate", -1000.0), heartbeat("evaluate", -1000.0), False),
         # An entry that never told a section is left alone.
-        (pulse("", -9e9, step_at=None), pulse("", -9e9, step_at=None, answered_at=0.0), False),
+        (
+            heartbeat("", -9e9, step_at=None),
+            heartbeat("", -9e9, step_at=None, answered_at=0.0),
+            False,
+        ),
         # Silence counts from the last answer, not from the section that was told then.
-        (pulse("load", 99.5), pulse("step", 96.0, answered_at=96.9), True),
-        (pulse("load", 99.5), pulse("evaluate", 10.0, answered_at=50.0), False),
+        (heartbeat("load", 99.5), heartbeat("step", 96.0, answered_at=96.9), True),
+        (heartbeat("load", 99.5), heartbeat("evaluate", 10.0, answered_at=50.0), False),
     ],
 )
 def test_a_gang_is_overdue_by_the_limits_of_its_sections(
-    rank_0: Pulse, rank_1: Pulse, expected: bool
+    rank_0: Heartbeat, rank_1: Heartbeat, expected: bool
 ) -> None:
     assert is_overdue({0: rank_0, 1: rank_1}, LIMITS, now=100.0) is expected
 
@@ -128,15 +134,15 @@ def test_a_gang_is_overdue_by_the_limits_of_its_sections(
 def test_who_keeps_the_gang_is_named(
     sections: list[tuple[str, int]], silent: set[int], ranks: tuple[int, ...]
 ) -> None:
-    pulses = {r: pulse(section, 90.0, step) for r, (section, step) in enumerate(sections)}
-    hang = name_hang(pulses, silent, LIMITS, now=100.0)
+    heartbeats = {r: heartbeat(section, 90.0, step) for r, (section, step) in enumerate(sections)}
+    hang = name_hang(heartbeats, silent, LIMITS, now=100.0)
     assert hang.ranks == ranks
     assert hang.section == sections[ranks[0]][0]
 
 
 def test_stragglers_are_those_beyond_the_others() -> None:
-    def own(*seconds: float, num_own: int = 20) -> dict[int, Pulse]:
-        return {r: pulse("step", 0, own_s=s, num_own=num_own) for r, s in enumerate(seconds)}
+    def own(*seconds: float, num_own: int = 20) -> dict[int, Heartbeat]:
+        return {r: heartbeat("step", 0, own_s=s, num_own=num_own) for r, s in enumerate(seconds)}
 
     assert stragglers(own(0.1, 0.1, 0.16)) == [2]
     assert stragglers(own(0.1, 0.1, 0.14)) == []
@@ -148,14 +154,14 @@ def test_stragglers_are_those_beyond_the_others() -> None:
 
 def test_a_heart_measures_sections_and_the_own_time_of_steps() -> None:
     now, cpu = [1000.0], [0.0]
-    heart = Heart(lambda: now[0], lambda: cpu[0])
+    recorder = HeartbeatRecorder(lambda: now[0], lambda: cpu[0])
 
     def section(name: str, step: int, seconds: float, cpu_s: float = 0.0) -> None:
-        heart.beat(name, step)
+        recorder.beat(name, step)
         now[0] += seconds
         cpu[0] += cpu_s
 
-    assert heart.read()["section"] == ""
+    assert recorder.read()["section"] == ""
     section("start", 0, 7.0)
     section("load", 3, 5.0)
     section("step", 3, 60.0, cpu_s=50.0)  # compiles: no measure for the steps to come
@@ -163,35 +169,35 @@ def test_a_heart_measures_sections_and_the_own_time_of_steps() -> None:
     section("step", 4, 2.0, cpu_s=1.0)
     section("load", 5, 0.5)
     section("step", 5, 4.0, cpu_s=1.0)
-    heart.beat("save", 6)
+    recorder.beat("save", 6)
     now[0] += 9.0
-    found = pulse_from(heart.read(), now=77.0)
+    found = heartbeat_from(recorder.read(), now=77.0)
     assert (found.section, found.step, found.since, found.step_at) == ("save", 6, 68.0, 68.0)
     assert found.slowest == {"start": 7.0, "load": 0.5, "step": 4.0}
     assert (found.own_s, found.num_own) == (1.375, 2)
 
 
 def test_a_preemption_outranks_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    notice = Notice()
-    assert (notice.reason("run"), notice.grace_left_s("run")) == (None, math.inf)
-    notice.request("run", "resize", None)
-    notice.request("run", "cancelled", 5.0)
-    assert (notice.reason("run"), notice.grace_left_s("run")) == ("resize", math.inf)
-    notice.request("run", "preempted", 20.0)
-    assert notice.reason("run") == "preempted"
-    assert 19 < notice.grace_left_s("run") <= 20
-    assert notice.reason("another") is None
+    requests = StopRequests()
+    assert (requests.reason("run"), requests.grace_left_s("run")) == (None, math.inf)
+    requests.request("run", "resize", None)
+    requests.request("run", "cancelled", 5.0)
+    assert (requests.reason("run"), requests.grace_left_s("run")) == ("resize", math.inf)
+    requests.request("run", "preempted", 20.0)
+    assert requests.reason("run") == "preempted"
+    assert 19 < requests.grace_left_s("run") <= 20
+    assert requests.reason("another") is None
     monkeypatch.setenv("MAE_STUDY_GRACE_S", "7.5")
     assert process_environment(1, is_local=True)["MAE_STUDY_GRACE_S"] == "7.5"
     assert grace_s() == 7.5
 
 
 def test_a_beat_costs_microseconds() -> None:
-    heart = Heart()
+    recorder = HeartbeatRecorder()
     began = time.perf_counter()
     for step in range(2000):
-        heart.beat("load", step)
-        heart.beat("step", step)
+        recorder.beat("load", step)
+        recorder.beat("step", step)
     assert (time.perf_counter() - began) / 4000 < 100e-6
 
 
@@ -251,7 +257,7 @@ def test_what_is_slow_for_a_reason_is_no_hang(pool: SlotPool, tmp_path: Path) ->
 
 def test_a_driver_that_slept_blames_nobody(pool: SlotPool, tmp_path: Path) -> None:
     gang = launch(pool, "train", train(tmp_path), 2)
-    until(pool, lambda: all(p.step_at for p in gang.pulses.values()), gang)
+    until(pool, lambda: all(p.step_at for p in gang.heartbeats.values()), gang)
     time.sleep(8.0)  # longer than the limit of a step
     pool.wait([gang], 2.0)
     assert gang.hang is None
@@ -265,7 +271,7 @@ def test_pulses_tell_the_step_and_stragglers(pool: SlotPool, tmp_path: Path) -> 
     gang = launch(pool, "train", train(tmp_path, load_s={"1": 0.05}), 2)
     until(pool, lambda: gang.stragglers(), gang)
     assert gang.stragglers() == [1]
-    for found in gang.pulses.values():
+    for found in gang.heartbeats.values():
         assert found.step > 20 and found.step_at is not None
         assert abs(time.time() - found.step_at) < 5
     gang.request_stop("resize")
@@ -284,7 +290,7 @@ def test_pulses_tell_the_step_and_stragglers(pool: SlotPool, tmp_path: Path) -> 
 def test_a_signal_is_a_notice_and_the_slot_is_replaced(pool: SlotPool, number: int) -> None:
     gang = launch(pool, "wait_for_stop", {"linger_s": 1.5}, 2)
     leaving, staying = pids(gang)
-    until(pool, lambda: all(p.answered_at > p.since for p in gang.pulses.values()), gang)
+    until(pool, lambda: all(p.answered_at > p.since for p in gang.heartbeats.values()), gang)
     os.kill(leaving, number)
     time.sleep(0.5)
     os.kill(leaving, number)  # a second one changes nothing
@@ -325,7 +331,7 @@ def test_a_dead_idle_process_is_replaced(pool: SlotPool) -> None:
 def test_a_stopped_idle_process_holds_a_launch_up_only_once(
     pool: SlotPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.gang.PORT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("cluster.slot_pool.PORT_TIMEOUT_S", 1.0)
     victim = pool.idle[0].pid
     os.kill(victim, signal.SIGSTOP)
     assert pool.launch("support.gang_entries:where", {}, 1) is None

@@ -13,7 +13,8 @@ from support.gangs import finish, launched, train, values
 
 from cluster.connect import Capacity
 from cluster.errors import ResourcesUnavailable
-from cluster.gang import SlotPool, slot_shape
+from cluster.slot_pool import SlotPool
+from cluster.slots import slot_shape
 from cluster.verdict import Cause
 
 GOLDEN_LOSS = (2.8128481, 0.6058176)
@@ -35,7 +36,7 @@ def test_a_gang_is_all_or_nothing_and_slots_stay_warm(pool: SlotPool) -> None:
 def test_an_error_on_one_rank_ends_the_gang_and_names_it(
     pool: SlotPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.gang.COLLATERAL_GRACE_S", 1.0)
+    monkeypatch.setattr("cluster.slot_pool.COLLATERAL_GRACE_S", 1.0)
     gang = launched(pool, "support.rank_entries:fail_on_rank_1", {"sleep_s": 60}, 2)
     verdict = finish(pool, gang)
     assert "boom" in verdict.message or verdict.cause is Cause.RANK_DIED
@@ -45,7 +46,7 @@ def test_an_error_on_one_rank_ends_the_gang_and_names_it(
 def test_a_killed_rank_is_the_cause_and_is_replaced(
     pool: SlotPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.gang.COLLATERAL_GRACE_S", 1.0)
+    monkeypatch.setattr("cluster.slot_pool.COLLATERAL_GRACE_S", 1.0)
     before = launched(pool, "support.rank_entries:echo", {}, 2)
     finish(pool, before)
     gang = launched(pool, "support.rank_entries:wait_for_stop", {}, 2)

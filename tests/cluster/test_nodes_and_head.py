@@ -18,14 +18,17 @@ import pytest
 
 from cluster.connect import connect, sweep_temp_dirs
 from cluster.errors import HeadLost
-from cluster.gang import Gang, SlotPool, SlotShape
+from cluster.gang import Gang
+from cluster.slot_pool import SlotPool
+from cluster.slots import SlotShape
 
 TESTS = str(Path(__file__).resolve().parents[1])
 ONE_CPU = SlotShape(cpus=1, gpus=0)
 DRIVER = """
 import time
 from cluster.connect import connect
-from cluster.gang import SlotPool, SlotShape
+from cluster.slot_pool import SlotPool
+from cluster.slots import SlotShape
 with connect(num_cpus=2) as capacity:
     with SlotPool("orphans", 2, capacity, shape=SlotShape(1, 0)) as pool:
         print(*[slot.pid for slot in pool.idle], flush=True)

@@ -17,7 +17,8 @@ from drivers import STUDY, Watched
 from figures import Section, arguments
 
 from cluster.connect import connect
-from cluster.gang import SlotPool, slot_shape
+from cluster.slot_pool import SlotPool
+from cluster.slots import slot_shape
 
 
 def main() -> int:
@@ -57,7 +58,7 @@ def training(folder: Path, seconds: float) -> tuple[int, int, float]:
         deadline = time.monotonic() + 60
         while not gang.is_finished and time.monotonic() < deadline:
             pool.wait([gang], 0.2)
-        steps = min(pulse.step for pulse in gang.pulses.values())
+        steps = min(heartbeat.step for heartbeat in gang.heartbeats.values())
         assert steps > 0, "ranks that tell no section are never found hanging: nothing was tried"
         return int(gang.hang is not None), steps, trained
 

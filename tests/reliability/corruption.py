@@ -19,7 +19,8 @@ from support.checkpoint_cases import DAMAGES
 from support.gangs import train
 
 from cluster.connect import connect
-from cluster.gang import SlotPool, slot_shape
+from cluster.slot_pool import SlotPool
+from cluster.slots import slot_shape
 from mae_core.checkpoint.commit import Checkpoints
 from mae_core.checkpoint.storage import LocalPlace
 from mae_core.train.deepspeed_engine import safe_types

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.rank_actor import RankControl
+from cluster.ranks.actor import RankControl
 
 
 def train_large(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from support.checkpoint_cases import HOSTILE_NAMES, Canary, sign
 from support.gangs import attempt, train
 
 from cluster.connect import connect
-from cluster.gang import SlotPool, slot_shape
+from cluster.slot_pool import SlotPool
+from cluster.slots import slot_shape
 from mae_core.checkpoint.manifest import MANIFEST
 from mae_core.errors import MaeCoreError
 from orchestrator.errors import UserError

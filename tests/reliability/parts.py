@@ -11,7 +11,8 @@ from figures import Section, arguments
 from support.gangs import PARTS, attempt, train
 
 from cluster.connect import connect
-from cluster.gang import SlotPool, slot_shape
+from cluster.slot_pool import SlotPool
+from cluster.slots import slot_shape
 
 
 def main() -> int:

@@ -14,7 +14,9 @@ from pathlib import Path
 from figures import Section, arguments
 
 from cluster.connect import connect
-from cluster.gang import Gang, SlotPool, slot_shape
+from cluster.gang import Gang
+from cluster.slot_pool import SlotPool
+from cluster.slots import slot_shape
 from mae_core.checkpoint.commit import Checkpoints
 from mae_core.checkpoint.storage import LocalPlace
 from mae_core.train.deepspeed_engine import safe_types

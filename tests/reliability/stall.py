@@ -13,7 +13,8 @@ from figures import Section, arguments
 from support.gangs import finish, values
 
 from cluster.connect import connect
-from cluster.gang import SlotPool, slot_shape
+from cluster.slot_pool import SlotPool
+from cluster.slots import slot_shape
 
 MTBF_S = 3600.0
 """One failure an hour, the rate that the recommended interval is for."""

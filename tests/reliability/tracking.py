@@ -160,8 +160,8 @@ def _catch_up(shipper: Shipper, uri: str, training: Training) -> float:
 def rank(folder: Path) -> dict[str, Any]:
     """Pretrain in this process as a rank does; time the journal, and look for MLflow."""
     import orchestrator.rank.entry as rank_main
-    from cluster.rank_actor import RankControl
-    from cluster.rank_env import stage_environment
+    from cluster.ranks.actor import RankControl
+    from cluster.ranks.environment import stage_environment
     from orchestrator.store.data_facts import Datasets
     from studies.catalog import quickstart
     from studies.spec.codec import to_plain

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from cluster.rank_actor import RankControl
+from cluster.ranks.actor import RankControl
 
 
 def train_contrastive(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.rank_actor import RankControl
+from cluster.ranks.actor import RankControl
 
 STEP_S = 0.02
 

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from cluster.connect import Capacity, connect
-from cluster.gang import Gang, SlotPool, slot_shape
+from cluster.gang import Gang
+from cluster.slot_pool import SlotPool
+from cluster.slots import slot_shape
 from cluster.verdict import Cause, Verdict, judge
 
 TESTS = str(Path(__file__).resolve().parents[1])

@@ -12,7 +12,7 @@ from typing import Any
 
 from support import changes
 
-from cluster.rank_actor import RankControl
+from cluster.ranks.actor import RankControl
 
 
 def echo(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from support.contrastive_cases import ADAMW, small_recipe
 from support.digit_cases import DIGITS
 from support.gangs import capacity, finish, launched, pool, values  # noqa: F401
 
-from cluster.gang import SlotPool
+from cluster.slot_pool import SlotPool
 from cluster.verdict import Cause
 from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.gangs import train
 
-from cluster.gang import SlotPool
+from cluster.slot_pool import SlotPool
 from mae_core.pretrain.monitor import PREFIX, effective_rank
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.gangs import attempt, train
 
-from cluster.gang import SlotPool
+from cluster.slot_pool import SlotPool
 
 EVERY_3 = {"checkpoint_every_steps": 3, "snapshot": "blocking", "record_state": True}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.gangs import PARTS, attempt, train
 
-from cluster.gang import SlotPool
+from cluster.slot_pool import SlotPool
 
 EVERY_STAGE = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"),
                (3, "bf16")]  # fmt: skip

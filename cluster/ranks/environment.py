@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-from cluster.notice import GRACE_VARIABLE
+from cluster.ranks.stop_request import GRACE_VARIABLE
 
 JEMALLOC_CONF = "thp:always,dirty_decay_ms:60000,muzzy_decay_ms:60000"
 

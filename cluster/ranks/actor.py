@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.inspect_process import STACKS_LIMIT, register_stacks
-from cluster.notice import Notice
-from cluster.pulse import Heart
-from cluster.rank_env import free_port, visible_devices
+from cluster.ranks.environment import free_port, visible_devices
+from cluster.ranks.heartbeat import HeartbeatRecorder
+from cluster.ranks.inspect_process import STACKS_LIMIT, register_stacks
+from cluster.ranks.stop_request import StopRequests
 
 Entry = Callable[[dict[str, Any], "RankControl"], dict[str, Any]]
 
@@ -47,11 +47,11 @@ class RankProcess:
     """Body of the Ray actor; plain Python, so that it can be tested without Ray."""
 
     def __init__(self) -> None:
-        self._notice = Notice()
-        self._notice.listen()
+        self._stop_requests = StopRequests()
+        self._stop_requests.listen()
         self._stacks = register_stacks()
         self._run_id = ""
-        self._heart = Heart()
+        self._recorder = HeartbeatRecorder()
 
     def info(self) -> dict[str, Any]:
         """Say where this process is and which devices it has."""
@@ -73,12 +73,15 @@ class RankProcess:
 
     def stop(self, run_id: str, reason: str = "cancelled", grace_s: float | None = None) -> None:
         """Ask a run to stop at the next step, also one that has not begun yet."""
-        self._notice.request(run_id, reason, grace_s)
+        self._stop_requests.request(run_id, reason, grace_s)
 
-    def pulse(self) -> dict[str, Any]:
+    def heartbeat(self) -> dict[str, Any]:
         """What this process is at: its run ("" if none), and whether it was told to go."""
-        heart, run_id = self._heart, self._run_id
-        return heart.read() | {"run_id": run_id, "is_going": self._notice.is_process_going}
+        recorder, run_id = self._recorder, self._run_id
+        return recorder.read() | {
+            "run_id": run_id,
+            "is_going": self._stop_requests.is_process_going,
+        }
 
     def stacks(self) -> str:
         """Python stacks of all threads."""
@@ -96,23 +99,23 @@ class RankProcess:
         os.environ.update(environment)
         rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         outcome: dict[str, Any] = {"rank": rank, "pid": os.getpid()}
-        self._heart, self._run_id = Heart(), run_id
+        self._recorder, self._run_id = HeartbeatRecorder(), run_id
         control = RankControl(
             rank,
             world,
-            stop_requested=lambda: self._notice.reason(run_id) is not None,
-            grace_left_s=lambda: self._notice.grace_left_s(run_id),
-            beat=self._heart.beat,
+            stop_requested=lambda: self._stop_requests.reason(run_id) is not None,
+            grace_left_s=lambda: self._stop_requests.grace_left_s(run_id),
+            beat=self._recorder.beat,
         )
         try:
             outcome["value"] = load_entry(entry)(json.loads(payload), control)
         except Exception as error:  # whatever a stage raises is evidence for the verdict
             outcome["error"] = describe(error)
         outcome["ended_at"] = time.time()
-        outcome["stop_reason"] = self._notice.reason(run_id)
-        outcome["is_going"] = self._notice.is_process_going
+        outcome["stop_reason"] = self._stop_requests.reason(run_id)
+        outcome["is_going"] = self._stop_requests.is_process_going
         self._run_id = ""
-        self._notice.forget(run_id)
+        self._stop_requests.forget(run_id)
         gc.collect()
         outcome["rss_bytes"] = resident_bytes()
         return outcome

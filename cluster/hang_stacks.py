@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.inspect_process import STACKS_LIMIT, inspect_and_end
+from cluster.ranks.inspect_process import STACKS_LIMIT, inspect_and_end
 from cluster.slots import Slot
 
 ANSWER_S = 2.5
@@ -24,7 +24,7 @@ _STATES = {
 
 
 @dataclass(frozen=True)
-class Evidence:
+class HangStacks:
     """What was found, by rank."""
 
     silent: frozenset[int]
@@ -54,7 +54,7 @@ class Evidence:
         )
 
 
-def gather(slots: Mapping[int, Slot]) -> Evidence:
+def gather(slots: Mapping[int, Slot]) -> HangStacks:
     """Ask the ranks for their stacks; inspect, and end, those that do not answer. Below 9 s."""
     import ray
 
@@ -69,7 +69,7 @@ def gather(slots: Mapping[int, Slot]) -> Evidence:
         for rank, slot in silent.items()
     }
     found: dict[int, tuple[str, str]] = _collect(looks, INSPECT_S)
-    return Evidence(
+    return HangStacks(
         silent=frozenset(silent),
         states={rank: state for rank, (state, _) in found.items()},
         stacks=answers | {rank: stacks for rank, (_, stacks) in found.items()},

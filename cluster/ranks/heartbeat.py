@@ -18,7 +18,7 @@ RECENT_STEPS = 50
 
 
 @dataclass(frozen=True)
-class Pulse:
+class Heartbeat:
     """What a rank was at when it last answered; times are Unix seconds of the driver's clock."""
 
     section: str
@@ -39,7 +39,7 @@ class Pulse:
     """When this was heard."""
 
 
-class Heart:
+class HeartbeatRecorder:
     """Records the beats of one run in the rank process.
 
     A step's own time is what passes between `load` and `step`, plus the processor time of the
@@ -93,10 +93,10 @@ class Heart:
         }
 
 
-def pulse_from(values: dict[str, Any], now: float) -> Pulse:
+def heartbeat_from(values: dict[str, Any], now: float) -> Heartbeat:
     """A rank's answer on the driver's clock; `now` is when it was heard (Unix seconds)."""
     step_age = values["step_age_s"]
-    return Pulse(
+    return Heartbeat(
         section=values["section"],
         step=values["step"],
         since=now - values["age_s"],

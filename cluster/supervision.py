@@ -1,4 +1,4 @@
-"""Looks after gangs at work: takes their pulses, passes notices on, ends those that hang."""
+"""Looks after gangs at work: takes their heartbeats, passes notices on, ends those that hang."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.evidence import gather
+from cluster.gang import Gang
 from cluster.hang import HangLimits, is_overdue, name_hang
+from cluster.hang_stacks import gather
 from cluster.outcomes import died
-from cluster.pulse import pulse_from
-from cluster.running import Gang
+from cluster.ranks.heartbeat import heartbeat_from
 from cluster.slots import Slot
 from cluster.verdict import COLLATERAL
 
-PULSE_EVERY_S = 1.0
+HEARTBEAT_EVERY_S = 1.0
 PAUSE_S = 5.0
 """A driver that did not look for so long was itself asleep: that is nobody's silence."""
 
 
-class Pulses:
+class HeartbeatWatch:
     """Asks every rank about once a second what it is at, and never waits for an answer."""
 
     def __init__(self) -> None:
@@ -42,14 +42,14 @@ class Pulses:
         if not 0 <= now - self._looked_at < PAUSE_S:
             _forgive(gangs.values(), now - self._looked_at)
         self._looked_at = now
-        asked = {s.pulse_ref: s for s in slots if s.pulse_ref is not None}
+        asked = {s.heartbeat_ref: s for s in slots if s.heartbeat_ref is not None}
         done: list[Any] = []
         if asked:
             done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
         leaving = []
         for ref in done:
             slot = asked[ref]
-            slot.pulse_ref = None
+            slot.heartbeat_ref = None
             try:
                 is_leaving = _hear(slot, ray.get(ref), gangs, now)
             except ray.exceptions.RayError:
@@ -57,8 +57,8 @@ class Pulses:
             if is_leaving and not slot.busy:  # of a busy one its outcome will tell
                 leaving.append(slot)
         for slot in slots:
-            if slot.pulse_ref is None and now - slot.asked_at >= PULSE_EVERY_S:
-                slot.pulse_ref, slot.asked_at = slot.actor.pulse.remote(), now
+            if slot.heartbeat_ref is None and now - slot.asked_at >= HEARTBEAT_EVERY_S:
+                slot.heartbeat_ref, slot.asked_at = slot.actor.heartbeat.remote(), now
         return leaving
 
 
@@ -78,15 +78,15 @@ def end_if_hung(gang: Gang, limits: HangLimits) -> None:
     """End a gang that does not go on, with the evidence of what it was at."""
     import ray
 
-    pulses = gang.at_work()
+    heartbeats = gang.at_work()
     # After a failure the survivors wait for a peer that is gone: that is no hang.
-    if gang.first_failure or not is_overdue(pulses, limits, time.time()):
+    if gang.first_failure or not is_overdue(heartbeats, limits, time.time()):
         return
-    evidence = gather({rank: gang.slots[rank] for rank in pulses})
-    gang.hang = name_hang(pulses, evidence.silent, limits, time.time())
-    states = "; ".join(f"rank {rank} {evidence.state(rank)}" for rank in gang.hang.ranks)
-    text = evidence.describe(gang.hang.ranks)
-    for rank in pulses:
+    stacks = gather({rank: gang.slots[rank] for rank in heartbeats})
+    gang.hang = name_hang(heartbeats, stacks.silent, limits, time.time())
+    states = "; ".join(f"rank {rank} {stacks.state(rank)}" for rank in gang.hang.ranks)
+    text = stacks.describe(gang.hang.ranks)
+    for rank in heartbeats:
         ray.kill(gang.slots[rank].actor)
         if rank in gang.hang.ranks:
             outcome = died(rank, "Hang", f"{gang.hang.describe()}: {states}", text)
@@ -98,9 +98,9 @@ def end_if_hung(gang: Gang, limits: HangLimits) -> None:
 def _forgive(gangs: Iterable[Gang], gap_s: float) -> None:
     """Shift what is known of the ranks over a time in which this driver did not look."""
     for gang in gangs:
-        for rank, pulse in gang.pulses.items():
-            gang.pulses[rank] = replace(
-                pulse, since=pulse.since + gap_s, answered_at=pulse.answered_at + gap_s
+        for rank, beat in gang.heartbeats.items():
+            gang.heartbeats[rank] = replace(
+                beat, since=beat.since + gap_s, answered_at=beat.answered_at + gap_s
             )
 
 
@@ -108,5 +108,5 @@ def _hear(slot: Slot, values: dict[str, Any], gangs: Mapping[str, Gang], now: fl
     """Note an answer; True if its process was told to go."""
     gang = gangs.get(values["run_id"])
     if gang is not None and slot in gang.slots:
-        gang.pulses[gang.slots.index(slot)] = pulse_from(values, now)
+        gang.heartbeats[gang.slots.index(slot)] = heartbeat_from(values, now)
     return bool(values["is_going"])

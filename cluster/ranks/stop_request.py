@@ -13,6 +13,7 @@ import time
 from types import FrameType
 
 GRACE_VARIABLE = "MAE_STUDY_GRACE_S"
+"""Seconds between a signal and the end of the process."""
 DEFAULT_GRACE_S = 30.0
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PREEMPTED = "preempted"
@@ -26,7 +27,7 @@ def grace_s() -> float:
         return DEFAULT_GRACE_S
 
 
-class Notice:
+class StopRequests:
     """Requests to stop, by run, and the notice that the whole process is going.
 
     Read by the stage's thread while the main thread takes signals: every write is one assignment.
