@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mae_core.augment.noise import normals, sample_keys, words
+from mae_core.augment.noise_fields import normals, sample_keys, words
 from mae_core.config.augmentation import ErasingConfig
 from mae_core.errors import ConfigError
 from mae_core.runtime.keyed_random import Stream, uniform

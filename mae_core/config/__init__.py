@@ -5,7 +5,6 @@ below it with its meaning, unit and source; impossible values are refused on con
 Paper = arXiv 2111.06377.
 """
 
-from mae_core.config.adopted import AdoptedRecipe
 from mae_core.config.base import (
     BASIS_FILE,
     CLASSIFIER_FILE,
@@ -25,9 +24,8 @@ from mae_core.config.base import (
     Precision,
     require,
 )
-from mae_core.config.contrastive import ContrastiveRecipe
-from mae_core.config.custom import CustomEvalRecipe
 from mae_core.config.evaluation import (
+    CustomEvalRecipe,
     EvalRecipe,
     FinetuneRecipe,
     KnnRecipe,
@@ -35,6 +33,13 @@ from mae_core.config.evaluation import (
     ScratchRecipe,
 )
 from mae_core.config.execution import MAX_AUTO_MICRO_BATCH, BatchSplit, Execution, split_batch
+from mae_core.config.inference import (
+    BestOfRecipe,
+    CorruptionRecipe,
+    InferenceRecipe,
+    ReconstructionRecipe,
+    ShiftRecipe,
+)
 from mae_core.config.kinds import RECIPES, AnyRecipe
 from mae_core.config.parts import (
     NO_AUGMENTATION,
@@ -49,7 +54,14 @@ from mae_core.config.parts import (
     num_keep,
     num_patches,
 )
-from mae_core.config.pretraining import BasisRecipe, MaskConfig, PretrainRecipe, TokenizerRecipe
+from mae_core.config.pretraining import (
+    AdoptedRecipe,
+    BasisRecipe,
+    ContrastiveRecipe,
+    MaskConfig,
+    PretrainRecipe,
+    TokenizerRecipe,
+)
 from mae_core.config.probes import (
     AttentiveProbeRecipe,
     FeatureProbeRecipe,
@@ -57,9 +69,6 @@ from mae_core.config.probes import (
     PartialFinetuneRecipe,
 )
 from mae_core.config.recipe import Recipe
-from mae_core.config.reconstruction import ReconstructionRecipe
-from mae_core.config.robustness import CorruptionRecipe, InferenceRecipe, ShiftRecipe
-from mae_core.config.selection import BestOfRecipe
 
 __all__ = [
     "AdoptedRecipe",

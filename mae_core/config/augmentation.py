@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mae_core.errors import ConfigError
+from mae_core.config.base import require
 
 MAX_LEVEL = 10.0
 """Strongest magnitude of RandAugment."""
@@ -17,14 +17,8 @@ MAX_ALPHA = 2.0
 """Largest parameter of the Beta distribution that the sampler of `mixing` serves."""
 
 
-def _check(condition: bool, message: str) -> None:
-    # Not `mae_core.config.require`: recipes there hold these classes, and would import in a circle.
-    if not condition:
-        raise ConfigError(message)
-
-
 def _check_probability(name: str, value: float) -> None:
-    _check(0 <= value <= 1, f"{name} {value}: a probability, use 0..1")
+    require(0 <= value <= 1, f"{name} {value}: a probability, use 0..1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +40,10 @@ class RandAugmentConfig:
     """Of the geometric operations."""
 
     def __post_init__(self) -> None:
-        _check(self.num_ops >= 1, f"RandAugment with {self.num_ops} operations: must be ≥ 1")
+        require(self.num_ops >= 1, f"RandAugment with {self.num_ops} operations: must be ≥ 1")
         level = f"RandAugment magnitude {self.magnitude}"
-        _check(0 <= self.magnitude <= MAX_LEVEL, f"{level}: use 0..{MAX_LEVEL:g}")
-        _check(self.magnitude_std >= 0, f"{level} with std {self.magnitude_std}: must be ≥ 0")
+        require(0 <= self.magnitude <= MAX_LEVEL, f"{level}: use 0..{MAX_LEVEL:g}")
+        require(self.magnitude_std >= 0, f"{level} with std {self.magnitude_std}: must be ≥ 0")
         _check_probability("RandAugment probability", self.probability)
 
 
@@ -70,8 +64,8 @@ class MixConfig:
 
     def __post_init__(self) -> None:
         for name, alpha in (("mixup", self.mixup_alpha), ("cutmix", self.cutmix_alpha)):
-            _check(0 <= alpha <= MAX_ALPHA, f"{name} alpha {alpha}: use 0 (off) to {MAX_ALPHA:g}")
-        _check(
+            require(0 <= alpha <= MAX_ALPHA, f"{name} alpha {alpha}: use 0 (off) to {MAX_ALPHA:g}")
+        require(
             self.mixup_alpha > 0 or self.cutmix_alpha > 0,
             "mixup alpha and cutmix alpha are both 0: set one of them, or leave mixing out",
         )
@@ -92,8 +86,8 @@ class ErasingConfig:
 
     def __post_init__(self) -> None:
         _check_probability("erasing probability", self.probability)
-        _check(0 < self.area[0] <= self.area[1] <= 1, f"erased area {self.area}: 0 < a ≤ b ≤ 1")
-        _check(0 < self.aspect[0] <= self.aspect[1], f"erased aspect {self.aspect}: 0 < a ≤ b")
+        require(0 < self.area[0] <= self.area[1] <= 1, f"erased area {self.area}: 0 < a ≤ b ≤ 1")
+        require(0 < self.aspect[0] <= self.aspect[1], f"erased aspect {self.aspect}: 0 < a ≤ b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +109,8 @@ class ColorJitterConfig:
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation"):
             strength = getattr(self, name)
-            _check(0 <= strength <= 1, f"{name} jitter {strength}: use 0 (off) to 1")
-        _check(0 <= self.hue <= 0.5, f"hue jitter {self.hue}: use 0 (off) to 0.5")
+            require(0 <= strength <= 1, f"{name} jitter {strength}: use 0 (off) to 1")
+        require(0 <= self.hue <= 0.5, f"hue jitter {self.hue}: use 0 (off) to 0.5")
         _check_probability("jitter probability", self.probability)
 
 
@@ -138,7 +132,7 @@ class ViewConfig:
         for name in ("grayscale", "blur", "solarize"):
             _check_probability(f"{name} probability", getattr(self, name))
         low, high = self.blur_sigma
-        _check(0 < low <= high, f"blur sigma {self.blur_sigma}: must satisfy 0 < a ≤ b")
+        require(0 < low <= high, f"blur sigma {self.blur_sigma}: must satisfy 0 < a ≤ b")
 
 
 MOCO_V3_VIEWS = (ViewConfig(blur=1.0, solarize=0.0), ViewConfig(blur=0.1, solarize=0.2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from mae_core.config.augmentation import ErasingConfig, MixConfig, RandAugmentConfig
 from mae_core.config.base import (
     CLASSIFIER_FILE,
+    DOTTED,
     ENCODER_FILE,
     FEATURES_FILE,
     Duration,
@@ -25,6 +27,9 @@ from mae_core.config.parts import (
     check_global_batch,
 )
 from mae_core.config.recipe import Recipe
+
+Option = tuple[str, float | int | str]
+"""Name and value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +138,7 @@ class LinearProbeRecipe(EvalRecipe):
     """Affine-free BatchNorm and one linear layer on a frozen encoder (paper Table 10, A.1)."""
 
     KIND: ClassVar[str] = "linear_probe"
-    ENTRY: ClassVar[str] = "mae_core.evaluate.linear_probe:run_linear_probe"
+    ENTRY: ClassVar[str] = "mae_core.evaluate.probes.linear_probe:run_linear_probe"
 
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     duration: Duration = field(default_factory=lambda: Duration.epochs(90))
@@ -232,3 +237,35 @@ class ScratchRecipe(FinetuneRecipe):
     def label(self) -> str:
         """Name of the protocol."""
         return f"from scratch ({self.duration})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomEvalRecipe(EvalRecipe):
+    """An evaluation that the user's code makes; see `docs/extending.md` for its contract."""
+
+    KIND: ClassVar[str] = "custom_eval"
+    ENTRY: ClassVar[str] = "mae_core.evaluate.custom:run_custom_eval"
+
+    entry: str = field(metadata=DOTTED)
+    """`module:function`; its source is part of the identity."""
+    name: str = ""
+    """Name of the protocol; empty = the function's."""
+    options: tuple[Option, ...] = ()
+    """Settings for the function, as pairs of name and number or text."""
+
+    def __post_init__(self) -> None:
+        require(":" in self.entry, f"entry {self.entry!r}: write module:function")
+        names = [name for name, _ in self.options]
+        require(
+            len(set(names)) == len(names) and all(name.isidentifier() for name in names),
+            f"options {names}: give each name once, of letters, digits and _",
+        )
+        numbers = [value for _, value in self.options if isinstance(value, float)]
+        require(all(map(math.isfinite, numbers)), f"options {self.options}: use finite numbers")
+
+    @property
+    def label(self) -> str:
+        """Name of the protocol, with its options."""
+        name = self.name or self.entry.partition(":")[2]
+        shown = ", ".join(f"{key}={value}" for key, value in self.options)
+        return f"{name} ({shown})" if shown else name

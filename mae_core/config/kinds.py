@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from mae_core.config.adopted import AdoptedRecipe
-from mae_core.config.contrastive import ContrastiveRecipe
-from mae_core.config.custom import CustomEvalRecipe
 from mae_core.config.evaluation import (
+    CustomEvalRecipe,
     FinetuneRecipe,
     KnnRecipe,
     LinearProbeRecipe,
     ScratchRecipe,
 )
-from mae_core.config.pretraining import BasisRecipe, PretrainRecipe, TokenizerRecipe
+from mae_core.config.inference import (
+    BestOfRecipe,
+    CorruptionRecipe,
+    ReconstructionRecipe,
+    ShiftRecipe,
+)
+from mae_core.config.pretraining import (
+    AdoptedRecipe,
+    BasisRecipe,
+    ContrastiveRecipe,
+    PretrainRecipe,
+    TokenizerRecipe,
+)
 from mae_core.config.probes import (
     AttentiveProbeRecipe,
     FeatureProbeRecipe,
     FeaturesRecipe,
     PartialFinetuneRecipe,
 )
-from mae_core.config.reconstruction import ReconstructionRecipe
-from mae_core.config.robustness import CorruptionRecipe, ShiftRecipe
-from mae_core.config.selection import BestOfRecipe
 
 AnyRecipe = (
     AdoptedRecipe

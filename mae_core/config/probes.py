@@ -72,7 +72,7 @@ class FeatureProbeRecipe(EvalRecipe):
     """
 
     KIND: ClassVar[str] = "feature_probe"
-    ENTRY: ClassVar[str] = "mae_core.evaluate.feature_probe:run_feature_probe"
+    ENTRY: ClassVar[str] = "mae_core.evaluate.probes.feature_probe:run_feature_probe"
 
     layers: tuple[int, ...] = ()
     """Layers of the `features` parent to choose among; none = the last one of the encoder."""
@@ -168,7 +168,7 @@ class AttentiveProbeRecipe(EvalRecipe):
     """
 
     KIND: ClassVar[str] = "attentive_probe"
-    ENTRY: ClassVar[str] = "mae_core.evaluate.attentive_probe:run_attentive_probe"
+    ENTRY: ClassVar[str] = "mae_core.evaluate.probes.attentive_probe:run_attentive_probe"
     TRAINS: ClassVar[bool] = True
 
     features: FeatureKind = "cls"

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mae_core.augment.noise import normal_field, sample_keys, uniform_field, words
-from mae_core.corruptions.severity import FAMILIES
+from mae_core.augment.noise_fields import normal_field, sample_keys, uniform_field, words
+from mae_core.config.inference import FAMILIES
 from mae_core.runtime.keyed_random import Stream
 
 I64 = npt.NDArray[np.int64]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mae_core.corruptions.severity import FAMILIES, SEVERITIES
+from mae_core.config.inference import FAMILIES, SEVERITIES
 from mae_core.errors import ConfigError
 
 

@@ -11,27 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from mae_core.config.inference import FAMILIES, SEVERITIES
 from mae_core.errors import ConfigError
-
-FAMILIES = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
-"""In the published order, which is part of each family's random key: never reorder."""
-SEVERITIES = (1, 2, 3, 4, 5)
 
 StrengthSet = Literal["imagenet_c", "cifar10_c"]
 SMALL_SIDE = 84

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mae_core.config import CLASSIFIER_FILE, BestOfRecipe, Execution, require
-from mae_core.config.selection import check_candidate
+from mae_core.config.inference import check_candidate
 from mae_core.data.sources import ImageData
 from mae_core.errors import NumericsError
-from mae_core.evaluate.finetune import evaluate, load_classifier
+from mae_core.evaluate.classifier import evaluate, load_classifier
 from mae_core.evaluate.predictions import finish
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent

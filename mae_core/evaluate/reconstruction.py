@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from mae_core.checkpoint.encoder_file import check_fits, load_state, read_encoder, read_tensors
+from mae_core.checkpoint.encoder_file import check_fits, read_encoder
+from mae_core.checkpoint.tensor_file import load_state, read_tensors
 from mae_core.config import (
     DECODER_FILE,
     ENCODER_FILE,
@@ -29,7 +30,7 @@ from mae_core.config import (
     ReconstructionRecipe,
     require,
 )
-from mae_core.config.reconstruction import check_pixels, gallery_file
+from mae_core.config.inference import check_pixels, gallery_file
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError, DataError

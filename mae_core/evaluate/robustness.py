@@ -26,13 +26,14 @@ from mae_core.config import (
     ShiftRecipe,
     require,
 )
+from mae_core.config.inference import FAMILIES
 from mae_core.corruptions.corrupt import corrupt
 from mae_core.corruptions.error import ALEXNET, Baseline, family_means, mean_corruption_error
-from mae_core.corruptions.severity import FAMILIES, NOTES, strength_set
+from mae_core.corruptions.severity import NOTES, strength_set
 from mae_core.data.loader import Batch, eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import ConfigError
-from mae_core.evaluate.finetune import Classifier, load_classifier
+from mae_core.evaluate.classifier import Classifier, load_classifier
 from mae_core.evaluate.predictions import (
     Predictions,
     concatenate,

@@ -183,7 +183,7 @@ def tokenizer_flops_per_image(recipe: TokenizerRecipe) -> FlopCount:
 
 
 def tokenizer_layers(recipe: TokenizerRecipe) -> list[tuple[int, int, int, int]]:
-    """Convolutions of `mae_core.model.tokenizer` as (inputs, outputs, kernel, output side)."""
+    """Convolutions of `mae_core.model.vq_vae` as (inputs, outputs, kernel, output side)."""
     size, width, channels = recipe.data.image_size, recipe.width, recipe.data.num_channels
     halvings = recipe.patch_size.bit_length() - 1
     sides = [size >> (i + 1) for i in range(halvings)]

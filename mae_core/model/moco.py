@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mae_core.config import ContrastiveRecipe
-from mae_core.config.contrastive import NUM_VIEWS
+from mae_core.config.pretraining import NUM_VIEWS
 from mae_core.data.loader import normalise
 from mae_core.model.vit import Encoder, Linear
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mae_core.augment.jitter import augment_view
 from mae_core.checkpoint.encoder_file import save_encoder
 from mae_core.config import ENCODER_FILE, BatchSplit, ContrastiveRecipe, Execution, split_batch
-from mae_core.config.contrastive import NUM_VIEWS
+from mae_core.config.pretraining import NUM_VIEWS
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import ImageData
 from mae_core.model.moco import MoCo, contrast, momentum_at

@@ -6,36 +6,24 @@ Legend: N images, L patches, P values of a patch, K components.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mae_core.checkpoint.encoder_file import expect_format, read_tensors, write_tensors
+from mae_core.checkpoint.tensor_file import expect_format, read_tensors, write_tensors
 from mae_core.config import BASIS_FILE, BasisRecipe, Execution, require
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError
 from mae_core.model.patchify import patchify
+from mae_core.model.targets import Basis
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 
 FORMAT = "mae-study-basis-1"
 BATCH_SIZE = 256
-
-
-@dataclass(frozen=True)
-class Basis:
-    """A mean patch and orthonormal directions, in the space of normalised pixels."""
-
-    mean: Tensor
-    """float32 (P,)."""
-    components: Tensor
-    """float32 (K, P), by falling variance; the largest entry of each is positive."""
-    explained: Tensor
-    """Share of the patches' variance along each, float32 (K,)."""
 
 
 def run_basis(

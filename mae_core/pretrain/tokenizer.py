@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from mae_core.checkpoint.tensor_file import expect_format, load_state, read_tensors, write_tensors
 from mae_core.config import TOKENIZER_FILE, Execution, TokenizerRecipe, split_batch
 from mae_core.data.augmented import network_input
 from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
 from mae_core.data.sources import ImageData
-from mae_core.model.tokenizer import Tokenizer, TokenizerConfig, save_tokenizer, start_codes
+from mae_core.errors import CheckpointError, ConfigError
+from mae_core.model.vq_vae import Tokenizer, TokenizerConfig, start_codes
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.keyed_random import Stream, uniform
 from mae_core.train.job import make_job, make_loader
 from mae_core.train.loop import train
 from mae_core.train.optim import pretrain_groups
+
+FORMAT = "mae-study-tokenizer-1"
 
 START_IMAGES = 64
 """Images whose patches the code book starts at."""
@@ -102,3 +109,26 @@ def _usage(recipe: TokenizerRecipe, tokenizer: Tokenizer, data: ImageData) -> di
     share = share / share.sum()
     entropy = -(share[share > 0] * share[share > 0].log()).sum()
     return {"codes_used": int((share > 0).sum()), "code_perplexity": float(entropy.exp())}
+
+
+def save_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
+    """Write weights and shape as one safetensors file."""
+    described = {"format": FORMAT, "config": json.dumps(asdict(tokenizer.config), sort_keys=True)}
+    write_tensors(path, tokenizer.state_dict(), described)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Build the tokenizer of a file, on the CPU in eval mode.
+
+    Raises:
+        CheckpointError: the file is damaged or of another kind.
+    """
+    state, metadata = read_tensors(path)
+    expect_format(path, metadata, FORMAT)
+    try:
+        config = TokenizerConfig(**json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: metadata describes no tokenizer: {error}") from error
+    tokenizer = Tokenizer(config)
+    load_state(tokenizer, state, path)
+    return tokenizer.eval()

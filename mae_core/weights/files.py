@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mae_core.checkpoint import encoder_file
+from mae_core.checkpoint import encoder_file, tensor_file
 from mae_core.config import CLASSIFIER_FILE, DECODER_FILE, ENCODER_FILE, DecoderConfig, require
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.evaluate import finetune
 from mae_core.model.vit import NORM_EPS, Encoder
 from mae_core.weights import huggingface
 from mae_core.weights.foreign import LayoutName, naming_for_export
@@ -58,18 +57,18 @@ def save_own(
     names = [ENCODER_FILE]
     if network.decoder is not None:
         decoder = {k: v for k, v in state.items() if k.startswith(DECODER)}
-        encoder_file.write_tensors(folder / DECODER_FILE, decoder, _decoder_metadata(network))
+        tensor_file.write_tensors(folder / DECODER_FILE, decoder, _decoder_metadata(network))
         names.append(DECODER_FILE)
     if network.num_classes is not None:
         metadata = described | {
-            "format": finetune.FORMAT,
+            "format": encoder_file.CLASSIFIER_FORMAT,
             "features": "mean" if network.pools_patches else "cls",
             "class_names": json.dumps(
                 list(class_names) or [str(i) for i in range(network.num_classes)]
             ),
         }
         # A classifier's positions are a parameter, fixed ones too.
-        encoder_file.write_tensors(folder / CLASSIFIER_FILE, network.state, metadata)
+        tensor_file.write_tensors(folder / CLASSIFIER_FILE, network.state, metadata)
         names.append(CLASSIFIER_FILE)
     return names
 
@@ -84,8 +83,8 @@ def load_own(path: Path, *, with_decoder: bool = False) -> Network:
         CheckpointError: a file is damaged or of another kind.
         ConfigError: a decoder is asked for and there is none.
     """
-    state, metadata = encoder_file.read_tensors(path)
-    if metadata.get("format") == finetune.FORMAT:
+    state, metadata = tensor_file.read_tensors(path)
+    if metadata.get("format") == encoder_file.CLASSIFIER_FORMAT:
         require(not with_decoder, f"{path} is a classifier: it has no decoder")
         config, image_size, num_channels = encoder_file.parse_description(path, metadata)
         return _checked(
@@ -98,7 +97,7 @@ def load_own(path: Path, *, with_decoder: bool = False) -> Network:
     if with_decoder:
         beside = path.with_name(DECODER_FILE)
         require(beside.is_file(), f"{path}: no {DECODER_FILE} beside it; leave --with-decoder away")
-        tensors, facts = encoder_file.read_tensors(beside)
+        tensors, facts = tensor_file.read_tensors(beside)
         state |= tensors
         decoder = _decoder_config(beside, tensors, facts)
     grid = file.image_size // file.config.patch_size

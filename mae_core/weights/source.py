@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_core.checkpoint.encoder_file import read_tensors
 from mae_core.checkpoint.shards import foreign_types
+from mae_core.checkpoint.tensor_file import read_tensors
 from mae_core.errors import CheckpointError, ConfigError
 
 INERT = (argparse.Namespace,)

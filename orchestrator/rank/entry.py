@@ -38,8 +38,8 @@ def warm(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
 
     import mae_core.evaluate.finetune
     import mae_core.evaluate.knn
-    import mae_core.evaluate.linear_probe
-    import mae_core.pretrain.mae  # noqa: F401
+    import mae_core.evaluate.probes.linear_probe
+    import mae_core.pretrain.masked  # noqa: F401
     from mae_core.train.deepspeed_engine import rehearse
 
     rehearse()

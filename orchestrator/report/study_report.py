@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_core.config import GALLERY_FILE, PretrainRecipe, ReconstructionRecipe
-from mae_core.config.reconstruction import gallery_file
+from mae_core.config.inference import gallery_file
 from orchestrator.plan.plan import Plan, PlannedStage, plan_findings
 from orchestrator.plan.rows import make_rows
 from orchestrator.report.predictions import chance_of, next_runs, score_lines, scored

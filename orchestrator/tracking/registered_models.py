@@ -85,7 +85,7 @@ def _make_version(
     path: Path,
     content: dict[str, str],
 ) -> int:
-    from mae_core.model.serving import load_served
+    from mae_core.evaluate.serving import load_served
 
     recipe = planned.stage.recipe
     pooling: Pooling = "mean" if content["features"] == "mean" else "cls"

@@ -37,9 +37,9 @@ from mae_core.config import (
 )
 from mae_core.data.sources import open_data
 from mae_core.evaluate.feature_file import run_features
-from mae_core.evaluate.feature_probe import run_feature_probe
-from mae_core.evaluate.linear_probe import run_linear_probe
-from mae_core.pretrain.mae import run_pretrain
+from mae_core.evaluate.probes.feature_probe import run_feature_probe
+from mae_core.evaluate.probes.linear_probe import run_linear_probe
+from mae_core.pretrain.masked import run_pretrain
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
 from mae_core.train.deepspeed_engine import join_gang, leave_gang

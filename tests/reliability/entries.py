@@ -15,7 +15,7 @@ def train_large(payload: dict[str, Any], control: RankControl) -> dict[str, Any]
     from mae_core.config import Duration, Execution
     from mae_core.data.sources import open_data
     from mae_core.model.sizes import encoder
-    from mae_core.pretrain.mae import run_pretrain
+    from mae_core.pretrain.masked import run_pretrain
     from mae_core.runtime.context import RunContext
     from mae_core.train import deepspeed_engine
     from studies.catalog import quickstart
@@ -54,7 +54,7 @@ def train_until_told(payload: dict[str, Any], control: RankControl) -> dict[str,
     """Pretrain on the digits until somebody gives notice; a save takes `save_s` at least."""
     from mae_core.config import Duration, Execution
     from mae_core.data.sources import open_data
-    from mae_core.pretrain.mae import run_pretrain
+    from mae_core.pretrain.masked import run_pretrain
     from mae_core.runtime.context import RunContext
     from mae_core.train import deepspeed_engine
     from studies.catalog import quickstart

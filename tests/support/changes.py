@@ -77,15 +77,15 @@ def _noise() -> Iterator[None]:
     """Noise from the global generator, so that its state matters."""
     import torch
 
-    from mae_core.pretrain import mae
+    from mae_core.pretrain import masked
 
-    original = mae.network_input
+    original = masked.network_input
 
     def noisy(*arguments: Any) -> Any:
         images = original(*arguments)
         return images + 0.1 * torch.randn(images.shape)
 
-    with mock.patch("mae_core.pretrain.mae.network_input", noisy):
+    with mock.patch("mae_core.pretrain.masked.network_input", noisy):
         yield
 
 
@@ -121,7 +121,7 @@ def _grouped() -> Iterator[None]:
             for i, (n, p) in enumerate(named)
         ]
 
-    with mock.patch("mae_core.pretrain.mae.pretrain_groups", groups):
+    with mock.patch("mae_core.pretrain.masked.pretrain_groups", groups):
         yield
 
 

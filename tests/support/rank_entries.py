@@ -44,7 +44,7 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
 
     from mae_core.config import Duration, Execution, OptimizerConfig
     from mae_core.data.sources import open_data
-    from mae_core.pretrain.mae import run_pretrain
+    from mae_core.pretrain.masked import run_pretrain
     from mae_core.runtime.context import RunContext
     from mae_core.train import deepspeed_engine
     from mae_core.train.loop import Stopped

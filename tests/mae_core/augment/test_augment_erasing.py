@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mae_core.augment.erasing import erased_boxes, random_erase
-from mae_core.augment.noise import normal_field, sample_keys, uniform_field, words
+from mae_core.augment.noise_fields import normal_field, sample_keys, uniform_field, words
 from mae_core.config.augmentation import ErasingConfig
 from mae_core.errors import ConfigError
 from mae_core.runtime.keyed_random import Stream, bits

@@ -13,11 +13,12 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from mae_core.config.inference import FAMILIES
 from mae_core.corruptions import blurs, digital, textures
 from mae_core.corruptions.corrupt import CORRUPTIONS, corrupt
 from mae_core.corruptions.draws import Draws
 from mae_core.corruptions.error import ALEXNET, Baseline, family_means, mean_corruption_error
-from mae_core.corruptions.severity import FAMILIES, STRENGTHS, strength, strength_set
+from mae_core.corruptions.severity import STRENGTHS, strength, strength_set
 from mae_core.errors import ConfigError
 
 MONOTONE = (

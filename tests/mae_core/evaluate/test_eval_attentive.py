@@ -13,7 +13,7 @@ from support.command import encoder_parent
 from support.digit_cases import DIGITS, write_encoder
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_core.checkpoint.encoder_file import read_tensors
+from mae_core.checkpoint.tensor_file import read_tensors
 from mae_core.config import (
     NO_AUGMENTATION,
     AttentiveProbeRecipe,
@@ -26,7 +26,7 @@ from mae_core.config import (
 )
 from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError
-from mae_core.evaluate.attentive_probe import (
+from mae_core.evaluate.probes.attentive_probe import (
     FILE_NAME,
     AttentiveHead,
     build_head,

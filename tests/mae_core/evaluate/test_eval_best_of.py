@@ -13,7 +13,9 @@ import pytest
 import torch
 from support.digit_cases import DIGITS
 
-from mae_core.checkpoint.encoder_file import describe, write_tensors
+from mae_core.checkpoint.encoder_file import CLASSIFIER_FORMAT as FORMAT
+from mae_core.checkpoint.encoder_file import describe
+from mae_core.checkpoint.tensor_file import write_tensors
 from mae_core.config import (
     CLASSIFIER_FILE,
     BestOfRecipe,
@@ -27,7 +29,7 @@ from mae_core.config import (
 from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError, NumericsError
 from mae_core.evaluate.best_of import best_candidate, run_best_of
-from mae_core.evaluate.finetune import FORMAT, Classifier, evaluate, load_classifier
+from mae_core.evaluate.classifier import Classifier, evaluate, load_classifier
 from mae_core.model.vit import Encoder
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent

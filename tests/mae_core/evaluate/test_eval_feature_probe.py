@@ -13,7 +13,8 @@ import torch
 from support.command import encoder_parent
 from support.digit_cases import DIGITS
 
-from mae_core.checkpoint.encoder_file import read_tensors, save_encoder
+from mae_core.checkpoint.encoder_file import save_encoder
+from mae_core.checkpoint.tensor_file import read_tensors
 from mae_core.config import (
     ENCODER_FILE,
     FEATURES_FILE,
@@ -31,14 +32,14 @@ from mae_core.data.order import SampleOrder
 from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import ConfigError, DataError, NumericsError
 from mae_core.evaluate.feature_file import read_features, run_features
-from mae_core.evaluate.feature_probe import (
+from mae_core.evaluate.probes.feature_probe import (
     best_point,
     make_rates,
     run_feature_probe,
     train_grid,
 )
-from mae_core.evaluate.head_grid import HeadGrid
-from mae_core.evaluate.linear_probe import Head, run_linear_probe, train_head
+from mae_core.evaluate.probes.head_grid import HeadGrid
+from mae_core.evaluate.probes.linear_probe import Head, run_linear_probe, train_head
 from mae_core.model.vit import Encoder
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent

@@ -12,7 +12,8 @@ import torch
 from support.command import encoder_parent
 from support.digit_cases import DIGITS
 
-from mae_core.checkpoint.encoder_file import read_tensors, save_encoder
+from mae_core.checkpoint.encoder_file import save_encoder
+from mae_core.checkpoint.tensor_file import read_tensors
 from mae_core.config import (
     NO_AUGMENTATION,
     Duration,
@@ -25,7 +26,8 @@ from mae_core.config import (
 )
 from mae_core.data.sources import ImageData
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.evaluate.finetune import build_classifier, load_classifier, run_finetune
+from mae_core.evaluate.classifier import build_classifier, load_classifier
+from mae_core.evaluate.finetune import run_finetune
 from mae_core.model.ema import WeightAverage
 from mae_core.model.positions import sincos_positions
 from mae_core.model.vit import Encoder

@@ -18,7 +18,7 @@ from support.command import encoder_parent
 from support.digit_cases import DIGITS, write_encoder
 from torch.multiprocessing.spawn import spawn
 
-from mae_core.checkpoint.encoder_file import read_tensors
+from mae_core.checkpoint.tensor_file import read_tensors
 from mae_core.config import (
     NO_AUGMENTATION,
     AugmentationConfig,
@@ -34,7 +34,7 @@ from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import ConfigError, NumericsError
 from mae_core.evaluate.features import Extractor, Features, labelled_split
 from mae_core.evaluate.knn import run_knn
-from mae_core.evaluate.linear_probe import (
+from mae_core.evaluate.probes.linear_probe import (
     Head,
     cached_batches,
     encoded_batches,

@@ -25,8 +25,13 @@ from mae_core.config import (
 )
 from mae_core.data.sources import ImageData
 from mae_core.errors import ConfigError
-from mae_core.evaluate.finetune import Classifier, build_classifier, load_classifier, run_finetune
-from mae_core.evaluate.partial import freeze_all_but_last
+from mae_core.evaluate.classifier import (
+    Classifier,
+    build_classifier,
+    freeze_all_but_last,
+    load_classifier,
+)
+from mae_core.evaluate.finetune import run_finetune
 from mae_core.model.flops import eval_flops_per_image
 from mae_core.model.vit import Encoder
 from mae_core.runtime.context import RunContext

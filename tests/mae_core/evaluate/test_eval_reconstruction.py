@@ -13,7 +13,8 @@ import pytest
 import torch
 from support.digit_cases import DIGITS
 
-from mae_core.checkpoint.encoder_file import save_encoder, write_tensors
+from mae_core.checkpoint.encoder_file import save_encoder
+from mae_core.checkpoint.tensor_file import write_tensors
 from mae_core.config import (
     DECODER_FILE,
     ENCODER_FILE,
@@ -24,7 +25,7 @@ from mae_core.config import (
     PretrainRecipe,
     ReconstructionRecipe,
 )
-from mae_core.config.reconstruction import gallery_file
+from mae_core.config.inference import gallery_file
 from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import ImageData
 from mae_core.errors import CheckpointError, ConfigError

@@ -22,7 +22,8 @@ import torch
 from support.digit_cases import DIGITS
 from torch.multiprocessing.spawn import spawn
 
-from mae_core.checkpoint.encoder_file import save_encoder, write_tensors
+from mae_core.checkpoint.encoder_file import save_encoder
+from mae_core.checkpoint.tensor_file import write_tensors
 from mae_core.config import (
     DECODER_FILE,
     ENCODER_FILE,

@@ -34,10 +34,10 @@ from mae_core.errors import ConfigError
 from mae_core.model.flops import pretrain_flops_per_image, pretrain_params
 from mae_core.model.mae import MAE
 from mae_core.model.patchify import patchify
-from mae_core.model.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer
-from mae_core.pretrain.mae import run_pretrain
+from mae_core.model.vq_vae import Tokenizer, TokenizerConfig
+from mae_core.pretrain.masked import run_pretrain
 from mae_core.pretrain.pca import read_basis, run_basis
-from mae_core.pretrain.tokenizer import run_tokenizer
+from mae_core.pretrain.tokenizer import load_tokenizer, run_tokenizer
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
 

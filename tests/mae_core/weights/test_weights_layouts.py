@@ -29,7 +29,7 @@ from transformers import (
 
 from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import ENCODER_FILE
-from mae_core.evaluate.finetune import load_classifier
+from mae_core.evaluate.classifier import load_classifier
 from mae_core.weights import Hints, load_own, save_own, take_in, tensors_digest, write_layout
 
 TOLERANCE = 1e-5

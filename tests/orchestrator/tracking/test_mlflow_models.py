@@ -177,7 +177,7 @@ def test_models_load_without_our_code(
     import torch
 
     from mae_core.config import DataConfig
-    from mae_core.model.serving import load_served
+    from mae_core.evaluate.serving import load_served
 
     pixels = np.random.default_rng(1).random((5, 1, 8, 8), dtype=np.float32)
     np.save(tmp_path / "pixels.npy", pixels)

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from support.foreign_weights import images, official_full_state, reference_features, timm_state
 from transformers import ViTMAEForPreTraining
 
-from mae_core.checkpoint.encoder_file import load_encoder, save_encoder, write_tensors
+from mae_core.checkpoint.encoder_file import load_encoder, save_encoder
+from mae_core.checkpoint.tensor_file import write_tensors
 from mae_core.config import DECODER_FILE, ENCODER_FILE, DataConfig, FinetuneRecipe
-from mae_core.evaluate.finetune import build_classifier
+from mae_core.evaluate.classifier import build_classifier
 from mae_core.model.mae import MAE
 from mae_core.model.masking import mask_noise
 from orchestrator.cli.main import main

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_core.checkpoint.encoder_file import write_tensors
+from mae_core.checkpoint.tensor_file import write_tensors
 from mae_core.config import (
     FEATURES_FILE,
     Execution,
@@ -28,9 +28,9 @@ from mae_core.data.sources import ImageData, Split
 from mae_core.errors import NumericsError
 from mae_core.evaluate.feature_file import rank_share, read_features
 from mae_core.evaluate.features import effective_batch, labelled_split
-from mae_core.evaluate.head_grid import HeadGrid, Rates
-from mae_core.evaluate.linear_probe import FILE_NAME, FORMAT, Head, predict_head
 from mae_core.evaluate.predictions import finish
+from mae_core.evaluate.probes.head_grid import HeadGrid, Rates
+from mae_core.evaluate.probes.linear_probe import FILE_NAME, FORMAT, Head, predict_head
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.train.loop import Stopped

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_core.evaluate.linear_probe import NORM_EPS, Head
+from mae_core.evaluate.probes.linear_probe import NORM_EPS, Head
 from mae_core.train.lr_schedule import LrSchedule
 from mae_core.train.optim import LARS_TRUST
 

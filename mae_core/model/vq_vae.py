@@ -8,19 +8,14 @@ Legend: N images, C channels, S image size, G = S / patch, L = G², D width, E c
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_core.checkpoint.encoder_file import expect_format, load_state, read_tensors, write_tensors
 from mae_core.config import TokenizerRecipe
-from mae_core.errors import CheckpointError, ConfigError
 
-FORMAT = "mae-study-tokenizer-1"
 COMMITMENT = 0.25
 """Weight that keeps vectors near their codes (VQ-VAE, equation 3: beta)."""
 
@@ -131,26 +126,3 @@ def start_codes(tokenizer: Tokenizer, images_NCHW: Tensor, choice_V: Tensor) -> 
     """
     vectors_ME = tokenizer.vectors(images_NCHW).flatten(0, 1)
     tokenizer.codes.copy_(vectors_ME[(choice_V * len(vectors_ME)).long()])
-
-
-def save_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
-    """Write weights and shape as one safetensors file."""
-    described = {"format": FORMAT, "config": json.dumps(asdict(tokenizer.config), sort_keys=True)}
-    write_tensors(path, tokenizer.state_dict(), described)
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Build the tokenizer of a file, on the CPU in eval mode.
-
-    Raises:
-        CheckpointError: the file is damaged or of another kind.
-    """
-    state, metadata = read_tensors(path)
-    expect_format(path, metadata, FORMAT)
-    try:
-        config = TokenizerConfig(**json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path}: metadata describes no tokenizer: {error}") from error
-    tokenizer = Tokenizer(config)
-    load_state(tokenizer, state, path)
-    return tokenizer.eval()

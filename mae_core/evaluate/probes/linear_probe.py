@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_core.checkpoint.encoder_file import write_tensors
+from mae_core.checkpoint.tensor_file import write_tensors
 from mae_core.config import Execution, LinearProbeRecipe, require, split_batch
 from mae_core.data.augmented import augmented
 from mae_core.data.loader import Batch

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import CLASSIFIER_FILE, DataConfig, FeatureKind
+from mae_core.evaluate.classifier import load_classifier
 from mae_core.evaluate.features import pool
-from mae_core.evaluate.finetune import load_classifier
 
 
 class Served(nn.Module):

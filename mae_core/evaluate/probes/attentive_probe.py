@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mae_core.checkpoint.encoder_file import check_fits, load_encoder, write_tensors
+from mae_core.checkpoint.encoder_file import check_fits, load_encoder
+from mae_core.checkpoint.tensor_file import write_tensors
 from mae_core.config import (
     ENCODER_FILE,
     AttentiveProbeRecipe,

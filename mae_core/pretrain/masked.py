@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mae_core.checkpoint.encoder_file import save_encoder, write_tensors
+from mae_core.checkpoint.encoder_file import save_encoder
+from mae_core.checkpoint.tensor_file import write_tensors
 from mae_core.config import (
     DECODER_FILE,
     ENCODER_FILE,
@@ -25,9 +26,10 @@ from mae_core.errors import ConfigError
 from mae_core.evaluate.gallery import make_gallery
 from mae_core.model.mae import MAE
 from mae_core.model.mask_samplers import mask_sampler
-from mae_core.model.targets import Target, make_target
+from mae_core.model.targets import Target
 from mae_core.model.vit import Encoder
 from mae_core.pretrain.monitor import MaskedLoss, Monitor
+from mae_core.pretrain.targets import make_target
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.plugins import resolve

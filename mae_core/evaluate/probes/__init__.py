@@ -1,0 +1,1 @@
+"""Probes: what a small head can read off a frozen encoder."""
