@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from mae_core.config import STATE_FILE, Duration, Execution, Precision, PretrainRecipe
+from orchestrator.drive.observer import View
 from orchestrator.rank.faults import FAULT_LOG, Fault
+from orchestrator.report.goodput import from_store
 from orchestrator.run import RunOptions, run_study
 from orchestrator.store.driver import LocalStore
-from orchestrator.store.goodput import from_store
 from orchestrator.store.journal import StageReader, read_events
 from orchestrator.store.records import Records
 from orchestrator.tracking.mlflow_runs import stage_history
@@ -122,12 +121,12 @@ class Certificate:
         }
 
 
-def run_drill(options: DrillOptions, console: Console, *, quiet: bool) -> Certificate:
+def run_drill(options: DrillOptions, view: View | None = None) -> Certificate:
     """Run both; raises what `run_study` raises."""
     study = drill_study(options)
     planned = DrawnFaults(options)
-    calm = _run(study, options, options.store / "calm", None, console, quiet)
-    rough = _run(study, options, options.store / "rough", planned, console, quiet)
+    calm = _run(study, options, options.store / "calm", None, view)
+    rough = _run(study, options, options.store / "rough", planned, view)
     return _compare(options, calm, rough)
 
 
@@ -205,8 +204,7 @@ def _run(
     options: DrillOptions,
     store: Path,
     faults: DrawnFaults | None,
-    console: Console,
-    quiet: bool,
+    view: View | None,
 ) -> _Run:
     outcome = run_study(
         study,
@@ -219,8 +217,7 @@ def _run(
             write_report=False,
             faults=faults,
         ),
-        console,
-        quiet=quiet,
+        view,
     )
     [planned] = outcome.plan.stages
     return _Run(Records(LocalStore(store)), planned.identity.science_hash, outcome.tracking_uri)

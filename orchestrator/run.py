@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from cluster.connect import Capacity, connect
@@ -16,10 +15,9 @@ from cluster.errors import HeadLost
 from cluster.ranks.stop_request import GRACE_VARIABLE
 from cluster.slot_pool import SlotPool
 from cluster.slots import SlotShape, max_slots, slot_shape
-from orchestrator.cli.live import Display, progress_bar
 from orchestrator.drive.adopted_stages import take_adopted
 from orchestrator.drive.controller import Controller
-from orchestrator.drive.observer import Observer
+from orchestrator.drive.observer import Observer, View
 from orchestrator.drive.orphans import close_orphans, drop_finished_checkpoints
 from orchestrator.drive.outcome import RunOutcome
 from orchestrator.drive.remedies import PastAttempt, allowed_sizes
@@ -30,7 +28,7 @@ from orchestrator.plan.plan import Plan, accept, make_plan
 from orchestrator.plan.rows import make_rows
 from orchestrator.rank.entry import WARM_ENTRY
 from orchestrator.rank.faults import FaultPlan
-from orchestrator.report.study_report import write_report
+from orchestrator.report.study_report import report_dir, write_report
 from orchestrator.store.data_facts import Datasets, data_paths
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.kept_facts import keep_facts
@@ -70,18 +68,22 @@ class RunOptions:
 def run_study(
     study: Study,
     options: RunOptions,
-    console: Console,
+    view: View | None = None,
     *,
-    quiet: bool,
     notice: Notice | None = None,
 ) -> RunOutcome:
-    """Do what is missing of a study; raises `UserError` and its like for what stops it."""
+    """Do what is missing of a study; raises `UserError` and its like for what stops it.
+
+    Args:
+        view: what a person sees of it; by default nothing.
+    """
+    view = view or View()
     if options.grace_s is not None:  # inherited by the embedded Ray and its ranks
         os.environ[GRACE_VARIABLE] = f"{options.grace_s:g}"
     store = LocalStore(options.store)
     store.check_writable()
     records, datasets = Records(store), Datasets(store)
-    scan_data(study, datasets, console, quiet=quiet)
+    _scan_data(study, datasets, view)
     plan = make_plan(study, records, datasets)
     _check_drift(plan, options)
     if not plan.has_work:
@@ -96,17 +98,15 @@ def run_study(
         keep_facts(store, datasets, data_paths(study))
         close_orphans(plan, records)
         drop_finished_checkpoints(plan, records)
-        session = _Session(
-            study, plan, records, datasets, options, console, quiet, notice or Notice()
-        )
+        session = _Session(study, plan, records, datasets, options, view, notice or Notice())
         return session.run(lease)
 
 
-def scan_data(study: Study, datasets: Datasets, console: Console, *, quiet: bool) -> None:
+def _scan_data(study: Study, datasets: Datasets, view: View) -> None:
     """Compute the facts of data sets that nobody has looked at yet, with a progress bar."""
     for path in data_paths(study):
         if datasets.facts(path) is None:
-            with progress_bar(console, escape(f"reading {path}"), quiet=quiet) as advance:
+            with view.progress(escape(f"reading {path}")) as advance:
                 datasets.ensure(path, advance)
 
 
@@ -149,11 +149,6 @@ def _sync(plan: Plan, records: Records, options: RunOptions) -> str | None:
     return tracking.problem
 
 
-def report_dir(records: Records, study: str) -> Path:
-    """Where a study's report is written."""
-    return records.store.path(f"reports/{study}")
-
-
 @dataclass
 class _Session:
     """One run that has work to do."""
@@ -163,8 +158,7 @@ class _Session:
     records: Records
     datasets: Datasets
     options: RunOptions
-    console: Console
-    quiet: bool
+    view: View
     notice: Notice
 
     def run(self, lease: Lease) -> RunOutcome:
@@ -176,9 +170,9 @@ class _Session:
             )
         # MLflow first: its database is migrated before any other process exists.
         tracking = Tracking(self.records.store, self.plan, self.options.tracking_uri)
-        with tracking, Display(self.console, quiet=self.quiet) as display:
-            display.say(f"tracking into {without_credentials(tracking.uri)}")
-            failed, problem = self._drive(lease, (tracking, display), display)
+        with tracking, self.view as view:
+            view.say(f"tracking into {without_credentials(tracking.uri)}")
+            failed, problem = self._drive(lease, (tracking, view))
             final = make_plan(self.study, self.records, self.datasets)
             accept(self.records, final)
             report = None
@@ -206,14 +200,14 @@ class _Session:
         )
 
     def _drive(
-        self, lease: Lease, observers: tuple[Observer, ...], display: Display
+        self, lease: Lease, observers: tuple[Observer, ...]
     ) -> tuple[list[Task], str | None]:
         """Drive all stages to their end, starting an embedded Ray anew where it goes away."""
         history: dict[str, list[PastAttempt]] = {}
         plan = self.plan
         for left in reversed(range(MAX_RECONNECTS + 1)):
             try:
-                with self._pool(lease, display) as pool:
+                with self._pool(lease) as pool:
                     controller = Controller(
                         plan,
                         records=self.records,
@@ -226,7 +220,7 @@ class _Session:
                         faults=self.options.faults,
                     )
                     try:
-                        self._control(controller, display)
+                        self._control(controller)
                     except HeadLost:
                         history = controller.abandon()
                         raise
@@ -234,29 +228,29 @@ class _Session:
             except HeadLost as error:
                 if self.options.address or not left:
                     raise
-                display.say(
+                self.view.say(
                     f"{escape(str(error))}: starting another; stages go on from their checkpoints"
                 )
                 plan = self._replan()
         raise AssertionError("unreachable: the last round returns or raises")
 
-    def _control(self, controller: Controller, display: Display) -> None:
+    def _control(self, controller: Controller) -> None:
         """Run until everything is done or somebody wants it to stop."""
         grace_s = self.options.grace_s
         try:
             with self.notice.deferred():
                 if controller.run(lambda: self.notice.is_given):
                     return
-                display.say("preempted: running stages commit a checkpoint first")
+                self.view.say("preempted: running stages commit a checkpoint first")
                 controller.stop("preempted", grace_s)
         except KeyboardInterrupt:
-            display.say("stopping: running stages commit a checkpoint first")
+            self.view.say("stopping: running stages commit a checkpoint first")
             controller.stop("cancelled", grace_s)
             raise
         raise Preempted
 
     @contextlib.contextmanager
-    def _pool(self, lease: Lease, display: Display) -> Iterator[SlotPool]:
+    def _pool(self, lease: Lease) -> Iterator[SlotPool]:
         """Connect, and start the ranks."""
         packages = tuple(str(p) for p in _package_dirs()) if self.options.address else ()
         with connect(
@@ -266,7 +260,7 @@ class _Session:
             needed, useful = self._ranks()
             fitting = min(max_slots(capacity, shape), _slots_in_memory(capacity, shape))
             wanted = self.options.slots or max(needed, min(useful, fitting))
-            display.say(
+            self.view.say(
                 f"{capacity.nodes} node(s), {capacity.cpus} CPUs, {capacity.gpus} GPUs: "
                 f"starting {wanted} warm rank(s)"
             )

@@ -65,8 +65,8 @@ def drill(
     Exit code 0 if weights, optimizer, generators and metrics equal those of an undisturbed run,
     4 if not.
     """
-    from rich.console import Console
-
+    from orchestrator.cli.live import Display
+    from orchestrator.cli.output import make_console
     from orchestrator.drill import DrillOptions, run_drill
     from orchestrator.store.driver import LocalStore
 
@@ -83,7 +83,7 @@ def drill(
         address=address,
     )
     try:
-        found = run_drill(options, Console(emoji=False), quiet=as_json)
+        found = run_drill(options, Display(make_console(), quiet=as_json))
     finally:
         if not keep:
             import shutil

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.verdict import Cause, Verdict
-from orchestrator.drive.observer import Observer
+from orchestrator.drive.observer import View
 from orchestrator.drive.policy import TaskState
 from orchestrator.drive.task import Task
 from orchestrator.store.journal import JOURNAL_FILE, JournalReader
@@ -30,8 +30,8 @@ ON_PURPOSE = frozenset({Cause.PREEMPTED, Cause.CANCELLED, Cause.RESIZED})
 """Ends that are no failure."""
 
 
-class Display(Observer):
-    """An observer that shows progress. Use as a context manager."""
+class Display(View):
+    """A live table on a terminal, plain lines elsewhere; nothing at all if `quiet`."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console, self._quiet = console, quiet
@@ -56,6 +56,17 @@ class Display(Observer):
         """Print a line, above the live table if there is one."""
         if not self._quiet:
             self._console.print(text, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def progress(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """Show a bar on a terminal."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        bar = Progress(
+            *columns, TimeRemainingColumn(), console=self._console, disable=not self._is_live
+        )
+        with bar:
+            task = bar.add_task(text, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
 
     def stage_started(self, task: Task, directory: Path) -> None:
         """Follow its journal."""
@@ -168,13 +179,3 @@ def duration_text(seconds: float) -> str:
             value = seconds / size
             return f"{value:.1f} {unit}" if unit == "h" else f"{value:.0f} {unit}"
     return f"{seconds / 86400:.1f} d"
-
-
-@contextlib.contextmanager
-def progress_bar(console: Console, text: str, *, quiet: bool) -> Iterator[Any]:
-    """Yield `advance(done, total)` of a bar that only shows on a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    disable = quiet or not console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=disable) as progress:
-        task = progress.add_task(text, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -139,6 +139,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Run what is missing of a study. The same command continues whatever was killed."""
+    from orchestrator.cli.live import Display
     from orchestrator.cli.show_plan import print_outcome
     from orchestrator.drive.signals import Notice
     from orchestrator.run import RunOptions, run_study
@@ -158,7 +159,8 @@ def run(
     study = load_study_as_asked(study_ref, settings, data_path)
     notice = Notice()
     with notice.listen():
-        outcome = run_study(study, options, make_console(), quiet=quiet or as_json, notice=notice)
+        view = Display(make_console(), quiet=quiet or as_json)
+        outcome = run_study(study, options, view, notice=notice)
     if as_json:
         print_json(
             {
@@ -225,8 +227,7 @@ def report(
     as_json: bool,
 ) -> None:
     """Write the report of what is finished: HTML, PNG, CSV, Parquet."""
-    from orchestrator.report.study_report import write_report
-    from orchestrator.run import report_dir
+    from orchestrator.report.study_report import report_dir, write_report
     from orchestrator.store.driver import output_dir
 
     _, made, records = load_plan(study_ref, settings, data_path, store)
@@ -328,12 +329,14 @@ def data_subset(source: str, names: str, destination: str, as_json: bool) -> Non
 
 
 def _written(source: str, destination: str, as_json: bool, write: Callable[..., DataFacts]) -> None:
-    from orchestrator.cli.live import progress_bar
+    from orchestrator.cli.live import Display
     from orchestrator.cli.show_status import import_json, print_import
 
     with (
         stop_on_sigterm(),
-        progress_bar(make_console(), markup_free(f"importing {source}"), quiet=as_json) as advance,
+        Display(make_console(), quiet=as_json).progress(
+            markup_free(f"importing {source}")
+        ) as advance,
     ):
         facts = write(on_progress=advance)
     if as_json:
@@ -348,10 +351,10 @@ def _written(source: str, destination: str, as_json: bool, write: Callable[..., 
 def data_inspect(path: str, as_json: bool) -> None:
     """Show splits, classes, image sizes, problems and the fingerprint of a data set."""
     from mae_core.data.scan import inspect
-    from orchestrator.cli.live import progress_bar
+    from orchestrator.cli.live import Display
 
     text = markup_free(f"reading {path}")
-    with progress_bar(make_console(), text, quiet=as_json) as advance:
+    with Display(make_console(), quiet=as_json).progress(text) as advance:
         found = inspect(path, on_progress=advance)
     if as_json:
         print_json(found)

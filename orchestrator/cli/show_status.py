@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.plan.plan import Plan, PlannedStage, Status
-from orchestrator.store.goodput import study_goodput
+from orchestrator.plan.plan import Plan, PlannedStage, Status, find_stage
+from orchestrator.report.goodput import study_goodput
 from orchestrator.store.journal import JOURNAL_FILE, JournalReader
 from orchestrator.store.records import Records
 from studies.analysis.goodput.accounting import DRIVER_LOST, SUCCESS, Goodput
@@ -222,19 +222,6 @@ def _print_file(console: Console, path: Any) -> None:
         _say(console, f"… {len(lines) - LOG_TAIL} earlier lines in {path}")
     for line in lines[-LOG_TAIL:]:
         _say(console, line)
-
-
-def find_stage(plan: Plan, cell: str, stage: str | None) -> PlannedStage:
-    """Return the planned stage; raises `StudyError` with the nearest known name."""
-    in_cell = [s for s in plan.stages if s.cell.address == cell]
-    if not in_cell:
-        raise unknown("cell", cell, {s.cell.address for s in plan.stages})
-    if stage is None:
-        return in_cell[0]
-    for planned in in_cell:
-        if planned.stage.name == stage:
-            return planned
-    raise unknown("stage", stage, [s.stage.name for s in in_cell], where=f"cell {cell}")
 
 
 def print_mapping(values: dict[str, Any], console: Console, indent: int = 0) -> None:

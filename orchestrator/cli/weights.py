@@ -11,7 +11,7 @@ from orchestrator.cli.options import json_option, store_option
 from orchestrator.cli.output import print_json
 
 if TYPE_CHECKING:
-    from orchestrator.weights.adopt import Adopted
+    from orchestrator.store.adopted import Adopted
     from orchestrator.weights.export import Exported
 
 LAYOUTS = ("official", "hf", "timm")

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from mae_core.config import AdoptedRecipe
 from orchestrator.plan.plan import PlannedStage
+from orchestrator.store.adopted import adopted_key
 from orchestrator.store.records import Records
-from orchestrator.weights.adopt import adopted_key, finish_adopted
+from orchestrator.weights.adopt import finish_adopted
 
 
 def take_adopted(stages: Iterable[PlannedStage], records: Records) -> bool:

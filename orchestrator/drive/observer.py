@@ -1,8 +1,9 @@
-"""Who is told what happens in a run: the display and the tracker."""
+"""Who hears what happens in a run: the tracker, and the view of a person who watches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,3 +33,21 @@ class Observer:
 
     def tick(self, tasks: dict[str, Task]) -> None:
         """Once per poll."""
+
+
+class View(Observer):
+    """What a person sees of a run; this one shows nothing. Use as a context manager."""
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take down what was shown."""
+
+    def say(self, text: str) -> None:
+        """Show a line of rich markup."""
+
+    @contextlib.contextmanager
+    def progress(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """Show a bar; yields `advance(done, total)`."""
+        yield lambda done, total: None

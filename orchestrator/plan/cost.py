@@ -44,6 +44,7 @@ from mae_core.model.flops import (
     tokenizer_flops_per_image,
     tokenizer_params,
 )
+from orchestrator.store.data_facts import DataSize
 from studies.spec.cell import Cell, Stage
 
 GPU_FLOPS_PER_S = 125e12
@@ -52,20 +53,6 @@ CPU_FLOPS_PER_S = 40e9
 """Assumed per core in fp32 until this store has measurements."""
 STEP_OVERHEAD_S = 0.008
 STAGE_OVERHEAD_S = 0.4
-
-
-@dataclass(frozen=True)
-class DataSize:
-    """Counts that costs depend on."""
-
-    num_train: int
-    """0 = unknown: nobody has read the data yet, and the study does not say what it expects."""
-    num_eval: int
-    num_classes: int
-    is_measured: bool = True
-    """False if these are the study's own expectation."""
-    num_dev: int = 0
-    num_test: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any
 from mae_core.config import AdoptedRecipe, EncoderConfig
 from mae_core.errors import ConfigError
 from orchestrator.plan.cost import Cost, Rates, Sample, cost_of
+from orchestrator.store.adopted import with_digests
 from orchestrator.store.data_facts import Datasets, data_paths
 from orchestrator.store.records import DoneRecord, Records
 from orchestrator.sweep.trials import Trials, Values, apply_winner
-from orchestrator.weights.adopt import with_digests
+from studies.errors import unknown
 from studies.spec.canonical_json import differences
 from studies.spec.cell import Cell, Stage
 from studies.spec.checks import Finding, check_study
@@ -362,3 +363,16 @@ def accept(records: Records, plan: Plan) -> None:
 def plan_findings(plan: Plan) -> list[Finding]:
     """What a careful reader would object to in the plan's study and data."""
     return check_study(plan.study, plan.duplicates)
+
+
+def find_stage(plan: Plan, cell: str, stage: str | None) -> PlannedStage:
+    """Return the planned stage; raises `StudyError` with the nearest known name."""
+    in_cell = [s for s in plan.stages if s.cell.address == cell]
+    if not in_cell:
+        raise unknown("cell", cell, {s.cell.address for s in plan.stages})
+    if stage is None:
+        return in_cell[0]
+    for planned in in_cell:
+        if planned.stage.name == stage:
+            return planned
+    raise unknown("stage", stage, [s.stage.name for s in in_cell], where=f"cell {cell}")

@@ -14,10 +14,9 @@ from typing import Any
 from cluster.ranks.actor import RankControl
 from cluster.ranks.environment import free_port, stage_environment
 from mae_core.config import ENCODER_FILE
-from orchestrator.cli.show_status import find_stage
 from orchestrator.drive.task import extensions_of, parents_of
 from orchestrator.errors import UserError
-from orchestrator.plan.plan import Plan, PlannedStage
+from orchestrator.plan.plan import Plan, PlannedStage, find_stage
 from orchestrator.rank.entry import run_stage
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import output_dir

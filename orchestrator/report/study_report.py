@@ -11,9 +11,9 @@ from mae_core.config import GALLERY_FILE, PretrainRecipe, ReconstructionRecipe
 from mae_core.config.inference import gallery_file
 from orchestrator.plan.plan import Plan, PlannedStage, plan_findings
 from orchestrator.plan.rows import make_rows
+from orchestrator.report.goodput import study_goodput
 from orchestrator.report.predictions import chance_of, next_runs, score_lines, scored
 from orchestrator.report.searches import searches
-from orchestrator.store.goodput import study_goodput
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import Records, now_iso
 from studies.analysis.laws.by_protocol import study_laws
@@ -163,3 +163,8 @@ def _has_gallery(planned: PlannedStage) -> bool:
         and planned.record is not None
         and GALLERY_FILE in planned.record.outputs
     )
+
+
+def report_dir(records: Records, study: str) -> Path:
+    """Where a study's report is written."""
+    return records.store.path(f"reports/{study}")

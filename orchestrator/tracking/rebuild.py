@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.errors import StoreError, TrackingError
 from orchestrator.plan.history import kept_plans, kept_studies
-from orchestrator.run import report_dir
+from orchestrator.report.study_report import report_dir
 from orchestrator.store.driver import Store
 from orchestrator.store.lease import hold
 from orchestrator.store.records import Records

@@ -14,42 +14,27 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.verdict import Cause
-from mae_core.config import AdoptedRecipe, EncoderConfig
+from mae_core.config import EncoderConfig
 from orchestrator.errors import StoreError, UserError
+from orchestrator.store.adopted import (
+    KIND,
+    Adopted,
+    adopted_key,
+    find_adopted,
+    name_key,
+)
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import DoneRecord, Records, digest_outputs, now_iso
-from studies.errors import StudyError, unknown
-from studies.spec.cell import Stage, check_address
-from studies.spec.study import Study
+from studies.errors import StudyError
+from studies.spec.cell import check_address
 
 if TYPE_CHECKING:
     from mae_core.weights import Conversion, Hints
-
-KIND = "adopted"
-MIN_PREFIX = 8
-"""Hex digits of a digest that name an adopted encoder, at least."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adopted:
-    """An encoder made elsewhere, in the store."""
-
-    sha256: str
-    """Of its tensors and shape, whatever file they came in."""
-    folder: Path
-    """Where its files are."""
-    record: dict[str, Any]
-    """What `record.json` says: source, layout, sizes, files, every decision."""
-
-    @property
-    def encoder(self) -> EncoderConfig:
-        """Shape of the encoder."""
-        return EncoderConfig(**self.record["encoder"])
 
 
 def adopt(
@@ -76,7 +61,7 @@ def adopt(
     if class_names and len(class_names) != classes:
         raise UserError(f"{len(class_names)} class names for a head of {classes or 0} classes")
     sha256 = tensors_digest(conversion.network)
-    held = records.store.read_json(_name_key(name))
+    held = records.store.read_json(name_key(name))
     if held is not None and held["sha256"] != sha256:
         raise UserError(
             f"--name {name} stands for the encoder {held['sha256'][:12]} already, and this one is "
@@ -86,51 +71,8 @@ def adopt(
         _keep(conversion, sha256, records, class_names)
     origin = {"source": str(source.absolute()), "source_sha256": conversion.source.digests}
     held_by = origin | {"layout": conversion.layout, "at": now_iso()}
-    records.store.create_json(_name_key(name), {"sha256": sha256} | held_by)
+    records.store.create_json(name_key(name), {"sha256": sha256} | held_by)
     return find_adopted(records, name)
-
-
-def find_adopted(records: Records, reference: str) -> Adopted:
-    """Look an encoder up by its name or digest (8 hex digits or more).
-
-    Raises `StudyError` that names the nearest known one.
-    """
-    held = None
-    if reference in adopted_names(records):
-        held = records.store.read_json(_name_key(reference))
-    sha256 = held["sha256"] if held else _complete(records, reference)
-    record = records.store.read_json(f"{adopted_key(sha256)}/record.json")
-    if record is None:
-        raise unknown("adopted encoder", reference, adopted_names(records), where="the store")
-    return Adopted(
-        sha256=sha256, folder=records.store.path(f"{adopted_key(sha256)}/files"), record=record
-    )
-
-
-def adopted_names(records: Records) -> list[str]:
-    """Names of all adopted encoders in the store."""
-    return [name.removesuffix(".json") for name in records.store.list("adopted/names")]
-
-
-def with_digests(study: Study, records: Records) -> Study:
-    """Fill in the digest of every adopted encoder that a study knows by name only.
-
-    A name that nobody has adopted yet is left alone: the plan says so, and a run stops there.
-    """
-    held = adopted_names(records) if _adopts(study) else []
-
-    def change(stage: Stage) -> Stage:
-        recipe = stage.recipe
-        if not isinstance(recipe, AdoptedRecipe) or recipe.sha256 or recipe.name not in held:
-            return stage
-        sha256 = find_adopted(records, recipe.name).sha256
-        return replace(stage, recipe=replace(recipe, sha256=sha256))
-
-    return study.map_stages(change) if held else study
-
-
-def _adopts(study: Study) -> bool:
-    return any(isinstance(stage.recipe, AdoptedRecipe) for stage in study.all_stages())
 
 
 def finish_adopted(
@@ -254,20 +196,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _complete(records: Records, reference: str) -> str:
-    """A full digest from its first digits; the reference itself if none fits."""
-    is_digest = len(reference) >= MIN_PREFIX and not set(reference) - set("0123456789abcdef")
-    found = records.store.list(f"adopted/{reference[:2]}") if is_digest else []
-    fits = [sha for sha in found if sha.startswith(reference)]
-    return fits[0] if len(fits) == 1 else reference
-
-
-def adopted_key(sha256: str) -> str:
-    """Where the store keeps the encoder of a checkpoint of this digest."""
-    return f"adopted/{sha256[:2]}/{sha256}"
-
-
-def _name_key(name: str) -> str:
-    return f"adopted/names/{name}.json"

@@ -74,7 +74,7 @@ def export(
 
 def find_file(reference: str, records: Records) -> Path:
     """The file of weights that a path, an address or the name of an adopted encoder means."""
-    from orchestrator.weights.adopt import adopted_names, find_adopted
+    from orchestrator.store.adopted import adopted_names, find_adopted
 
     path = Path(reference)
     if path.is_file():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 from mae_core.runtime.context import FAULT_POINTS
 from orchestrator.cli.main import main
@@ -27,7 +25,7 @@ def test_three_kills_lose_nothing(tmp_path: Path, zero: int, precision: str, see
         precision=precision,  # type: ignore[arg-type]
         snapshot="blocking",
     )
-    found = run_drill(options, Console(file=io.StringIO()), quiet=True)
+    found = run_drill(options)
     assert found.differences == []
     assert len(found.kills) == 3
     assert (found.metrics_lost, found.metrics_doubled, found.metrics_changed) == (0, 0, 0)

@@ -18,13 +18,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from mae_core.config import Duration, Execution
 from orchestrator.rank.faults import Fault
+from orchestrator.report.goodput import attempt_log, from_store
 from orchestrator.run import RunOptions, run_study
 from orchestrator.store.driver import LocalStore
-from orchestrator.store.goodput import attempt_log, from_store
 from orchestrator.store.journal import Entry
 from orchestrator.store.records import Records
 from studies.analysis.goodput.accounting import Goodput, account
@@ -257,7 +255,7 @@ def killed_for_real(seed: int, failures: int, folder: Path) -> tuple[Goodput, Ad
     )
     study = Study(name="killed", question="?", cells=(Cell(address="killed", stages=(stage,)),))
     run = RunOptions(store=folder, slots=2, spares=1, num_cpus=3, write_report=False, faults=faults)
-    [planned] = run_study(study, run, Console(emoji=False), quiet=True).plan.stages
+    [planned] = run_study(study, run).plan.stages
     goodput = from_store(Records(LocalStore(folder)), planned.identity.science_hash)
     advice = advise([goodput])
     assert advice is not None, "no checkpoint was committed"

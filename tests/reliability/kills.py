@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 from figures import Section, arguments
-from rich.console import Console
 
 from orchestrator.drill import INTERVAL, Certificate, DrillOptions, run_drill
 
@@ -50,8 +49,6 @@ def drill(kills: int, seed: int, spares: int, snapshot: str) -> Certificate:
             DrillOptions(
                 store=Path(folder), kills=kills, seed=seed, spares=spares, snapshot=snapshot
             ),
-            Console(emoji=False),
-            quiet=True,
         )
 
 

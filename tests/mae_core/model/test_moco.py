@@ -37,7 +37,8 @@ from mae_core.model.flops import (
 )
 from mae_core.model.moco import MoCo, info_nce, momentum_at
 from mae_core.pretrain.contrastive import TwoPass
-from orchestrator.plan.cost import DataSize, cost_of
+from orchestrator.plan.cost import cost_of
+from orchestrator.store.data_facts import DataSize
 from studies.spec.cell import Cell, Stage
 from studies.spec.codec import recipe_from_plain, to_plain
 

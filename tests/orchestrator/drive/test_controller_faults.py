@@ -5,7 +5,6 @@ What needs no Ray (orphans, lineage, exactly once) is tested on a real store at 
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import socket
@@ -19,7 +18,6 @@ from typing import Any
 
 import psutil
 import pytest
-from rich.console import Console
 
 from mae_core.config import Duration, Execution, PretrainRecipe
 from orchestrator.drive.orphans import close_orphans, drop_finished_checkpoints
@@ -89,7 +87,7 @@ def run(
     stage: Stage, store: Path, faults: FaultPlan | None = None, notice: Notice | None = None
 ) -> Outcome:
     options = RunOptions(store=store, slots=2, num_cpus=2, write_report=False, faults=faults)
-    run_study(study(stage), options, Console(file=io.StringIO()), quiet=True, notice=notice)
+    run_study(study(stage), options, notice=notice)
     return Outcome(store)
 
 

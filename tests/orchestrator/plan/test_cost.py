@@ -23,7 +23,8 @@ from mae_core.config import (
 )
 from mae_core.errors import ConfigError
 from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
-from orchestrator.plan.cost import Cost, DataSize, cost_of
+from orchestrator.plan.cost import Cost, cost_of
+from orchestrator.store.data_facts import DataSize
 from studies.spec.cell import Cell, Stage
 
 DIGITS = DataConfig(path="digits", image_size=8, num_channels=1, pixel_mean=(0.3,),

@@ -23,10 +23,11 @@ from mae_core.model.masking import mask_noise
 from orchestrator.cli.main import main
 from orchestrator.errors import StoreError
 from orchestrator.plan.plan import accept, make_plan
+from orchestrator.store.adopted import find_adopted
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.records import DoneRecord, Records, digest_outputs
-from orchestrator.weights.adopt import find_adopted, finish_adopted
+from orchestrator.weights.adopt import finish_adopted
 from studies.errors import StudyError
 from studies.spec.load import load_study
 from studies.spec.study import override_study

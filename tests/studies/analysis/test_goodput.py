@@ -14,8 +14,8 @@ from reliability.goodput import MTBFS_S, PRESENT_INTERVAL_S, Machine, Training, 
 
 from cluster.verdict import Cause
 from orchestrator.cli.main import main
+from orchestrator.report.goodput import attempt_log, from_store
 from orchestrator.store.driver import LocalStore
-from orchestrator.store.goodput import attempt_log, from_store
 from orchestrator.store.journal import (
     JOURNAL_FILE,
     Entry,
