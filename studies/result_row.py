@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from mae_core.config import RECIPES, EvalRecipe
+
 Role = Literal["grid", "untrained", "baseline", "sweep", "repeat"]
 
 
@@ -86,3 +88,7 @@ class ResultRow:
 
 
 COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(ResultRow))
+
+
+EVALUATIONS = tuple(kind for kind, recipe in RECIPES.items() if issubclass(recipe, EvalRecipe))
+"""Kinds that have an accuracy, in the order of figures."""

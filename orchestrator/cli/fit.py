@@ -91,7 +91,7 @@ def _show(
 
 def _draw(found: list[ProtocolLaw], out: str) -> list[Path]:
     from orchestrator.store.driver import output_dir
-    from studies.analysis.report.law_figures import law_drawings
+    from studies.analysis.figures.law_figures import law_drawings
 
     directory = output_dir(Path(out), Path(out))
     made = []

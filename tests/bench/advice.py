@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from interval_coverage import ADDITIVE, BOUNDED, IMAGES, PRODUCT, SIZES, draw_truth
+from support.simulated_studies import full_grid, generate
 
 from studies.analysis.laws import forms
 from studies.analysis.laws.conclusions import conclude
@@ -27,7 +28,6 @@ from studies.analysis.laws.fit import Method
 from studies.analysis.laws.forms import Law
 from studies.analysis.laws.next_runs import Option, advise
 from studies.analysis.laws.observations import Observations, observe
-from studies.analysis.simulate import full_grid, generate
 from studies.reference.scaling_tables import MMPRETRAIN_GRID
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "reference" / "scaling"

@@ -14,12 +14,7 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
-
-from studies.analysis.laws import forms
-from studies.analysis.laws.fit import Method
-from studies.analysis.laws.forms import F64, Law, Parameter
-from studies.analysis.laws.selection import choose, default_candidates
-from studies.analysis.simulate import (
+from support.simulated_studies import (
     SHOWN_BELOW,
     Coverage,
     Design,
@@ -29,6 +24,11 @@ from studies.analysis.simulate import (
     generate,
     holds,
 )
+
+from studies.analysis.laws import forms
+from studies.analysis.laws.fit import Method
+from studies.analysis.laws.forms import F64, Law, Parameter
+from studies.analysis.laws.selection import choose, default_candidates
 
 SIZES = (5.5e6, 21.6e6, 85.7e6, 303e6, 630e6)
 IMAGES = tuple(1.28e6 * epochs for epochs in (100, 200, 400, 800))

@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from support.effective_data import SinglePass, repetition
 
 from studies.analysis.laws import forms
 from studies.analysis.laws.conclusions import conclude
 from studies.analysis.laws.fit import Fit, Method, fit_law
 from studies.analysis.laws.frontier import GridOptimum, grid_optimum
-from studies.analysis.laws.intervals import predict, profile, profiles
+from studies.analysis.laws.intervals import predict, profile
 from studies.analysis.laws.observations import observe
 from studies.analysis.laws.refusals import Verdict
 from studies.reference.scaling_tables import MAWS_IG3B, MMPRETRAIN_GRID
@@ -147,13 +148,13 @@ def muennighoff(folder: Path) -> None:
     """Both optima of the effective-data law, and how far R_D* is identified."""
     runs = rows(folder, "data_constrained/fit_runs_no_outliers.csv")
     print(f"Muennighoff et al. 2023: effective data, {len(runs)} runs, Huber 1e-3 on log residuals")
-    base = forms.SinglePass(E=math.exp(0.6254804), A=math.exp(6.255414), alpha=0.3526596,
+    base = SinglePass(E=math.exp(0.6254804), A=math.exp(6.255414), alpha=0.3526596,
                            B=math.exp(7.3049974), beta=0.3526596)  # fmt: skip
     names = {"N": "params", "T": "tokens", "U": "unique_tokens"}
     axes = {a: [float(r[c]) for r in runs] for a, c in names.items()}
     losses = [float(r["val_loss"]) for r in runs]
     data = observe(axes, losses, cells=[r["name"] for r in runs])
-    fit = fit_law(forms.repetition(base), data, Method(huber=1e-3, starts=30))
+    fit = fit_law(repetition(base), data, Method(huber=1e-3, starts=30))
     for optimum in fit.optima:
         v = fit.values_of(optimum)
         print(f"       optimum R_D* {v['R_D*']:.4g}, R_N* {v['R_N*']:.4g}: objective "
@@ -163,7 +164,7 @@ def muennighoff(folder: Path) -> None:
     best = fit.values
     verdict("a lower one at R_D* 95, R_N* 1.7 is found",
             abs(best["R_D*"] - 95.4) < 1 and abs(best["R_N*"] - 1.71) < 0.05)  # fmt: skip
-    for name, interval in profiles(fit).items():
+    for name, interval in ((n, profile(fit, n)) for n in fit.law.names):
         known = "yes" if interval.identifiable else "no"
         print(f"       {name} {interval.value:.3g}, 90 % [{interval.low:.3g}, {interval.high:.3g}],"
               f" identifiable: {known} ({interval.why})")  # fmt: skip

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from support.interval_share import expected_share
+
 from mae_core.config import Duration, Execution
 from orchestrator.rank.faults import Fault
 from orchestrator.report.goodput import attempt_log, from_store
@@ -27,7 +29,7 @@ from orchestrator.store.journal import Entry
 from orchestrator.store.records import Records
 from studies.analysis.goodput.accounting import Goodput, account
 from studies.analysis.goodput.advice import Advice, advise, short_time
-from studies.analysis.goodput.interval_law import Costs, best_interval, expected_share
+from studies.analysis.goodput.interval_law import Costs, best_interval
 
 MTBFS_S = (600.0, 3600.0, 6 * 3600.0)
 PRESENT_INTERVAL_S = 600.0

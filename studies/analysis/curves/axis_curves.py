@@ -12,16 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from studies.analysis.curves.curves import (
-    EVALUATIONS,
-    PairedDifference,
-    Point,
-    filled,
-    is_number,
-    paired,
-)
+from studies.analysis.curves.curves import PairedDifference, Point, paired
+from studies.analysis.curves.results import filled, is_number
 from studies.reference import Published, published_set
-from studies.result_row import ResultRow
+from studies.result_row import EVALUATIONS, ResultRow
 from studies.spec.axes import AXES, Axis, Place, axis, joined, shown, tick
 
 FAMILIES = {

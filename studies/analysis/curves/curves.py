@@ -8,32 +8,17 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from mae_core.config import RECIPES, EvalRecipe
-from studies.result_row import ResultRow
+from studies.analysis.curves.results import filled, is_number, protocol_key, protocol_label
+from studies.result_row import EVALUATIONS, ResultRow
 
-EVALUATIONS = tuple(kind for kind, recipe in RECIPES.items() if issubclass(recipe, EvalRecipe))
-"""Kinds that have an accuracy, in the order of figures."""
 UNTRAINED = "untrained"
 MIN_SEEDS = 3
 """Fewer paired seeds than this give no usable spread, so no statement is made."""
 SPREADS = 2.0
 """A difference counts when its mean exceeds this many standard deviations over seeds."""
-
-_CELL_COLUMNS = (
-    "size",
-    "encoder_params",
-    "duration",
-    "epochs",
-    "mask_ratio",
-    "decoder_depth",
-    "decoder_width",
-    "seed",
-    "pretrain_flops",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,33 +132,6 @@ class Curve:
         return tuple(self.points[key] for key in keys if key in self.points)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepPoint:
-    """One setting of the sweep with the top-1 of its trials."""
-
-    mask_ratio: float
-    decoder_depth: int
-    decoder_width: int | None
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean over the trials of this setting, per cent."""
-        return statistics.fmean(self.values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepSurface:
-    """The sweep's trials that may be ranked: one protocol, one size, one duration."""
-
-    protocol: str
-    size: str | None
-    duration: str | None
-    points: tuple[SweepPoint, ...]
-    left_out: int
-    """Finite trials of another protocol, size or duration, or without mask ratio or depth."""
-
-
 def spread(values: Iterable[float]) -> float | None:
     """Sample standard deviation; None below two values."""
     found = list(values)
@@ -186,29 +144,6 @@ def ordered_durations(pairs: Iterable[tuple[str, float | None]]) -> tuple[str, .
     return tuple(sorted(known, key=lambda label: known[label]))
 
 
-def is_number(value: float | None) -> bool:
-    """Whether a measurement can be drawn: neither missing nor NaN nor infinite."""
-    return value is not None and math.isfinite(value)
-
-
-def filled(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """Rows with the cell's columns (size, seed, FLOPs ...) copied from rows of the same cell.
-
-    An evaluation may leave them to the pretraining row; a value that a row has is kept.
-    """
-    known: dict[str, dict[str, object]] = defaultdict(dict)
-    for row in rows:
-        for name in _CELL_COLUMNS:
-            if getattr(row, name) is not None:
-                known[row.cell].setdefault(name, getattr(row, name))
-    return [_fill(row, known[row.cell]) for row in rows]
-
-
-def _fill(row: ResultRow, known: Mapping[str, object]) -> ResultRow:
-    absent = {k: v for k, v in known.items() if getattr(row, k) is None}
-    return replace(row, **absent) if absent else row  # type: ignore[arg-type]
-
-
 def curves(rows: Sequence[ResultRow], odd: Mapping[str, str] = {}) -> tuple[Curve, ...]:
     """One curve per protocol, k-NN first, then linear probe, then fine-tune.
 
@@ -219,36 +154,11 @@ def curves(rows: Sequence[ResultRow], odd: Mapping[str, str] = {}) -> tuple[Curv
     groups: dict[tuple[object, ...], list[ResultRow]] = defaultdict(list)
     for row in usable:
         if row.role in ("grid", "untrained"):
-            groups[_protocol_key(row)].append(row)
+            groups[protocol_key(row)].append(row)
     uses = Counter(key[:2] for key in groups)
     order = sorted(groups, key=lambda key: (EVALUATIONS.index(str(key[0])), str(key)))
     baselines = [r for r in usable if r.role == "baseline"]
     return tuple(_curve(groups[key], baselines, odd, alone=uses[key[:2]] == 1) for key in order)
-
-
-def unmeasured(rows: Sequence[ResultRow]) -> int:
-    """Evaluation rows whose top-1 is missing, NaN or infinite."""
-    return sum(r.kind in EVALUATIONS and not is_number(r.top1) for r in rows)
-
-
-def _protocol_key(row: ResultRow) -> tuple[object, ...]:
-    return (row.kind, row.protocol, row.eval_split, row.num_labels)
-
-
-def protocol_label(row: ResultRow, *, alone: bool) -> str:
-    """The protocol, with split and label count when it alone would mix two measurements."""
-    extra = [] if alone else [part for part in (row.eval_split, _labels(row)) if part]
-    return " · ".join([row.protocol, *extra])
-
-
-def with_labels(row: ResultRow) -> str:
-    """The protocol and the number of labels, unless its own name says it."""
-    return " · ".join(filter(None, [row.protocol, _labels(row)]))
-
-
-def _labels(row: ResultRow) -> str:
-    labels = f"{row.num_labels} labels"
-    return "" if row.num_labels is None or labels in row.protocol else labels
 
 
 def _curve(
@@ -273,9 +183,9 @@ def _curve(
 
 def _baseline(like: ResultRow, baselines: list[ResultRow]) -> list[ResultRow]:
     """Baselines of the very protocol, else of its kind with the same split and labels."""
-    key = _protocol_key(like)
-    exact = [r for r in baselines if _protocol_key(r) == key]
-    near = [r for r in baselines if (r.kind, *_protocol_key(r)[2:]) == (key[0], *key[2:])]
+    key = protocol_key(like)
+    exact = [r for r in baselines if protocol_key(r) == key]
+    near = [r for r in baselines if (r.kind, *protocol_key(r)[2:]) == (key[0], *key[2:])]
     return list({r.science_hash: r for r in exact or near}.values())
 
 
@@ -344,56 +254,6 @@ def size_trends(curve: Curve) -> tuple[PairedDifference, ...]:
     return tuple(found)
 
 
-def sweep_surface(rows: Sequence[ResultRow], objective: str | None = None) -> SweepSurface | None:
-    """Top-1 over mask ratio, decoder depth and width of the sweep's trials; None without any.
-
-    Only trials of one protocol, size and duration are comparable: those named by `objective`
-    (a stage, kind or protocol) if it names some, then the most frequent combination.
-    """
-    trials = [
-        r for r in filled(rows) if r.role == "sweep" and r.kind in EVALUATIONS and is_number(r.top1)
-    ]
-    named = [r for r in trials if objective in (r.stage, r.kind, r.protocol)] or trials
-    counts = Counter((*_protocol_key(r), r.size, r.duration) for r in named)
-    if not counts:
-        return None
-    best = counts.most_common(1)[0][0]
-    kept = [r for r in named if (*_protocol_key(r), r.size, r.duration) == best]
-    points = _sweep_points(kept)
-    if not points:
-        return None
-    return SweepSurface(
-        protocol=protocol_label(kept[0], alone=False),
-        size=kept[0].size,
-        duration=kept[0].duration,
-        points=points,
-        left_out=len(trials) - sum(len(p.values) for p in points),
-    )
-
-
-def _sweep_points(rows: Iterable[ResultRow]) -> tuple[SweepPoint, ...]:
-    groups: dict[tuple[float, int, int | None], list[float]] = defaultdict(list)
-    for r in rows:
-        if r.mask_ratio is not None and r.decoder_depth is not None and r.top1 is not None:
-            groups[r.mask_ratio, r.decoder_depth, r.decoder_width].append(r.top1)
-    return tuple(
-        SweepPoint(mask_ratio=m, decoder_depth=d, decoder_width=w, values=tuple(values))
-        for (m, d, w), values in sorted(groups.items(), key=lambda g: (g[0][2] or 0, g[0]))
-    )
-
-
-def cost(
-    rows: Iterable[ResultRow], key: Callable[[ResultRow], tuple[str, str]]
-) -> dict[tuple[str, str], float]:
-    """Rank-seconds summed by `key(row)`; a stage that several cells share is paid once."""
-    total: dict[tuple[str, str], float] = defaultdict(float)
-    once = {row.science_hash or (row.cell, row.stage): row for row in rows}
-    for row in once.values():
-        if is_number(row.rank_seconds):
-            total[key(row)] += row.rank_seconds
-    return dict(total)
-
-
 def point_text(point: Point) -> str:
     """A point in a line: where it stands, mean ± sd, seeds, and why it is none of its curve."""
     seeds = f"{point.n} seed{'' if point.n == 1 else 's'}"
@@ -404,46 +264,6 @@ def point_text(point: Point) -> str:
 def plus_minus(mean: float, sd: float | None, digits: int = 1) -> str:
     """`45.2 ± 0.6`, or the mean alone where one seed gives no spread."""
     return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested or dotted keys as `decoder_depth`-like ones."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}_{key}".strip("_").replace(".", "_")
-        found.update(_flat(value, name) if isinstance(value, Mapping) else {name: value})
-    return found
-
-
-def is_winner(point: SweepPoint, winner: Mapping[str, Any] | None) -> bool:
-    """Whether each of mask ratio, depth and width that the winner names is this point's."""
-    tests = []
-    for key, value in _flat(winner or {}).items():
-        for name in ("mask_ratio", "decoder_depth", "decoder_width"):
-            if key.endswith(name) and isinstance(value, (int, float)):
-                tests.append(math.isclose(value, getattr(point, name) or 0.0, rel_tol=1e-9))
-    return bool(tests) and all(tests)
-
-
-def sweep_caption(surface: SweepSurface, winner: Mapping[str, Any] | None) -> str:
-    """What the sweep's map shows, and what it leaves out."""
-    trials = sum(len(p.values) for p in surface.points)
-    setting = ", ".join(
-        part
-        for part in (
-            surface.size and f"size {surface.size}",
-            surface.duration and f"pretrained for {surface.duration}",
-        )
-        if part
-    )
-    left = f" {surface.left_out} other trials are not comparable and not shown."
-    marked = any(is_winner(p, winner) for p in surface.points)
-    return (
-        f"{surface.protocol}: top-1 of {trials} sweep trials{f' ({setting})' if setting else ''}; "
-        "the colour is a mean where a setting was tried more than once."
-        + (left if surface.left_out else "")
-        + (" The ring marks the chosen setting." if marked else " No shown setting was chosen.")
-    )
 
 
 def duration_positions(curve: Curve) -> dict[str, float]:

@@ -6,13 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from studies.analysis.report.style import Drawing, finish, new_figure, point_at, style
-
 LEVEL = 0.95
 HEADER = ("compared", "what", "first top-1 %", "second", "difference", "95 % interval", "seeds",
           "verdict")  # fmt: skip
-MAX_DRAWN = 40
-_COLOURS = {True: "#0072B2", False: "#8c8c8c"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,35 +82,3 @@ def difference_texts(found: Sequence[Difference]) -> list[str]:
             f"{expected:.1f} of so many would."
         )
     return texts + [f"{d.what}: {d.statement}" for d in found if d.statement and not d.same]
-
-
-@style()
-def forest_figure(found: Sequence[Difference], name: str) -> Drawing | None:
-    """A line per comparison: difference, interval and 0."""
-    shown = [d for d in found if not d.same][:MAX_DRAWN]
-    if not shown:
-        return None
-    figure = new_figure(7.2, 1.1 + 0.24 * len(shown))
-    axes = figure.add_subplot()
-    axes.axvline(0, color="#6b6b6b", linewidth=0.8)
-    has_several = len({d.sides for d in shown}) > 1
-    places = range(len(shown), 0, -1)
-    for place, d in zip(places, shown, strict=True):
-        colour = _COLOURS[d.is_clear]
-        if d.low is not None and d.high is not None:
-            axes.plot([d.low, d.high], [place, place], color=colour, linewidth=1.6)
-        axes.plot([d.difference], [place], "o", color=colour, ms=5)
-    texts = [(d.difference, float(p), f"{d.what}: {d.difference:+.2f}, {d.verdict}")
-             for p, d in zip(places, shown, strict=True)]  # fmt: skip
-    point_at(axes, "differences", [], texts)
-    axes.set_yticks(
-        list(places), [f"{d.what}  ({d.sides})" if has_several else d.what for d in shown]
-    )
-    axes.set_xlabel("difference in top-1, points" if has_several else f"{shown[0].sides}, points")
-    axes.grid(True, axis="x")
-    more = f" The first {MAX_DRAWN} of {len(found)}." if len(found) > len(shown) > 0 else ""
-    caption = (
-        "Second minus first with its 95 % interval over seeds (over images, with one seed); blue "
-        f"where it leaves 0 out.{more}"
-    )
-    return finish(figure, name, caption)

@@ -16,22 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from studies.analysis.curves.axis_curves import AxisCurve
-from studies.analysis.curves.curves import (
-    EVALUATIONS,
-    Curve,
-    filled,
-    is_number,
-    paired,
-    spread,
-    with_labels,
-)
+from studies.analysis.curves.curves import Curve, paired, spread
+from studies.analysis.curves.results import filled, is_number, with_labels
 from studies.analysis.laws.conclusions import Conclusion
 from studies.analysis.laws.fit import Method, fit_law
 from studies.analysis.laws.frontier import GridOptimum, best_per_bin, grid_optimum
 from studies.analysis.laws.observations import observe
 from studies.analysis.laws.refusals import Statement
 from studies.errors import StudyError
-from studies.result_row import ResultRow
+from studies.result_row import EVALUATIONS, ResultRow
 from studies.spec.axes import AXES
 
 F64 = npt.NDArray[np.float64]

@@ -114,12 +114,6 @@ def expected_s(work_s: float, interval_s: float, mtbf_s: float, costs: Costs) ->
     return first + again * stretches
 
 
-def expected_share(work_s: float, interval_s: float, mtbf_s: float, costs: Costs) -> float:
-    """Useful per cent of the wall-clock time that `work_s` of training takes on average."""
-    taken = expected_s(work_s, interval_s, mtbf_s, costs)
-    return 100 * work_s / taken if 0 < taken < math.inf else 0.0
-
-
 def _expm1(x: float) -> float:
     return math.expm1(x) if x < _MAX_EXPONENT else math.inf
 

@@ -32,7 +32,6 @@ class Bootstrap:
     drawn: int
     left_out: int
     """Resamples with too few distinct cells for the law: not refitted, and said."""
-    num_clusters: int
 
     def interval(self, name: str, level: float) -> tuple[float, float]:
         """Percentile interval of a parameter."""
@@ -84,7 +83,7 @@ def bootstrap(
     return Bootstrap(
         parameters={name: found[:, i] for i, name in enumerate(fit.law.names)},
         predictions=np.asarray(predictions).reshape(len(values), len(targets)),
-        drawn=num, left_out=num - len(values), num_clusters=len(clusters),
+        drawn=num, left_out=num - len(values),
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from studies.analysis.curves.curves import EVALUATIONS
 from studies.analysis.laws.conclusions import Conclusion, conclude
 from studies.analysis.laws.fit import Fit, Method
 from studies.analysis.laws.forms import Law
@@ -19,7 +18,7 @@ from studies.analysis.laws.observations import Observations, observe_rows
 from studies.analysis.laws.refusals import Statement, Verdict, note, refused
 from studies.analysis.laws.selection import Choice, choose, default_candidates, one_axis_candidates
 from studies.errors import StudyError
-from studies.result_row import ResultRow
+from studies.result_row import EVALUATIONS, ResultRow
 
 CHOOSING = Method(starts=4)
 """Each law is fitted once for each part that is left out; the chosen one with more starts."""

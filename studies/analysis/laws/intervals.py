@@ -66,10 +66,6 @@ class Prediction:
     extrapolation: Mapping[str, float]
     """Axis -> how many times beyond the fitted range the target lies; 1 inside."""
 
-    def contains(self, error: float) -> bool:
-        """Whether a measured error is a hit."""
-        return self.low <= error <= self.high
-
     def z(self, error: float) -> float:
         """Distance of a measurement in standard deviations, read from the interval's width."""
         reach = (self.high - self.value) if error > self.value else (self.value - self.low)
@@ -148,11 +144,6 @@ def profile(fit: Fit, name: str, level: float = LEVEL) -> Interval:
                     high_open=high_open, identifiable=identifiable, why=why)  # fmt: skip
 
 
-def profiles(fit: Fit, level: float = LEVEL) -> dict[str, Interval]:
-    """Intervals of all parameters."""
-    return {name: profile(fit, name, level) for name in fit.law.names}
-
-
 def predict(
     fit: Fit,
     target: Mapping[str, float],
@@ -184,13 +175,6 @@ def predict(
     return Prediction(target=dict(target), value=value, low=low, high=high, law_low=law_low,
                       law_high=law_high, level=level, method="profile likelihood",
                       extrapolation=beyond)  # fmt: skip
-
-
-def joint_rise(fit: Fit, target: Mapping[str, float], error: float, count: float = 1.0) -> float:
-    """By how much the least objective rises when `count` runs at the target measured `error`."""
-    z = math.log(error) if fit.scale == "log" else error
-    follower = _Follower(fit, fit.table.plus(target, z, count))
-    return follower.least({}, {}) - fit.best.objective
 
 
 def extrapolation(fit: Fit, target: Mapping[str, float]) -> dict[str, float]:

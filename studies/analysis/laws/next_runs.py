@@ -66,14 +66,8 @@ class Step:
     option: Option
     is_repeat: bool
     """Whether the cell has a result already, so that this is another seed of it."""
-    width_before: float
     width_after: float
     """Expected width of the target's interval for one new run, in units of the error."""
-
-    @property
-    def per_gpu_hour(self) -> float:
-        """Narrowing per GPU-hour."""
-        return (self.width_before - self.width_after) / self.option.gpu_hours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,7 +332,7 @@ def _greedy(
         if best is None or gains[best] <= _NARROWS * width:
             return steps
         option, after = options[best], width - gains[best]
-        steps.append(Step(option=option, is_repeat=option.cell in taken, width_before=width,
+        steps.append(Step(option=option, is_repeat=option.cell in taken,
                           width_after=after))  # fmt: skip
         state.add(best)
         taken.add(option.cell)

@@ -7,8 +7,8 @@ from typing import Any
 
 from studies.analysis.curves.axis_curves import AxisCurve, trends
 from studies.analysis.curves.curves import MIN_SEEDS, PairedDifference, Point, plus_minus
-from studies.analysis.report.axis_figures import axis_figure, in_words
-from studies.analysis.report.style import Drawing
+from studies.analysis.figures.axis_figures import axis_figure, in_words
+from studies.analysis.figures.drawing import Drawing
 from studies.spec.axes import tick
 
 _TITLES = {

@@ -6,15 +6,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from studies.analysis.curves.curves import (
-    EVALUATIONS,
-    UNTRAINED,
-    cost,
-    filled,
-    is_number,
-    with_labels,
-)
-from studies.result_row import ResultRow
+from studies.analysis.curves.curves import UNTRAINED
+from studies.analysis.curves.results import cost, filled, is_number, with_labels
+from studies.result_row import EVALUATIONS, ResultRow
 
 _Protocol = tuple[str, str | None]
 """Protocol with its labels, and split: a column of the table of cells."""

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from studies.analysis.curves.axis_curves import AxisCurve
-from studies.analysis.curves.curves import cost, filled, is_number, plus_minus
+from studies.analysis.curves.curves import plus_minus
 from studies.analysis.curves.insights import (
     CostFrontier,
     Doubling,
@@ -19,9 +19,10 @@ from studies.analysis.curves.insights import (
     SeedNoise,
     influences,
 )
+from studies.analysis.curves.results import cost, filled, is_number
+from studies.analysis.figures.insight_figures import frontier_figure, rank_figure
 from studies.analysis.laws.frontier import GridOptimum
 from studies.analysis.laws.refusals import Statement
-from studies.analysis.report.insight_figures import frontier_figure, rank_figure
 from studies.analysis.report.meta import section
 from studies.result_row import ResultRow
 from studies.spec.axes import tick

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from studies.analysis.curves.curves import sweep_surface
-from studies.analysis.report import curve_figures
+from studies.analysis.figures.sweep_map import sweep_map
 from studies.analysis.report.meta import section
+from studies.analysis.sweeps.surface import sweep_surface
 from studies.result_row import ResultRow
 
 if TYPE_CHECKING:
@@ -22,11 +22,8 @@ def difference_sections(meta: ReportMeta) -> list[dict[str, Any]]:
     """What several studies that are reported together differ by."""
     if not meta.differences:
         return []
-    from studies.analysis.curves.differences import (
-        difference_lines,
-        difference_texts,
-        forest_figure,
-    )
+    from studies.analysis.curves.differences import difference_lines, difference_texts
+    from studies.analysis.figures.difference_figure import forest_figure
 
     said = {"text": difference_texts(meta.differences), "lines": difference_lines(meta.differences)}
     return [
@@ -38,8 +35,8 @@ def law_sections(meta: ReportMeta) -> list[dict[str, Any]]:
     """Laws with what may be said of them, and predictions against measurements, if any."""
     found = []
     if meta.laws:
+        from studies.analysis.figures.law_figures import law_drawings
         from studies.analysis.laws.by_protocol import law_lines, law_texts
-        from studies.analysis.report.law_figures import law_drawings
 
         table = law_lines(meta.laws)
         said = {"text": law_texts(meta.laws)} | ({"lines": table} if len(table) > 1 else {})
@@ -52,7 +49,7 @@ def law_sections(meta: ReportMeta) -> list[dict[str, Any]]:
 
 def _winner_text(winner: Mapping[str, Any]) -> str:
     """`mask ratio 0.75, decoder depth 4; linear_probe.top1 on dev 82.6, trial 11 of 12`."""
-    from studies.analysis.sweeps.page import settings_text
+    from studies.analysis.sweeps.settings import settings_text
 
     facts = ("settings", "objective", "score", "trial", "num_trials", "decided_at")
     settings = winner.get("settings") or {k: v for k, v in winner.items() if k not in facts}
@@ -69,18 +66,19 @@ def sweep_sections(rows: Sequence[ResultRow], meta: ReportMeta) -> list[dict[str
     found = []
     # Sizes have a winner each: one map would show the trials of one and the choice of none.
     surface = sweep_surface(rows, meta.objective) if len(meta.searches) < 2 else None
-    chosen = curve_figures.sweep_map(surface, meta.sweep_winner, "sweep") if surface else None
+    chosen = sweep_map(surface, meta.sweep_winner, "sweep") if surface else None
     if surface or (not meta.axes and len(meta.searches) < 2):
         more = {"winner": _winner_text(meta.sweep_winner)} if meta.sweep_winner else {}
         found.append(section("Sweep: mask ratio and decoder", [chosen], **more))
     if any(search.trials for search in meta.searches):
-        from studies.analysis.sweeps import page
+        from studies.analysis.figures.sweep_figures import sweep_drawings
+        from studies.analysis.report.sweep_text import sweep_lines, sweep_texts
 
         said = {
-            "text": page.sweep_texts(meta.searches),
-            "lines": page.sweep_lines(meta.searches),
+            "text": sweep_texts(meta.searches),
+            "lines": sweep_lines(meta.searches),
         }
-        drawings = page.sweep_drawings(meta.searches)
+        drawings = sweep_drawings(meta.searches)
         found.append(section("Sweep: trials, noise and what matters", drawings, **said))
     return found
 
@@ -89,7 +87,7 @@ def searches_json(meta: ReportMeta) -> list[dict[str, Any]]:
     """What the sweep's trials say, as plain values."""
     if not meta.searches:
         return []
-    from studies.analysis.sweeps.page import sweep_json
+    from studies.analysis.report.sweep_text import sweep_json
 
     return sweep_json(meta.searches)
 

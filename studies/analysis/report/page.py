@@ -16,21 +16,21 @@ from studies.analysis.curves.curves import (
     Curve,
     PairedDifference,
     Point,
-    cost,
     curves,
     duration_label,
     duration_trends,
-    filled,
     ordered_durations,
     plus_minus,
     size_trends,
-    unmeasured,
 )
-from studies.analysis.goodput.page import goodput_bars, goodput_lines, goodput_text
-from studies.analysis.report import axis_page, curve_figures
+from studies.analysis.curves.results import cost, filled, unmeasured
+from studies.analysis.figures import curve_figures
+from studies.analysis.figures.gallery import GalleryEntry, gallery
+from studies.analysis.figures.goodput_figure import goodput_bars
+from studies.analysis.report import axis_page
 from studies.analysis.report.cell_table import cell_table
 from studies.analysis.report.claims import LEVELS, claims
-from studies.analysis.report.curve_figures import GalleryEntry
+from studies.analysis.report.goodput_text import goodput_lines, goodput_text
 from studies.analysis.report.meta import ReportFiles, ReportMeta, section
 from studies.analysis.report.optional_sections import (
     difference_sections,
@@ -171,7 +171,7 @@ def _sections(
     sections += insight_page.influence_section(meta)
     sections += insight_page.noise_section(insights.noise)
     sections += sweep_sections(rows, meta)
-    pictures, problems = curve_figures.gallery(entries, "gallery")
+    pictures, problems = gallery(entries, "gallery")
     sections.append(section("Reconstructions", [pictures], wide=True, problems=problems))
     spent = cost(rows, lambda row: (row.kind, row.role))
     sections.append(section("Cost", [curve_figures.cost_bars(spent, "cost")]))

@@ -370,3 +370,10 @@ def transfers(searches: Sequence[Search]) -> list[Transfer]:
             )
         )
     return found
+
+
+def trends(searches: Sequence[Search]) -> list[Trend]:
+    """Trends of all settings with an optimum inside the values tried at some size."""
+    keys = dict.fromkeys(key for s in searches for key in s.keys)
+    found = [trend(searches, key) for key in keys]
+    return [t for t in found if t is not None and any(o.status == "inside" for _, o in t.points)]

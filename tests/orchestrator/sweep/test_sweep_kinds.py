@@ -20,7 +20,7 @@ from orchestrator.store.lease import hold
 from orchestrator.store.records import Records
 from orchestrator.sweep.optuna_driver import TRANSFERRED, SweepDriver, importance
 from orchestrator.sweep.trials import Trials
-from studies.analysis.sweeps.page import sweep_texts
+from studies.analysis.report.sweep_text import sweep_texts
 from studies.catalog import quickstart
 from studies.errors import StudyError
 from studies.spec.checks import check_study

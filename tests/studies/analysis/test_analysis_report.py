@@ -16,18 +16,12 @@ import pytest
 from pyarrow import parquet
 from support.report_cases import PROTOCOLS, check_page, evaluated, grid_rows, meta
 
-from studies.analysis.curves.curves import (
-    UNTRAINED,
-    cost,
-    curves,
-    duration_trends,
-    size_trends,
-    sweep_surface,
-    unmeasured,
-)
-from studies.analysis.report import curve_figures
+from studies.analysis.curves.curves import UNTRAINED, curves, duration_trends, size_trends
+from studies.analysis.curves.results import cost, unmeasured
+from studies.analysis.figures.gallery import GalleryEntry, gallery
 from studies.analysis.report.meta import ReportFiles
-from studies.analysis.report.page import GalleryEntry, summary_text, write_report
+from studies.analysis.report.page import summary_text, write_report
+from studies.analysis.sweeps.surface import sweep_surface
 from studies.result_row import COLUMNS, ResultRow
 
 NASTY = '<script>alert("x")</script> & $p_0$'
@@ -244,7 +238,7 @@ def test_a_damaged_gallery_file_is_named_and_the_rest_is_shown(tmp_path: Path) -
     np.savez(wrong, images=grey, mask=np.ones((2, 5)), reconstruction=grey)
     for path in (broken, wrong):
         entries.append(GalleryEntry(cell="X", label=path.stem, path=path))
-    drawing, problems = curve_figures.gallery(entries, "g")
+    drawing, problems = gallery(entries, "g")
     assert drawing is not None and len(problems) == 2
     assert "5 patches do not tile an image of 8 x 8" in problems[1]
 

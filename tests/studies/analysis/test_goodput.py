@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from reliability.goodput import MTBFS_S, PRESENT_INTERVAL_S, Machine, Training, simulate
+from support.interval_share import expected_share
 
 from cluster.verdict import Cause
 from orchestrator.cli.main import main
@@ -42,7 +43,6 @@ from studies.analysis.goodput.interval_law import (
     best_interval,
     daly,
     expected_s,
-    expected_share,
     failure_rate,
     young,
 )

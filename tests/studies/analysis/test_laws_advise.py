@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.simulated_studies import Truth, full_grid, generate
 
 from studies.analysis.laws import forms
 from studies.analysis.laws.fit import Method, fit_law
 from studies.analysis.laws.intervals import predict
 from studies.analysis.laws.next_runs import Option, advise, go_or_no_go
 from studies.analysis.laws.refusals import Verdict
-from studies.analysis.simulate import Truth, full_grid, generate
 from studies.errors import StudyError
 
 SIZES = (5.5e6, 21.6e6, 85.7e6, 303e6, 630e6)
@@ -48,7 +48,7 @@ def test_each_step_narrows_and_the_whole_stays_within_the_budget() -> None:
     widths = [found.width_now, *(s.width_after for s in found.steps)]
     assert found.steps and found.gpu_hours <= 40.0
     assert all(b < a for a, b in zip(widths, widths[1:], strict=False))
-    assert all(s.per_gpu_hour > 0 and not s.is_repeat for s in found.steps)
+    assert all(not s.is_repeat for s in found.steps)
 
 
 def test_advised_cell_narrows_more_than_the_worst_one_of_like_cost() -> None:

@@ -6,6 +6,16 @@ import math
 
 import numpy as np
 import pytest
+from support.simulated_studies import (
+    Coverage,
+    Truth,
+    coverage,
+    full_grid,
+    generate,
+    holds,
+    self_test,
+    truth_of,
+)
 
 from studies.analysis.laws import forms
 from studies.analysis.laws.fit import Method, fit_law
@@ -18,16 +28,6 @@ from studies.analysis.laws.selection import (
     hold_out_error,
     hold_outs,
     one_axis_candidates,
-)
-from studies.analysis.simulate import (
-    Coverage,
-    Truth,
-    coverage,
-    full_grid,
-    generate,
-    holds,
-    self_test,
-    truth_of,
 )
 
 SIZES = (5.5e6, 21.6e6, 85.7e6, 303e6, 630e6)

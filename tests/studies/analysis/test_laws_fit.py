@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.effective_data import SinglePass, repetition
 
 from studies.analysis.laws import forms
 from studies.analysis.laws.fit import Fit, Method, fit_law
@@ -79,11 +80,11 @@ def test_broken_law_predicts_both_slopes() -> None:
 
 
 def test_repetition_recovers_both_decays() -> None:
-    base = forms.SinglePass(E=1.87, A=521.0, alpha=0.353, B=1488.0, beta=0.353)
+    base = SinglePass(E=1.87, A=521.0, alpha=0.353, B=1488.0, beta=0.353)
     n, t, u = (v.ravel() for v in np.meshgrid(
         [1.5e8, 6e8, 2.8e9, 8.7e9], [4e9, 2e10, 1e11, 3e11], [4e8, 4e9], indexing="ij",
     ))  # fmt: skip
-    law = forms.repetition(base)
+    law = repetition(base)
     axes = {"N": n, "T": t, "U": u}
     y = law.evaluate(np.asarray([15.4, 5.3]), np.empty(0), axes)
     found = fit_law(law, observe(axes, y), Method(huber=1e-3)).values

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from studies.analysis.sweeps.page import sweep_drawings, sweep_json, sweep_lines, sweep_texts
+from studies.analysis.figures.sweep_figures import sweep_drawings
+from studies.analysis.report.sweep_text import sweep_json, sweep_lines, sweep_texts
 from studies.analysis.sweeps.trials import (
     Search,
     Trial,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from studies.analysis.figures.drawing import Drawing, finish, legend, new_figure, style
 from studies.analysis.goodput.accounting import BUCKETS, Goodput
-from studies.analysis.goodput.advice import StudyGoodput, causes_text, sentence, short_time
-from studies.analysis.report.style import Drawing, finish, legend, new_figure, style
+from studies.analysis.goodput.advice import StudyGoodput, short_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,38 +78,3 @@ def _stack(axes: Axes, bars: list[Goodput]) -> None:
 
 def _short(address: str) -> str:
     return textwrap.shorten(address, _LABEL_WIDTH, placeholder="…") or address[:_LABEL_WIDTH]
-
-
-def goodput_lines(goodput: StudyGoodput) -> list[tuple[str, ...]]:
-    """A header, the sum, and each stage that is drawn or had more than one attempt."""
-    drawn = longest(goodput)
-    shown = {a: g for a, g in goodput.stages.items() if a in drawn or g.attempts > 1}
-    header = ("stage", "attempts", "ended by", "steps done again", "time")
-    return [
-        (*header, *(f"{bucket} %" for bucket in BUCKETS)),
-        _line("all", goodput.whole),
-        *(_line(address, g) for address, g in shown.items()),
-    ]
-
-
-def _line(address: str, goodput: Goodput) -> tuple[str, ...]:
-    return (
-        address,
-        str(goodput.attempts),
-        causes_text(goodput),
-        str(goodput.lost_steps),
-        short_time(goodput.span_s),
-        *(f"{goodput.shares[bucket]:.1f}" for bucket in BUCKETS),
-    )
-
-
-def goodput_text(goodput: StudyGoodput) -> list[str]:
-    """What to do about it: the best checkpoint interval, with prediction and measurement."""
-    if goodput.advice is None:
-        return []
-    return [
-        sentence(goodput.advice),
-        "The best interval is Daly's (2006) at the mean stall per checkpoint and the mean time "
-        "between failures seen; the prediction counts restarts, failures during a restart, and "
-        "the work since the last checkpoint.",
-    ]

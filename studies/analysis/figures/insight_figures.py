@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from studies.analysis.curves.insights import CostFrontier, RankRelation
-from studies.analysis.report.style import (
+from studies.analysis.figures.drawing import (
     Drawing,
     finish,
     legend,

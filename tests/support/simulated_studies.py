@@ -18,7 +18,7 @@ from scipy import stats
 from studies.analysis.laws.conclusions import conclude
 from studies.analysis.laws.fit import Fit, Method
 from studies.analysis.laws.forms import Law
-from studies.analysis.laws.intervals import LEVEL, joint_rise, require_noise, threshold
+from studies.analysis.laws.intervals import LEVEL, require_noise, threshold
 from studies.analysis.laws.observations import Observations, observe
 from studies.analysis.laws.refusals import Statement, caution, note, refused
 from studies.errors import StudyError
@@ -232,3 +232,12 @@ def self_test(
                  method=fit.method, seed=seed)
         for t in truths
     )  # fmt: skip
+
+
+def joint_rise(fit: Fit, target: Mapping[str, float], error: float, count: float = 1.0) -> float:
+    """By how much the least objective rises when `count` runs at the target measured `error`."""
+    z = math.log(error) if fit.scale == "log" else error
+    problem = fit.problem(fit.table.plus(target, z, count))
+    free = list(range(len(fit.law.nonlinear)))
+    refits = (problem.descend(np.asarray(o.u), free, {}) for o in fit.optima)
+    return min(o.objective for o in refits) - fit.best.objective

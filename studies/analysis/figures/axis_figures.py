@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from studies.analysis.curves.axis_curves import AxisCurve, PublishedSeries, Series
 from studies.analysis.curves.curves import plus_minus, point_text
-from studies.analysis.report.style import Drawing, finish, new_figure, point_at, style
+from studies.analysis.figures.drawing import Drawing, finish, new_figure, point_at, style
 from studies.spec.axes import Place, tick
 
 if TYPE_CHECKING:

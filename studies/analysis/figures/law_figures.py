@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from studies.analysis.figures.drawing import Drawing, finish, legend, new_figure, point_at, style
 from studies.analysis.laws.by_protocol import AXIS_NAMES, DURATION, SIZE, ProtocolLaw
 from studies.analysis.laws.fit import Fit
-from studies.analysis.report.style import Drawing, finish, legend, new_figure, point_at, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,118 @@
+"""Scores of a sweep over mask ratio and decoder: the trials that may be compared."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from studies.analysis.curves.results import filled, is_number, protocol_key, protocol_label
+from studies.result_row import EVALUATIONS, ResultRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPoint:
+    """One setting of the sweep with the top-1 of its trials."""
+
+    mask_ratio: float
+    decoder_depth: int
+    decoder_width: int | None
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the trials of this setting, per cent."""
+        return statistics.fmean(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSurface:
+    """The sweep's trials that may be ranked: one protocol, one size, one duration."""
+
+    protocol: str
+    size: str | None
+    duration: str | None
+    points: tuple[SweepPoint, ...]
+    left_out: int
+    """Finite trials of another protocol, size or duration, or without mask ratio or depth."""
+
+
+def sweep_surface(rows: Sequence[ResultRow], objective: str | None = None) -> SweepSurface | None:
+    """Top-1 over mask ratio, decoder depth and width of the sweep's trials; None without any.
+
+    Only trials of one protocol, size and duration are comparable: those named by `objective`
+    (a stage, kind or protocol) if it names some, then the most frequent combination.
+    """
+    trials = [
+        r for r in filled(rows) if r.role == "sweep" and r.kind in EVALUATIONS and is_number(r.top1)
+    ]
+    named = [r for r in trials if objective in (r.stage, r.kind, r.protocol)] or trials
+    counts = Counter((*protocol_key(r), r.size, r.duration) for r in named)
+    if not counts:
+        return None
+    best = counts.most_common(1)[0][0]
+    kept = [r for r in named if (*protocol_key(r), r.size, r.duration) == best]
+    points = _sweep_points(kept)
+    if not points:
+        return None
+    return SweepSurface(
+        protocol=protocol_label(kept[0], alone=False),
+        size=kept[0].size,
+        duration=kept[0].duration,
+        points=points,
+        left_out=len(trials) - sum(len(p.values) for p in points),
+    )
+
+
+def _sweep_points(rows: Iterable[ResultRow]) -> tuple[SweepPoint, ...]:
+    groups: dict[tuple[float, int, int | None], list[float]] = defaultdict(list)
+    for r in rows:
+        if r.mask_ratio is not None and r.decoder_depth is not None and r.top1 is not None:
+            groups[r.mask_ratio, r.decoder_depth, r.decoder_width].append(r.top1)
+    return tuple(
+        SweepPoint(mask_ratio=m, decoder_depth=d, decoder_width=w, values=tuple(values))
+        for (m, d, w), values in sorted(groups.items(), key=lambda g: (g[0][2] or 0, g[0]))
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested or dotted keys as `decoder_depth`-like ones."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}_{key}".strip("_").replace(".", "_")
+        found.update(_flat(value, name) if isinstance(value, Mapping) else {name: value})
+    return found
+
+
+def is_winner(point: SweepPoint, winner: Mapping[str, Any] | None) -> bool:
+    """Whether each of mask ratio, depth and width that the winner names is this point's."""
+    tests = []
+    for key, value in _flat(winner or {}).items():
+        for name in ("mask_ratio", "decoder_depth", "decoder_width"):
+            if key.endswith(name) and isinstance(value, (int, float)):
+                tests.append(math.isclose(value, getattr(point, name) or 0.0, rel_tol=1e-9))
+    return bool(tests) and all(tests)
+
+
+def sweep_caption(surface: SweepSurface, winner: Mapping[str, Any] | None) -> str:
+    """What the sweep's map shows, and what it leaves out."""
+    trials = sum(len(p.values) for p in surface.points)
+    setting = ", ".join(
+        part
+        for part in (
+            surface.size and f"size {surface.size}",
+            surface.duration and f"pretrained for {surface.duration}",
+        )
+        if part
+    )
+    left = f" {surface.left_out} other trials are not comparable and not shown."
+    marked = any(is_winner(p, winner) for p in surface.points)
+    return (
+        f"{surface.protocol}: top-1 of {trials} sweep trials{f' ({setting})' if setting else ''}; "
+        "the colour is a mean where a setting was tried more than once."
+        + (left if surface.left_out else "")
+        + (" The ring marks the chosen setting." if marked else " No shown setting was chosen.")
+    )
