@@ -112,8 +112,14 @@ def next_cell(grid: Grid, seen: list[str], left: list[str], budget: float) -> st
     cheapest = min(left, key=lambda c: grid.costs[c])
     budget = budget if budget >= grid.costs[cheapest] else sum(grid.costs.values())
     options = [Option(cell=c, axes=at(grid, c), gpu_hours=grid.costs[c]) for c in left]
-    found = advise(grid.law, revealed(grid, seen) if seen else None, grid.targets[0][0], options,
-                   budget, method=METHOD)  # fmt: skip
+    found = advise(
+        grid.law,
+        revealed(grid, seen) if seen else None,
+        grid.targets[0][0],
+        options,
+        budget,
+        method=METHOD,
+    )
     return found.steps[0].option.cell if found.steps else cheapest
 
 
@@ -155,8 +161,10 @@ def report(name: str, grids: list[Grid]) -> tuple[bool, bool]:
     first, stays = reached(advised, 2 * full)
     _, other = reached(by_size, 2 * full)
     held, cells = len(grids[0].targets), grids[0].data.num_cells
-    print(f"{name}: {len(grids)} grids of {cells} cells, {held} held out; full-grid error "
-          f"{full:.3g}, noise {noise:.2g}")  # fmt: skip
+    print(
+        f"{name}: {len(grids)} grids of {cells} cells, {held} held out; full-grid error "
+        f"{full:.3g}, noise {noise:.2g}"
+    )
     errors = [
         f"{share:.0%}: {rms([error_by(t, share) for t in advised]):.3g} / "
         f"{rms([error_by(t, share) for t in by_size]):.3g}"
@@ -170,15 +178,22 @@ def report(name: str, grids: list[Grid]) -> tuple[bool, bool]:
         if all(math.isfinite(error_by(t, s)) for t in by_size)
     )
     worse = 0.0 if math.isnan(worse) else worse
-    print(f"  {'ok  ' if quick else 'MISS'} twice the full grid's error reached for good with "
-          f"{stays:.1%} of its cost (first with {first:.1%}; size order {other:.1%})")  # fmt: skip
+    print(
+        f"  {'ok  ' if quick else 'MISS'} twice the full grid's error reached for good with "
+        f"{stays:.1%} of its cost (first with {first:.1%}; size order {other:.1%})"
+    )
     if not quick and cells <= MAX_CELLS_TO_TRY_ALL:
         oracle = rms([best_affordable(g) for g in grids])
-        print(f"       of all subsets within {ALLOWED:.0%} of the cost the best has an error of "
-              f"{oracle:.3g}, the bar is {2 * full:.3g}")  # fmt: skip
+        print(
+            f"       of all subsets within {ALLOWED:.0%} of the cost the best has an error of "
+            f"{oracle:.3g}, the bar is {2 * full:.3g}"
+        )
     never = worse <= noise
-    print(f"  {'ok  ' if never else 'MISS'} at no share worse than size order by more than noise: "
-          f"largest difference {worse:.3g}", flush=True)  # fmt: skip
+    print(
+        f"  {'ok  ' if never else 'MISS'} at no share worse than size order by more than noise: "
+        f"largest difference {worse:.3g}",
+        flush=True,
+    )
     return quick, never
 
 
@@ -188,51 +203,72 @@ def simulated(law: Law, studies: int) -> list[Grid]:
     target = {"N": SIZES[-1], "T": IMAGES[-1]}
     kept = design.without(target)
     flops = dict(zip(SIZES, GFLOPS, strict=True))
-    costs = {c: flops[n] * t for c, n, t in zip(kept.cells, kept.axes["N"], kept.axes["T"],
-                                                strict=True)}  # fmt: skip
+    costs = {
+        c: flops[n] * t for c, n, t in zip(kept.cells, kept.axes["N"], kept.axes["T"], strict=True)
+    }
     grids = []
     for i in range(studies):
         rng = np.random.default_rng((7, i))
         truth, noise = draw_truth(law, rng), float(rng.uniform(0.05, 0.3))
         measured = float(truth.error({a: np.asarray([v]) for a, v in target.items()})[0])
         measured += noise * float(rng.standard_normal())
-        grids.append(Grid(generate(truth, kept, noise, (7, i, 1)), costs, [(target, measured)], law,
-                          FALLBACKS, noise))  # fmt: skip
+        grids.append(
+            Grid(
+                generate(truth, kept, noise, (7, i, 1)),
+                costs,
+                [(target, measured)],
+                law,
+                FALLBACKS,
+                noise,
+            )
+        )
     return grids
 
 
 def mmpretrain(metric: str, held: int) -> list[Grid]:
     """The published grid, its largest cell held out."""
-    rows = [(p, 100 - getattr(p, metric)) for i, p in enumerate(MMPRETRAIN_GRID)
-            if getattr(p, metric) and i != held]  # fmt: skip
+    rows = [
+        (p, 100 - getattr(p, metric))
+        for i, p in enumerate(MMPRETRAIN_GRID)
+        if getattr(p, metric) and i != held
+    ]
     flops = {"ViT-B/16": 58.7, "ViT-L/16": 124.5, "ViT-H/16": 291.4}
     data = observe(
         {"N": [p.encoder_params for p, _ in rows], "T": [p.images_seen for p, _ in rows]},
-        [y for _, y in rows], cells=[f"{p.model}/{p.epochs}" for p, _ in rows],
-    )  # fmt: skip
+        [y for _, y in rows],
+        cells=[f"{p.model}/{p.epochs}" for p, _ in rows],
+    )
     costs = {f"{p.model}/{p.epochs}": flops[p.model] * p.images_seen for p, _ in rows}
     last = MMPRETRAIN_GRID[held]
     target = {"N": last.encoder_params, "T": last.images_seen}
-    return [Grid(data, costs, [(target, 100 - getattr(last, metric))], PRODUCT, FALLBACKS,
-                 0.1)]  # fmt: skip
+    return [Grid(data, costs, [(target, 100 - getattr(last, metric))], PRODUCT, FALLBACKS, 0.1)]
 
 
 def porian(folder: Path) -> list[Grid]:
     """Trained runs of the tuned setting, the highest budget held out; cost is FLOPs."""
     with (folder / "porian" / "isoflop_points.csv").open() as file:
-        rows = [r for r in csv.DictReader(file) if r["loss"] and r["hparams"] == "tuned"
-                and r["param_count"] == "standard"]  # fmt: skip
+        rows = [
+            r
+            for r in csv.DictReader(file)
+            if r["loss"] and r["hparams"] == "tuned" and r["param_count"] == "standard"
+        ]
     grids = []
     for dataset in ("rw", "owt2"):
         runs = [r for r in rows if r["dataset"] == dataset]
         top = max(float(r["flops"]) for r in runs)
         held = [r for r in runs if float(r["flops"]) == top]
         best = sorted(held, key=lambda r: float(r["loss"]))[:5]
-        kept = [r for r in runs if float(r["flops"]) < top
-                and float(r["t"]) >= TOKENS_PER_PARAMETER * float(r["n"])]  # fmt: skip
+        kept = [
+            r
+            for r in runs
+            if float(r["flops"]) < top and float(r["t"]) >= TOKENS_PER_PARAMETER * float(r["n"])
+        ]
         names = [f"{r['n']}/{r['t']}" for r in kept]
-        data = observe({"N": [float(r["n"]) for r in kept], "T": [float(r["t"]) for r in kept]},
-                       [float(r["loss"]) for r in kept], cells=names)  # fmt: skip
+        data = observe(
+            {"N": [float(r["n"]) for r in kept], "T": [float(r["t"]) for r in kept]},
+            [float(r["loss"]) for r in kept],
+            cells=names,
+        )
         costs = {c: float(r["flops"]) for c, r in zip(names, kept, strict=True)}
         targets = [({"N": float(r["n"]), "T": float(r["t"])}, float(r["loss"])) for r in best]
         grids.append(Grid(data, costs, targets, ADDITIVE, FALLBACKS, 0.01))
@@ -259,8 +295,10 @@ def main() -> None:
     else:
         print(f"No folder {arguments.data}: Porian et al. is left out (give --data).")
     quick, never = (sum(column) for column in zip(*found, strict=True))
-    print(f"within 25 % of the cost: {quick} of {len(found)}; never worse than size order by more "
-          f"than noise: {never} of {len(found)}")  # fmt: skip
+    print(
+        f"within 25 % of the cost: {quick} of {len(found)}; never worse than size order by more "
+        f"than noise: {never} of {len(found)}"
+    )
 
 
 if __name__ == "__main__":

@@ -74,8 +74,12 @@ class Bench:
         first = JournalReader(directory / JOURNAL_FILE).read_new()[0]
         weights = digest_outputs(directory / "outputs")["encoder.safetensors"]
         rss = {o["pid"]: o["rss_bytes"] for o in gang.outcomes.values()}
-        return {"first": first.timestamp_ms / 1000, "committed": committed, "weights": weights,
-                "rss": rss}  # fmt: skip
+        return {
+            "first": first.timestamp_ms / 1000,
+            "committed": committed,
+            "weights": weights,
+            "rss": rss,
+        }
 
 
 def main() -> None:

@@ -52,8 +52,16 @@ def plateau_columns(theta: F64, x: Mapping[str, F64]) -> F64:
 def truth_law(name: str, columns: forms.Columns, linear: tuple[str, ...]) -> Law:
     """A law that only generates."""
     exponents = tuple(Parameter(name=n, low=0.01, high=3.0) for n in ("alpha", "beta"))
-    return Law(name=name, formula=name, axes=("N", "T"), nonlinear=exponents, linear=linear,
-               columns=columns, floor=True, min_distinct={})  # fmt: skip
+    return Law(
+        name=name,
+        formula=name,
+        axes=("N", "T"),
+        nonlinear=exponents,
+        linear=linear,
+        columns=columns,
+        floor=True,
+        min_distinct={},
+    )
 
 
 INTERACTION = truth_law("additive with interaction", interaction_columns, ("E", "A", "B", "C"))
@@ -100,11 +108,21 @@ def over_studies(truth: Law, law: Law, studies: int, *, hold: str = "cell") -> C
         rng = np.random.default_rng((1, i))
         design, noise = draw_design(rng)
         kept, target = held(design)
-        one = coverage(draw_truth(truth, rng), kept, target, law, noise_sd=noise, studies=1,
-                       level=LEVEL, method=METHOD, seed=i)  # fmt: skip
+        one = coverage(
+            draw_truth(truth, rng),
+            kept,
+            target,
+            law,
+            noise_sd=noise,
+            studies=1,
+            level=LEVEL,
+            method=METHOD,
+            seed=i,
+        )
         covered, fitted = covered + one.covered, fitted + one.fitted
-    return Coverage(covered=covered, fitted=fitted, studies=studies, level=LEVEL,
-                    truth=truth.name, law=law.name)  # fmt: skip
+    return Coverage(
+        covered=covered, fitted=fitted, studies=studies, level=LEVEL, truth=truth.name, law=law.name
+    )
 
 
 def chosen_by_hold_out(truth: Law, studies: int) -> Coverage:
@@ -124,8 +142,14 @@ def chosen_by_hold_out(truth: Law, studies: int) -> Coverage:
         held = holds(choice.best.law, data, target, fresh, LEVEL, METHOD)
         if held is not None:
             fitted, covered = fitted + 1, covered + int(held)
-    return Coverage(covered=covered, fitted=fitted, studies=studies, level=LEVEL,
-                    truth=truth.name, law="chosen by hold-out")  # fmt: skip
+    return Coverage(
+        covered=covered,
+        fitted=fitted,
+        studies=studies,
+        level=LEVEL,
+        truth=truth.name,
+        law="chosen by hold-out",
+    )
 
 
 def show(found: Coverage, *, bar: bool) -> bool:
@@ -139,8 +163,9 @@ def show(found: Coverage, *, bar: bool) -> bool:
     print(
         f"  {mark} {found.truth:29} -> {found.law:18} {100 * found.share:5.1f} % "
         f"[{100 * low:.1f}, {100 * high:.1f}] = {found.covered}/{found.fitted} fitted of "
-        f"{found.studies}; {trust}", flush=True,
-    )  # fmt: skip
+        f"{found.studies}; {trust}",
+        flush=True,
+    )
     return met
 
 
@@ -150,8 +175,10 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=500)
     studies = parser.parse_args().studies
     began = time.process_time()
-    print(f"Law that generates -> law that is fitted: coverage of the nominal {LEVEL:.0%} "
-          "prediction interval, [95 % of the share]")  # fmt: skip
+    print(
+        f"Law that generates -> law that is fitted: coverage of the nominal {LEVEL:.0%} "
+        "prediction interval, [95 % of the share]"
+    )
     print("Well specified, largest cell held out (bar: 85 to 95 %)")
     good = [show(over_studies(law, law, studies), bar=True) for law in (ADDITIVE, BOUNDED, PRODUCT)]
     print("Well specified, largest size held out")
@@ -159,15 +186,22 @@ def main() -> None:
         show(over_studies(law, law, studies, hold="size"), bar=False)
     print("Misspecified, largest cell held out")
     for truth, law in (
-        (BOUNDED, ADDITIVE), (PRODUCT, ADDITIVE), (INTERACTION, ADDITIVE), (PLATEAU, ADDITIVE),
-        (ADDITIVE, BOUNDED), (ADDITIVE, PRODUCT), (BOUNDED, PRODUCT),
-    ):  # fmt: skip
+        (BOUNDED, ADDITIVE),
+        (PRODUCT, ADDITIVE),
+        (INTERACTION, ADDITIVE),
+        (PLATEAU, ADDITIVE),
+        (ADDITIVE, BOUNDED),
+        (ADDITIVE, PRODUCT),
+        (BOUNDED, PRODUCT),
+    ):
         show(over_studies(truth, law, studies), bar=False)
     print("Law chosen by hold-out at the large end, largest cell held out")
     for truth in (ADDITIVE, BOUNDED, PRODUCT, INTERACTION, PLATEAU):
         show(chosen_by_hold_out(truth, max(studies // 5, 20)), bar=False)
-    print(f"{sum(good)} of {len(good)} well-specified rows within 85 to 95 %; "
-          f"{time.process_time() - began:.0f} s of one core")  # fmt: skip
+    print(
+        f"{sum(good)} of {len(good)} well-specified rows within 85 to 95 %; "
+        f"{time.process_time() - began:.0f} s of one core"
+    )
 
 
 if __name__ == "__main__":

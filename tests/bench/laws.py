@@ -82,8 +82,11 @@ def porian(folder: Path) -> None:
             interval = profile(fit, "alpha")
             check(
                 f"{'/'.join(step)}, {int(keep.sum())} of {len(chosen)} budgets, 90 % "
-                f"[{interval.low:.3f}, {interval.high:.3f}]", interval.value, expected, 3,
-            )  # fmt: skip
+                f"[{interval.low:.3f}, {interval.high:.3f}]",
+                interval.value,
+                expected,
+                3,
+            )
         raw_exponents(points, dataset, label)
 
 
@@ -106,8 +109,9 @@ def raw_exponents(points: list[Row], dataset: str, label: str) -> None:
         optima = []
         for budget in budgets:
             runs = [r for r in chosen if float(r["flops"]) == budget and r["n"] and r["loss"]]
-            best = grid_optimum("N", [float(r["n"]) for r in runs],
-                                [float(r["loss"]) for r in runs], log=True)  # fmt: skip
+            best = grid_optimum(
+                "N", [float(r["n"]) for r in runs], [float(r["loss"]) for r in runs], log=True
+            )
             if isinstance(best, GridOptimum):
                 optima.append((budget, best.x))
         x, y = np.asarray(optima).T
@@ -118,15 +122,20 @@ def raw_exponents(points: list[Row], dataset: str, label: str) -> None:
 def gadre(folder: Path) -> None:
     """Hold-out errors of the over-trained 1.4B and the 6.9B model, loss and 17-task error."""
     print("Gadre et al. 2024, RedPajama: relative hold-out error, per cent")
-    table = [r for r in rows(folder, "gadre_overtraining/testbed_104_models.csv")
-             if r["dataset"] == "rpj"]  # fmt: skip
+    table = [
+        r
+        for r in rows(folder, "gadre_overtraining/testbed_104_models.csv")
+        if r["dataset"] == "rpj"
+    ]
     by = {(r["model"], float(r["cc_mult"])): r for r in table}
-    small = [by[m, 1.0] for m in
-             ("d=96_l=8_h=4", "d=512_l=8_h=4", "d=576_l=24_h=8", "d=1024_l=24_h=8")]  # fmt: skip
+    small = [
+        by[m, 1.0] for m in ("d=96_l=8_h=4", "d=512_l=8_h=4", "d=576_l=24_h=8", "d=1024_l=24_h=8")
+    ]
     small.append(by["d=96_l=8_h=4", 16.0])
     axes = {a: [float(r[a]) for r in small] for a in ("N", "D")}
-    loss = fit_law(forms.additive_shared("N", "D"),
-                   observe(axes, [float(r["loss_c4_val"]) for r in small]))  # fmt: skip
+    loss = fit_law(
+        forms.additive_shared("N", "D"), observe(axes, [float(r["loss_c4_val"]) for r in small])
+    )
     tasks = [*small, by["open_lm_1b", 1.0]]
     losses = {"loss": [float(r["loss_c4_val"]) for r in tasks]}
     error = fit_law(
@@ -137,19 +146,29 @@ def gadre(folder: Path) -> None:
         held = by[key]
         found = loss.predict({a: float(held[a]) for a in ("N", "D")})[0]
         measured = float(held["loss_c4_val"])
-        check(f"{key[0]} loss ({len(small)} runs fitted)", 100 * abs(found / measured - 1),
-              on_loss, 4)  # fmt: skip
+        check(
+            f"{key[0]} loss ({len(small)} runs fitted)", 100 * abs(found / measured - 1), on_loss, 4
+        )
         task = float(error.predict({"loss": found})[0])
-        check(f"{key[0]} 17-task error ({len(tasks)} runs fitted)",
-              100 * abs(task / float(held["err_avg_subset"]) - 1), on_error, 4)  # fmt: skip
+        check(
+            f"{key[0]} 17-task error ({len(tasks)} runs fitted)",
+            100 * abs(task / float(held["err_avg_subset"]) - 1),
+            on_error,
+            4,
+        )
 
 
 def muennighoff(folder: Path) -> None:
     """Both optima of the effective-data law, and how far R_D* is identified."""
     runs = rows(folder, "data_constrained/fit_runs_no_outliers.csv")
     print(f"Muennighoff et al. 2023: effective data, {len(runs)} runs, Huber 1e-3 on log residuals")
-    base = SinglePass(E=math.exp(0.6254804), A=math.exp(6.255414), alpha=0.3526596,
-                           B=math.exp(7.3049974), beta=0.3526596)  # fmt: skip
+    base = SinglePass(
+        E=math.exp(0.6254804),
+        A=math.exp(6.255414),
+        alpha=0.3526596,
+        B=math.exp(7.3049974),
+        beta=0.3526596,
+    )
     names = {"N": "params", "T": "tokens", "U": "unique_tokens"}
     axes = {a: [float(r[c]) for r in runs] for a, c in names.items()}
     losses = [float(r["val_loss"]) for r in runs]
@@ -157,17 +176,23 @@ def muennighoff(folder: Path) -> None:
     fit = fit_law(repetition(base), data, Method(huber=1e-3, starts=30))
     for optimum in fit.optima:
         v = fit.values_of(optimum)
-        print(f"       optimum R_D* {v['R_D*']:.4g}, R_N* {v['R_N*']:.4g}: objective "
-              f"{optimum.objective:.8f}")  # fmt: skip
+        print(
+            f"       optimum R_D* {v['R_D*']:.4g}, R_N* {v['R_N*']:.4g}: objective "
+            f"{optimum.objective:.8f}"
+        )
     published = next((o for o in fit.optima if abs(fit.values_of(o)["R_D*"] - 15.39) < 0.5), None)
     verdict("the published optimum (R_D* 15.4, R_N* 5.3) is among them", published is not None)
     best = fit.values
-    verdict("a lower one at R_D* 95, R_N* 1.7 is found",
-            abs(best["R_D*"] - 95.4) < 1 and abs(best["R_N*"] - 1.71) < 0.05)  # fmt: skip
+    verdict(
+        "a lower one at R_D* 95, R_N* 1.7 is found",
+        abs(best["R_D*"] - 95.4) < 1 and abs(best["R_N*"] - 1.71) < 0.05,
+    )
     for name, interval in ((n, profile(fit, n)) for n in fit.law.names):
         known = "yes" if interval.identifiable else "no"
-        print(f"       {name} {interval.value:.3g}, 90 % [{interval.low:.3g}, {interval.high:.3g}],"
-              f" identifiable: {known} ({interval.why})")  # fmt: skip
+        print(
+            f"       {name} {interval.value:.3g}, 90 % [{interval.low:.3g}, {interval.high:.3g}],"
+            f" identifiable: {known} ({interval.why})"
+        )
     verdict("R_D* is marked not identifiable", not profile(fit, "R_D*").identifiable)
 
 
@@ -175,30 +200,44 @@ def masked_autoencoders() -> None:
     """Published MAE tables: hold-outs of the grid and of the size ladder."""
     print("mmpretrain MAE grid (8 cells) and MAWS ladder (5 sizes): top-1 of the held-out cell")
     for metric, held, without, expected in (
-        ("linear", 6, (6,), 75.23), ("finetune", 7, (6, 7), 86.54),
-    ):  # fmt: skip
-        kept = [p for i, p in enumerate(MMPRETRAIN_GRID)
-                if i not in without and getattr(p, metric)]  # fmt: skip
-        fit = fit_law(forms.product(), observe(
-            {"N": [p.encoder_params for p in kept], "T": [p.images_seen for p in kept]},
-            [100 - getattr(p, metric) for p in kept],
-        ))  # fmt: skip
+        ("linear", 6, (6,), 75.23),
+        ("finetune", 7, (6, 7), 86.54),
+    ):
+        kept = [p for i, p in enumerate(MMPRETRAIN_GRID) if i not in without and getattr(p, metric)]
+        fit = fit_law(
+            forms.product(),
+            observe(
+                {"N": [p.encoder_params for p in kept], "T": [p.images_seen for p in kept]},
+                [100 - getattr(p, metric) for p in kept],
+            ),
+        )
         point = MMPRETRAIN_GRID[held]
         found = predict(fit, {"N": point.encoder_params, "T": point.images_seen})
-        check(f"{point.model} {metric}, {len(kept)} cells fitted, 90 % [{100 - found.high:.2f}, "
-              f"{100 - found.low:.2f}], measured {getattr(point, metric)}",
-              100 - found.value, expected, 2)  # fmt: skip
+        check(
+            f"{point.model} {metric}, {len(kept)} cells fitted, 90 % [{100 - found.high:.2f}, "
+            f"{100 - found.low:.2f}], measured {getattr(point, metric)}",
+            100 - found.value,
+            expected,
+            2,
+        )
     for count in (4, 3):
         ladder = MAWS_IG3B[:count]
         data = observe({"N": [p.encoder_params for p in ladder]}, [100 - p.top1 for p in ladder])
         done = conclude(forms.power_floor("N"), data, [{"N": 6.5e9}])
         if count == 4:
             found = done.predictions[0]
-            check(f"6.5B from {count} sizes, 90 % [{100 - found.high:.2f}, {100 - found.low:.2f}], "
-                  "measured 88.3", 100 - found.value, 88.31, 2)  # fmt: skip
+            check(
+                f"6.5B from {count} sizes, 90 % [{100 - found.high:.2f}, {100 - found.low:.2f}], "
+                "measured 88.3",
+                100 - found.value,
+                88.31,
+                2,
+            )
         else:
-            verdict(f"from {count} sizes the floor is refused: "
-                    f"{done.texts(Verdict.REFUSED)[0]}", done.is_refused)  # fmt: skip
+            verdict(
+                f"from {count} sizes the floor is refused: {done.texts(Verdict.REFUSED)[0]}",
+                done.is_refused,
+            )
 
 
 def timed_fits() -> Iterator[tuple[str, float]]:
@@ -212,8 +251,11 @@ def timed_fits() -> Iterator[tuple[str, float]]:
         (forms.product(), 3e3 * n**-0.2 * t**-0.1),
     ):
         began = time.perf_counter()
-        done = conclude(law, observe({"N": n, "T": t}, y + 0.2 * rng.standard_normal(1000)),
-                        [{"N": 1.2e9, "T": 2e9}])  # fmt: skip
+        done = conclude(
+            law,
+            observe({"N": n, "T": t}, y + 0.2 * rng.standard_normal(1000)),
+            [{"N": 1.2e9, "T": 2e9}],
+        )
         assert done.fit is not None and done.fit.num_cells == 1000
         yield law.name, time.perf_counter() - began
 

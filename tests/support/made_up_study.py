@@ -38,22 +38,52 @@ def cell(size: str, epochs: int, seed: int, *, rank: int) -> Iterator[ResultRow]
     """Rows of one cell: a pretraining and four evaluations."""
     rng = np.random.default_rng((rank, epochs, seed))
     place = {
-        "study": "made-up", "cell": f"{size}/e{epochs}/s{seed}", "role": "grid", "size": size,
-        "encoder_params": int(SIZES[size]), "duration": f"{epochs}ep", "epochs": float(epochs),
-        "images_seen": epochs * IMAGES, "seed": seed, "objective": "MAE", "mask_ratio": 0.75,
-        "pretrain_flops": 1e9 * GFLOPS[size] * epochs * IMAGES, "world_size": 8,
-    }  # fmt: skip
+        "study": "made-up",
+        "cell": f"{size}/e{epochs}/s{seed}",
+        "role": "grid",
+        "size": size,
+        "encoder_params": int(SIZES[size]),
+        "duration": f"{epochs}ep",
+        "epochs": float(epochs),
+        "images_seen": epochs * IMAGES,
+        "seed": seed,
+        "objective": "MAE",
+        "mask_ratio": 0.75,
+        "pretrain_flops": 1e9 * GFLOPS[size] * epochs * IMAGES,
+        "world_size": 8,
+    }
     seconds = GFLOPS[size] * epochs * 2.0
     name = place["cell"]
-    yield ResultRow(**place, stage="pretrain", kind="pretrain", protocol="MAE", seconds=seconds,
-                    science_hash=f"{name}p")  # type: ignore[arg-type]  # fmt: skip
+    yield ResultRow(
+        **place,
+        stage="pretrain",
+        kind="pretrain",
+        protocol="MAE",
+        seconds=seconds,
+        science_hash=f"{name}p",
+    )  # type: ignore[arg-type]
     for kind, (start, slope) in KINDS.items():
         loss = 14 * (SIZES[size] / 5e6) ** -0.3 + 9 * slope * (epochs / 50) ** -0.5
         top1 = start + 22 - loss + 0.2 * rng.standard_normal()
-        yield ResultRow(**place, stage=kind, kind=kind, protocol=kind.replace("_", " "),
-                        eval_split="test", num_eval_images=50_000, top1=top1, seconds=600,
-                        science_hash=f"{name}{kind}")  # type: ignore[arg-type]  # fmt: skip
+        yield ResultRow(
+            **place,
+            stage=kind,
+            kind=kind,
+            protocol=kind.replace("_", " "),
+            eval_split="test",
+            num_eval_images=50_000,
+            top1=top1,
+            seconds=600,
+            science_hash=f"{name}{kind}",
+        )  # type: ignore[arg-type]
     held_out = 0.38 + 0.1 / math.log2(epochs) + 0.001 * rng.standard_normal()
-    yield ResultRow(**place, stage="reconstruction", kind="reconstruction", loss=held_out,
-                    protocol="held-out loss at 75 %", eval_split="test", seconds=60,
-                    science_hash=f"{name}r")  # type: ignore[arg-type]  # fmt: skip
+    yield ResultRow(
+        **place,
+        stage="reconstruction",
+        kind="reconstruction",
+        loss=held_out,
+        protocol="held-out loss at 75 %",
+        eval_split="test",
+        seconds=60,
+        science_hash=f"{name}r",
+    )  # type: ignore[arg-type]

@@ -24,10 +24,18 @@ PARAMS = {"Ti": 1_800_000, "S": 7_100_000, "M": 21_300_000}
 
 def evaluated(cell: str, kind: str, top1: float | None, **more: Any) -> ResultRow:
     base: dict[str, Any] = {
-        "study": "demo", "cell": cell, "stage": kind, "kind": kind, "top1": top1, "role": "grid",
-        "protocol": PROTOCOLS.get(kind, ""), "science_hash": f"{cell}:{kind}", "seconds": 40.0,
-        "world_size": 2, "eval_split": "test",
-    }  # fmt: skip
+        "study": "demo",
+        "cell": cell,
+        "stage": kind,
+        "kind": kind,
+        "top1": top1,
+        "role": "grid",
+        "protocol": PROTOCOLS.get(kind, ""),
+        "science_hash": f"{cell}:{kind}",
+        "seconds": 40.0,
+        "world_size": 2,
+        "eval_split": "test",
+    }
     return ResultRow(**{**base, **more})
 
 
@@ -43,11 +51,14 @@ def grid_rows(
             for seed in seeds:
                 cell = f"{size}/e{duration:g}/s{seed}"
                 where: dict[str, Any] = {
-                    "size": size, "encoder_params": PARAMS[size], "seed": seed,
-                    "epochs": float(duration), "duration": f"{duration:g}ep",
+                    "size": size,
+                    "encoder_params": PARAMS[size],
+                    "seed": seed,
+                    "epochs": float(duration),
+                    "duration": f"{duration:g}ep",
                     "role": "grid" if duration else "untrained",
                     "pretrain_flops": 2e9 * PARAMS[size] * duration or None,
-                }  # fmt: skip
+                }
                 if duration:
                     spent = {"seconds": 30.0 * duration * (rank + 1), "loss": 0.4}
                     rows.append(evaluated(cell, "pretrain", None, **where, **spent))
@@ -61,13 +72,16 @@ def grid_rows(
 
 def meta(**more: Any) -> ReportMeta:
     base: dict[str, Any] = {
-        "study": "demo", "question": "Does a longer pretraining help every size?",
-        "command": "mae-study report demo", "created_at": "2030-01-01T00:00:00Z",
-        "objective": "knn", "missing": [("M/e400/s2", "finetune", "preempted, not yet resumed")],
+        "study": "demo",
+        "question": "Does a longer pretraining help every size?",
+        "command": "mae-study report demo",
+        "created_at": "2030-01-01T00:00:00Z",
+        "objective": "knn",
+        "missing": [("M/e400/s2", "finetune", "preempted, not yet resumed")],
         "sweep_winner": {"mask_ratio": 0.75, "decoder_depth": 4, "decoder_width": 256},
         "notes": ("Equal epochs, not equal compute.",),
         "provenance": {"commit": "0123abc", "torch": "2.8"},
-    }  # fmt: skip
+    }
     return ReportMeta(**{**base, **more})
 
 

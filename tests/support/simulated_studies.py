@@ -134,8 +134,10 @@ def full_grid(
             n += [s] * repeats
             t += [d] * repeats
             cells += [f"{s:.6g}/{d:.6g}"] * repeats
-    return Design(axes={size: np.asarray(n, dtype=np.float64),
-                        duration: np.asarray(t, dtype=np.float64)}, cells=tuple(cells))  # fmt: skip
+    return Design(
+        axes={size: np.asarray(n, dtype=np.float64), duration: np.asarray(t, dtype=np.float64)},
+        cells=tuple(cells),
+    )
 
 
 def generate(truth: Truth, design: Design, noise_sd: float, key: tuple[int, ...]) -> Observations:
@@ -148,8 +150,12 @@ def generate(truth: Truth, design: Design, noise_sd: float, key: tuple[int, ...]
 def truth_of(fit: Fit) -> Truth:
     """The best optimum of a fit as a truth to generate from."""
     theta = [p.from_search(u) for p, u in zip(fit.law.nonlinear, fit.best.u, strict=True)]
-    return Truth(law=fit.law, theta=tuple(theta), coefficients=fit.best.coefficients,
-                 references=fit.references)  # fmt: skip
+    return Truth(
+        law=fit.law,
+        theta=tuple(theta),
+        coefficients=fit.best.coefficients,
+        references=fit.references,
+    )
 
 
 def coverage(
@@ -175,8 +181,14 @@ def coverage(
         held = holds(law, data, target, max(centre + noise_sd * wiggle, 1e-6), level, method)
         if held is not None:
             fitted, covered = fitted + 1, covered + int(held)
-    return Coverage(covered=covered, fitted=fitted, studies=studies, level=level,
-                    truth=truth.law.name, law=law.name)  # fmt: skip
+    return Coverage(
+        covered=covered,
+        fitted=fitted,
+        studies=studies,
+        level=level,
+        truth=truth.law.name,
+        law=law.name,
+    )
 
 
 def holds(
@@ -228,10 +240,19 @@ def self_test(
         if done.fit is not None:
             truths.append(truth_of(done.fit))
     return tuple(
-        coverage(t, design, target, fit.law, noise_sd=noise, studies=studies, level=level,
-                 method=fit.method, seed=seed)
+        coverage(
+            t,
+            design,
+            target,
+            fit.law,
+            noise_sd=noise,
+            studies=studies,
+            level=level,
+            method=fit.method,
+            seed=seed,
+        )
         for t in truths
-    )  # fmt: skip
+    )
 
 
 def joint_rise(fit: Fit, target: Mapping[str, float], error: float, count: float = 1.0) -> float:

@@ -76,31 +76,48 @@ def variance_components(
     variances, residual = _reml(y, [groups[n] for n in distinct])
     parts = [_component(n, groups[n], distinct, usable, variances, len(y)) for n in groups]
     spare = len(y) - 1
-    parts.append(Component(
-        name=RESIDUAL, sd=math.sqrt(residual) if spare else math.nan, levels=len(y),
-        is_identified=spare > 0,
-        why="what no named source explains" if spare else "a single result has no spread",
-    ))  # fmt: skip
+    parts.append(
+        Component(
+            name=RESIDUAL,
+            sd=math.sqrt(residual) if spare else math.nan,
+            levels=len(y),
+            is_identified=spare > 0,
+            why="what no named source explains" if spare else "a single result has no spread",
+        )
+    )
     mean = float(y.mean())
     if num_examples:
         share = min(max(mean / 100, 0.0), 1.0)
-        parts.append(Component(
-            name=TEST_SAMPLING, sd=100 * math.sqrt(share * (1 - share) / num_examples),
-            levels=num_examples, is_identified=True,
-            why="binomial; common to all results on these images",
-        ))  # fmt: skip
+        parts.append(
+            Component(
+                name=TEST_SAMPLING,
+                sd=100 * math.sqrt(share * (1 - share) / num_examples),
+                levels=num_examples,
+                is_identified=True,
+                why="binomial; common to all results on these images",
+            )
+        )
     return Components(mean=mean, parts=tuple(parts))
 
 
 def _component(
-    name: str, group: F64, distinct: list[str], usable: list[str], variances: list[float],
+    name: str,
+    group: F64,
+    distinct: list[str],
+    usable: list[str],
+    variances: list[float],
     num_results: int,
-) -> Component:  # fmt: skip
+) -> Component:
     levels = group.shape[1]
     if name in distinct:
         sd = math.sqrt(variances[distinct.index(name)])
-        return Component(name=name, sd=sd, levels=levels, is_identified=True,
-                         why=f"{levels} levels in {num_results} results")  # fmt: skip
+        return Component(
+            name=name,
+            sd=sd,
+            levels=levels,
+            is_identified=True,
+            why=f"{levels} levels in {num_results} results",
+        )
     if levels < _MIN_LEVELS:
         why = "it never varies here: repeat it with another value"
     elif name in usable:
@@ -130,10 +147,14 @@ def _reml(y: F64, groups: Sequence[F64]) -> tuple[list[float], float]:
         return float(2 * np.sum(np.log(np.diag(factor))) + math.log(information) + rest @ rest)
 
     k = len(groups) + 1
-    starts = [np.full(k, math.log(1 / k)), *(np.where(np.arange(k) == i, -0.2, -5.0)
-                                              for i in range(k))]  # fmt: skip
-    found = min((optimize.minimize(loss, s, method="L-BFGS-B", bounds=[(-16.0, 4.0)] * k)
-                 for s in starts), key=lambda r: r.fun)  # fmt: skip
+    starts = [
+        np.full(k, math.log(1 / k)),
+        *(np.where(np.arange(k) == i, -0.2, -5.0) for i in range(k)),
+    ]
+    found = min(
+        (optimize.minimize(loss, s, method="L-BFGS-B", bounds=[(-16.0, 4.0)] * k) for s in starts),
+        key=lambda r: r.fun,
+    )
     variances = [total * float(v) if v > 1e-6 else 0.0 for v in np.exp(found.x)]
     return variances[:-1], variances[-1]
 
@@ -148,7 +169,8 @@ def _group_matrix(name: str, levels: Sequence[object], expected: int) -> F64:
 
 def _separable(names: list[str], groups: Mapping[str, F64]) -> list[str]:
     """Without factors that group the results just as another one does: neither is identified."""
-    same = {n: [m for m in names if np.array_equal(groups[n] @ groups[n].T,
-                                                   groups[m] @ groups[m].T)]
-            for n in names}  # fmt: skip
+    same = {
+        n: [m for m in names if np.array_equal(groups[n] @ groups[n].T, groups[m] @ groups[m].T)]
+        for n in names
+    }
     return [n for n in names if same[n] == [n]]

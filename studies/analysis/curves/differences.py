@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 LEVEL = 0.95
-HEADER = ("compared", "what", "first top-1 %", "second", "difference", "95 % interval", "seeds",
-          "verdict")  # fmt: skip
+HEADER = (
+    "compared",
+    "what",
+    "first top-1 %",
+    "second",
+    "difference",
+    "95 % interval",
+    "seeds",
+    "verdict",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

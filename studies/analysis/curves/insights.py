@@ -94,8 +94,16 @@ def _by_protocol(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
 
 
 def _place(row: ResultRow) -> tuple[object, ...]:
-    return (row.size, row.duration, row.mask_ratio, row.decoder_depth, row.decoder_width,
-            row.objective, row.axes, row.stage)  # fmt: skip
+    return (
+        row.size,
+        row.duration,
+        row.mask_ratio,
+        row.decoder_depth,
+        row.decoder_width,
+        row.objective,
+        row.axes,
+        row.stage,
+    )
 
 
 def _sampling_sd(rows: Sequence[ResultRow]) -> float | None:
@@ -201,8 +209,9 @@ def rank_relation(x: str, y: str, points: Sequence[tuple[str, float, float]]) ->
     a, b = (np.asarray([p[i] for p in points], dtype=np.float64) for i in (1, 2))
     few = len(points) < MIN_CELLS_FOR_RANKS or len(np.unique(a)) < 2 or len(np.unique(b)) < 2
     if few:
-        return RankRelation(x=x, y=y, points=tuple(points), spearman=None, low=None, high=None,
-                            kendall=None)  # fmt: skip
+        return RankRelation(
+            x=x, y=y, points=tuple(points), spearman=None, low=None, high=None, kendall=None
+        )
     rng = np.random.default_rng(0)
     index = rng.integers(0, len(points), (_resamples(len(points)), len(points)))
     ranks = [rankdata(v[index], axis=1) for v in (a, b)]
@@ -349,8 +358,10 @@ def influences(done: Conclusion) -> list[Influence] | Statement:
     if fit is None:
         return note("There is no law, and so nothing that a cell could influence.")
     if fit.num_cells > MAX_CELLS_FOR_INFLUENCE:
-        return note(f"{fit.num_cells} cells: leaving each out in turn is done up to "
-                    f"{MAX_CELLS_FOR_INFLUENCE}.")  # fmt: skip
+        return note(
+            f"{fit.num_cells} cells: leaving each out in turn is done up to "
+            f"{MAX_CELLS_FOR_INFLUENCE}."
+        )
     target = {a: float(fit.data.axes[a].max()) for a in fit.law.axes}
     whole = float(fit.predict(target)[0])
     measured = np.exp(fit.table.z) if fit.scale == "log" else fit.table.z

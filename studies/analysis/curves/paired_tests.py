@@ -40,8 +40,10 @@ class McNemar:
     def statement(self, alpha: float = 0.05) -> str:
         """What it shows, in words."""
         apart = self.only_a + self.only_b
-        counts = f"{apart} of {self.num_examples} images tell them apart ({self.only_a} for the " \
-                 f"first, {self.only_b} for the second; p = {self.p_value:.2g})"  # fmt: skip
+        counts = (
+            f"{apart} of {self.num_examples} images tell them apart ({self.only_a} for the "
+            f"first, {self.only_b} for the second; p = {self.p_value:.2g})"
+        )
         if not apart:
             return f"No image of {self.num_examples} tells them apart: nothing can be concluded."
         if self.p_value >= alpha:
@@ -77,8 +79,9 @@ def mcnemar(a: Sequence[bool] | F64, b: Sequence[bool] | F64) -> McNemar:
     n, fewer = only_a + only_b, min(only_a, only_b)
     exact = float(stats.binomtest(fewer, n).pvalue) if n else 1.0
     mid = exact - float(stats.binom.pmf(fewer, n, 0.5)) if n else 1.0
-    return McNemar(only_a=only_a, only_b=only_b, num_examples=len(first),
-                   p_value=min(max(mid, 0.0), 1.0))  # fmt: skip
+    return McNemar(
+        only_a=only_a, only_b=only_b, num_examples=len(first), p_value=min(max(mid, 0.0), 1.0)
+    )
 
 
 def paired_bootstrap(
@@ -104,9 +107,14 @@ def paired_bootstrap(
         per_run = difference @ weights
         found[i] = per_run[rng.integers(0, runs, runs)].mean() if runs > 1 else per_run[0]
     low, high = 100 * np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
-    return PairedInterval(difference=100 * float(difference.mean()), low=float(low),
-                          high=float(high), level=level, num_examples=images,
-                          num_runs=runs)  # fmt: skip
+    return PairedInterval(
+        difference=100 * float(difference.mean()),
+        low=float(low),
+        high=float(high),
+        level=level,
+        num_examples=images,
+        num_runs=runs,
+    )
 
 
 def _right(values: npt.ArrayLike) -> npt.NDArray[np.bool_]:

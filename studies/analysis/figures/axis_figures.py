@@ -141,9 +141,17 @@ def _measured(
     look: Any = {"ms": 6, "mec": "white", "mew": 0.6, "linewidth": 1.6, "capsize": 2.5}
     joined = "none" if curve.axis.scale == "category" else "-"
     bars = axes.errorbar(
-        at, means, yerr=spreads, fmt=mark, linestyle=joined, color=colour, label=series.label,
-        elinewidth=1.0, zorder=3, **look,
-    )  # fmt: skip
+        at,
+        means,
+        yerr=spreads,
+        fmt=mark,
+        linestyle=joined,
+        color=colour,
+        label=series.label,
+        elinewidth=1.0,
+        zorder=3,
+        **look,
+    )
     odd = [(x[place], point.mean) for place, point in series.points if point.odd]
     hollow: Any = {"ms": 8, "mfc": "white", "mec": colour, "mew": 1.6, "zorder": 3.5}
     drawn = axes.plot([o[0] for o in odd], [o[1] for o in odd], mark, linestyle="none", **hollow)
@@ -164,10 +172,19 @@ def _reference(
 ) -> None:
     joined = "none" if curve.axis.scale == "category" else ":"
     drawn = axes.plot(
-        [x[place] for place, _ in series.points], [value for _, value in series.points],
-        marker=mark, linestyle=joined, color=colour, mfc="none", mec=colour, mew=1.3, ms=6.5,
-        linewidth=1.1, label=textwrap.fill(series.label, 34), zorder=2,
-    )  # fmt: skip
+        [x[place] for place, _ in series.points],
+        [value for _, value in series.points],
+        marker=mark,
+        linestyle=joined,
+        color=colour,
+        mfc="none",
+        mec=colour,
+        mew=1.3,
+        ms=6.5,
+        linewidth=1.1,
+        label=textwrap.fill(series.label, 34),
+        zorder=2,
+    )
     texts = [
         (x[place], value, f"published, {series.label}: {tick(curve.axis.name, place)}: {value:g}")
         for place, value in series.points

@@ -29,8 +29,10 @@ def forest_figure(found: Sequence[Difference], name: str) -> Drawing | None:
         if d.low is not None and d.high is not None:
             axes.plot([d.low, d.high], [place, place], color=colour, linewidth=1.6)
         axes.plot([d.difference], [place], "o", color=colour, ms=5)
-    texts = [(d.difference, float(p), f"{d.what}: {d.difference:+.2f}, {d.verdict}")
-             for p, d in zip(places, shown, strict=True)]  # fmt: skip
+    texts = [
+        (d.difference, float(p), f"{d.what}: {d.difference:+.2f}, {d.verdict}")
+        for p, d in zip(places, shown, strict=True)
+    ]
     point_at(axes, "differences", [], texts)
     axes.set_yticks(
         list(places), [f"{d.what}  ({d.sides})" if has_several else d.what for d in shown]

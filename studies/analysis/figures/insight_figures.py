@@ -28,8 +28,14 @@ def rank_figure(found: RankRelation, name: str, *, x_unit: str) -> Drawing:
     """A scatter of two measurements of the same cells."""
     figure = new_figure(4.6, 3.6)
     axes = figure.add_subplot()
-    drawn = axes.scatter([p[1] for p in found.points], [p[2] for p in found.points],
-                         s=22, color=_BLUE, alpha=0.75, linewidths=0)  # fmt: skip
+    drawn = axes.scatter(
+        [p[1] for p in found.points],
+        [p[2] for p in found.points],
+        s=22,
+        color=_BLUE,
+        alpha=0.75,
+        linewidths=0,
+    )
     texts = [(x, y, f"{cell}: {x:.4g}, {y:.2f}") for cell, x, y in found.points]
     point_at(axes, "cells", [drawn], texts)
     axes.set_xlabel(textwrap.fill(f"{found.x}{x_unit}", 60))
@@ -57,12 +63,26 @@ def frontier_figure(found: Sequence[CostFrontier], name: str) -> Drawing:
 
 
 def _frontier(axes: Axes, one: CostFrontier) -> None:
-    dots = axes.scatter([p[1] for p in one.points], [p[2] for p in one.points],
-                        s=18, color=_BLUE, alpha=0.6, linewidths=0, label="cells")  # fmt: skip
+    dots = axes.scatter(
+        [p[1] for p in one.points],
+        [p[2] for p in one.points],
+        s=18,
+        color=_BLUE,
+        alpha=0.6,
+        linewidths=0,
+        label="cells",
+    )
     texts = [(x, y, f"{cell}: {x:.3g} {one.measure}, {y:.2f} %") for cell, x, y in one.points]
     point_at(axes, "cells", [dots], texts)
-    line = axes.plot([p[1] for p in one.best], [p[2] for p in one.best], drawstyle="steps-post",
-                     color=_VERMILION, marker="o", ms=4, label="best so far")  # fmt: skip
+    line = axes.plot(
+        [p[1] for p in one.best],
+        [p[2] for p in one.best],
+        drawstyle="steps-post",
+        color=_VERMILION,
+        marker="o",
+        ms=4,
+        label="best so far",
+    )
     point_at(axes, "best so far", line, [])
     axes.set_xscale("log")
     log_ticks(axes)

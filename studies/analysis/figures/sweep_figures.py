@@ -65,9 +65,14 @@ def _trials(searches: Sequence[Search]) -> Drawing:
         again = list(search.repeats.values())
         if again:
             axes.plot(
-                [max(x) + 1] * len(again), again, "_", ms=12, mew=2, color=_VERMILION,
+                [max(x) + 1] * len(again),
+                again,
+                "_",
+                ms=12,
+                mew=2,
+                color=_VERMILION,
                 label="winner at other seeds",
-            )  # fmt: skip
+            )
         spread = noise(search)
         if spread is not None:
             axes.axhspan(
@@ -120,9 +125,14 @@ def _front(search: Search) -> Drawing:
     x, y = [t.values[0] for t in search.trials], [t.values[1] for t in search.trials]
     axes.plot(x, y, "o", ms=5, color=_GREY, mec="white", mew=0.6, label="trial")
     axes.plot(
-        [t.values[0] for t in on_front], [t.values[1] for t in on_front], "o-", ms=6,
-        color=_BLUE, lw=1.2, label="Pareto front",
-    )  # fmt: skip
+        [t.values[0] for t in on_front],
+        [t.values[1] for t in on_front],
+        "o-",
+        ms=6,
+        color=_BLUE,
+        lw=1.2,
+        label="Pareto front",
+    )
     won = search.trial(search.winner)
     if won is not None:
         axes.plot(*won.values[:2], "o", ms=13, mfc="none", mec=_VERMILION, mew=2, label="winner")
@@ -153,8 +163,13 @@ def _trend(found: Trend, searches: Sequence[Search]) -> Drawing:
             axes.plot([params, params], ends, color=_BLUE, lw=1.5)
             axes.plot([params], [at.at], "o", ms=7, color=_BLUE)
         elif at.status == "edge":
-            axes.plot([params], [(low * high) ** 0.5 if found.is_log else (low + high) / 2], "x",
-                      ms=7, color=_GREY)  # fmt: skip
+            axes.plot(
+                [params],
+                [(low * high) ** 0.5 if found.is_log else (low + high) / 2],
+                "x",
+                ms=7,
+                color=_GREY,
+            )
     if found.slope is not None and found.intercept is not None:
         ends_x = [min(n for n, _ in found.points), max(n for n, _ in found.points)]
         line = [found.intercept + found.slope * math.log10(n) for n in ends_x]

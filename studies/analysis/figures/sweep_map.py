@@ -52,9 +52,14 @@ def _sweep_panel(
     )
     for at_x, at_y, mean in zip(x, y, means, strict=True) if len(points) <= 16 else ():
         axes.annotate(
-            f"{mean:.1f}", (at_x, at_y), (0, -14), textcoords="offset points", ha="center",
-            va="top", fontsize=8,
-        )  # fmt: skip
+            f"{mean:.1f}",
+            (at_x, at_y),
+            (0, -14),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8,
+        )
     if len(set(x)) <= 6:
         axes.set_xticks(sorted(set(x)), [f"{ratio:g}" for ratio in sorted(set(x))])
     axes.set_yticks(range(len(depths)), [str(d) for d in depths])
@@ -69,6 +74,12 @@ def _mark_winner(axes: Axes, points: Sequence[SweepPoint], depths: Sequence[int]
         at = depths.index(p.decoder_depth)
         axes.plot([p.mask_ratio], [at], "o", ms=19, mfc="none", mec=_VERMILION, mew=2.2, zorder=5)
         axes.annotate(
-            "chosen", (p.mask_ratio, at), (0, 12), textcoords="offset points", ha="center",
-            fontsize=8, color=_VERMILION, fontweight="bold",
-        )  # fmt: skip
+            "chosen",
+            (p.mask_ratio, at),
+            (0, 12),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=_VERMILION,
+            fontweight="bold",
+        )

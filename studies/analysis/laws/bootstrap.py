@@ -51,8 +51,9 @@ def bootstrap(
     """
     clusters = sorted(set(fit.table.clusters))
     if len(clusters) < MIN_CLUSTERS:
-        raise StudyError(f"{len(clusters)} independent cells: too few to bootstrap; "
-                         f"{MIN_CLUSTERS} are needed")  # fmt: skip
+        raise StudyError(
+            f"{len(clusters)} independent cells: too few to bootstrap; {MIN_CLUSTERS} are needed"
+        )
     runs = _runs_per_cell(fit)
     cluster_of = np.asarray([clusters.index(c) for c in fit.table.clusters])
     free = list(range(len(fit.law.nonlinear)))
@@ -72,19 +73,24 @@ def bootstrap(
             counts=(fit.table.counts * times[cluster_of])[keep],
         )
         problem = fit.problem(table)
-        best = min((problem.descend(np.asarray(o.u), free, {}) for o in fit.optima),
-                   key=lambda o: o.objective)  # fmt: skip
+        best = min(
+            (problem.descend(np.asarray(o.u), free, {}) for o in fit.optima),
+            key=lambda o: o.objective,
+        )
         values.append(list(fit.values_of(best).values()))
         predictions.append([float(fit.predict(t, best)[0]) for t in targets])
     if len(values) < num / 4:
-        raise StudyError(f"{num - len(values)} of {num} resamples have too few distinct cells for "
-                         f"the law {fit.law.name!r}: too few cells to bootstrap it")  # fmt: skip
+        raise StudyError(
+            f"{num - len(values)} of {num} resamples have too few distinct cells for "
+            f"the law {fit.law.name!r}: too few cells to bootstrap it"
+        )
     found = np.asarray(values)
     return Bootstrap(
         parameters={name: found[:, i] for i, name in enumerate(fit.law.names)},
         predictions=np.asarray(predictions).reshape(len(values), len(targets)),
-        drawn=num, left_out=num - len(values),
-    )  # fmt: skip
+        drawn=num,
+        left_out=num - len(values),
+    )
 
 
 def _runs_per_cell(fit: Fit) -> list[F64]:

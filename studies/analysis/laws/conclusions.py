@@ -86,10 +86,17 @@ def conclude(
             statements += (refused(f"No prediction: {error}."),)
             continue
         statements += about_prediction(predictions[-1], spread)
-    return Conclusion(law=law, data=used, fit=fit, intervals=intervals,
-                      predictions=tuple(predictions), statements=statements)  # fmt: skip
+    return Conclusion(
+        law=law,
+        data=used,
+        fit=fit,
+        intervals=intervals,
+        predictions=tuple(predictions),
+        statements=statements,
+    )
 
 
 def _nothing(law: Law, data: Observations, statements: tuple[Statement, ...]) -> Conclusion:
-    return Conclusion(law=law, data=data, fit=None, intervals={}, predictions=(),
-                      statements=statements)  # fmt: skip
+    return Conclusion(
+        law=law, data=data, fit=None, intervals={}, predictions=(), statements=statements
+    )

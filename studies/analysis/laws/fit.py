@@ -118,15 +118,22 @@ class Fit:
 
     def problem(self, table: CellTable | None = None) -> Problem:
         """The objective of this fit, on its own cells or on others."""
-        return Problem(self.law, table or self.table, self.references, scale=self.scale,
-                       huber=self.method.huber)  # fmt: skip
+        return Problem(
+            self.law,
+            table or self.table,
+            self.references,
+            scale=self.scale,
+            huber=self.method.huber,
+        )
 
     def predict(self, axes: Mapping[str, float | F64], optimum: Optimum | None = None) -> F64:
         """Error at these axes (in their own units), shape of the broadcast axes, at least 1-d."""
         missing = [a for a in self.law.axes if a not in axes]
         if missing:
-            raise StudyError(f"prediction without axis {missing[0]!r}; the law {self.law.name!r} "
-                             f"needs {', '.join(self.law.axes)}")  # fmt: skip
+            raise StudyError(
+                f"prediction without axis {missing[0]!r}; the law {self.law.name!r} "
+                f"needs {', '.join(self.law.axes)}"
+            )
         values = np.broadcast_arrays(*(np.atleast_1d(np.float64(axes[a])) for a in self.law.axes))
         x = {a: v / self.references[a] for a, v in zip(self.law.axes, values, strict=True)}
         chosen = optimum or self.best
@@ -174,8 +181,16 @@ def fit_law(law: Law, data: Observations, method: Method | None = None) -> Fit:
     found = problem.search(starts=method.starts, fixed_u={}, fixed={})
     optima = _distinct(problem, found, method.tolerance)
     noise = _noise(data, table, optima[0].objective, law, scale, method)
-    return Fit(law=law, data=data, method=method, scale=scale, table=table, references=references,
-               optima=optima, noise=noise)  # fmt: skip
+    return Fit(
+        law=law,
+        data=data,
+        method=method,
+        scale=scale,
+        table=table,
+        references=references,
+        optima=optima,
+        noise=noise,
+    )
 
 
 def residual_scale(law: Law, data: Observations, method: Method) -> Literal["absolute", "log"]:
@@ -232,8 +247,9 @@ def _noise(
         return Noise(sd=math.sqrt(objective / dof) or None, dof=dof, source="residuals")
     p_value = float(stats.f.sf(objective / dof / (pure_ss / pure_dof), dof, pure_dof))
     if p_value < LACK_OF_FIT:
-        return Noise(sd=math.sqrt(objective / dof), dof=dof, source="residuals",
-                     lack_of_fit_p=p_value)  # fmt: skip
+        return Noise(
+            sd=math.sqrt(objective / dof), dof=dof, source="residuals", lack_of_fit_p=p_value
+        )
     pooled = math.sqrt((objective + pure_ss) / (dof + pure_dof))
     return Noise(sd=pooled, dof=dof + pure_dof, source="seeds and residuals", lack_of_fit_p=p_value)
 
@@ -244,6 +260,7 @@ def _given(sd: float, objective: float, dof: int) -> Noise:
         return Noise(sd=sd, dof=math.inf, source="given")
     p_value = float(stats.chi2.sf(objective / sd**2, dof))
     if p_value < LACK_OF_FIT:
-        return Noise(sd=math.sqrt(objective / dof), dof=dof, source="residuals",
-                     lack_of_fit_p=p_value)  # fmt: skip
+        return Noise(
+            sd=math.sqrt(objective / dof), dof=dof, source="residuals", lack_of_fit_p=p_value
+        )
     return Noise(sd=sd, dof=math.inf, source="given", lack_of_fit_p=p_value)

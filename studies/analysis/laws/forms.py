@@ -129,14 +129,24 @@ class Law:
 
 def power(axis: str) -> Law:
     """A · x^-alpha: no floor, a straight line on two logarithmic axes."""
-    return _terms("power", f"A / {axis}^alpha", {"A": {axis: ("alpha", -1.0)}}, floor=False,
-                  distinct={axis: 3})  # fmt: skip
+    return _terms(
+        "power",
+        f"A / {axis}^alpha",
+        {"A": {axis: ("alpha", -1.0)}},
+        floor=False,
+        distinct={axis: 3},
+    )
 
 
 def power_floor(axis: str) -> Law:
     """E + A · x^-alpha."""
-    return _terms("power with floor", f"E + A / {axis}^alpha", {"A": {axis: ("alpha", -1.0)}},
-                  floor=True, distinct={axis: MIN_SIZES_FOR_FLOOR})  # fmt: skip
+    return _terms(
+        "power with floor",
+        f"E + A / {axis}^alpha",
+        {"A": {axis: ("alpha", -1.0)}},
+        floor=True,
+        distinct={axis: MIN_SIZES_FOR_FLOOR},
+    )
 
 
 def frontier(axis: str = "compute") -> Law:
@@ -148,19 +158,24 @@ def frontier(axis: str = "compute") -> Law:
 def product(size: str = "N", duration: str = "T") -> Law:
     """A · N^-alpha · T^-beta: log(error) linear in both logarithms; fitted on log residuals."""
     return _terms(
-        "product", f"A / ({size}^alpha {duration}^beta)",
-        {"A": {size: ("alpha", -1.0), duration: ("beta", -1.0)}}, floor=False,
-        distinct={size: 2, duration: 2}, scale="log",
-    )  # fmt: skip
+        "product",
+        f"A / ({size}^alpha {duration}^beta)",
+        {"A": {size: ("alpha", -1.0), duration: ("beta", -1.0)}},
+        floor=False,
+        distinct={size: 2, duration: 2},
+        scale="log",
+    )
 
 
 def additive(size: str = "N", duration: str = "T") -> Law:
     """E + A / N^alpha + B / T^beta (Hoffmann et al. 2022, equation 2)."""
     return _terms(
-        "additive", f"E + A / {size}^alpha + B / {duration}^beta",
-        {"A": {size: ("alpha", -1.0)}, "B": {duration: ("beta", -1.0)}}, floor=True,
+        "additive",
+        f"E + A / {size}^alpha + B / {duration}^beta",
+        {"A": {size: ("alpha", -1.0)}, "B": {duration: ("beta", -1.0)}},
+        floor=True,
         distinct={size: MIN_SIZES_FOR_FLOOR, duration: 3},
-    )  # fmt: skip
+    )
 
 
 def additive_shared(size: str = "N", duration: str = "D") -> Law:
@@ -169,10 +184,12 @@ def additive_shared(size: str = "N", duration: str = "D") -> Law:
     Their E + (a M^eta + b M^-eta) C^-eta with C = 6 N D and M = D / N is this with b = 2 eta.
     """
     return _terms(
-        "additive, one exponent", f"E + A / {size}^b + B / {duration}^b",
-        {"A": {size: ("b", -1.0)}, "B": {duration: ("b", -1.0)}}, floor=True,
+        "additive, one exponent",
+        f"E + A / {size}^b + B / {duration}^b",
+        {"A": {size: ("b", -1.0)}, "B": {duration: ("b", -1.0)}},
+        floor=True,
         distinct={size: MIN_SIZES_FOR_FLOOR, duration: 3},
-    )  # fmt: skip
+    )
 
 
 def bounded(top: float, size: str = "N", duration: str = "T", *, samples: str | None = None) -> Law:
@@ -201,9 +218,14 @@ def bounded(top: float, size: str = "N", duration: str = "T", *, samples: str | 
 
 def bounded_power(top: float, axis: str) -> Law:
     """E + (L0 - E) h / (1 + h), h = a / x^alpha: the bounded law in one variable."""
-    return _terms("bounded power", f"E + ({top:g} - E) h / (1 + h), h = a / {axis}^alpha",
-                  {"a": {axis: ("alpha", -1.0)}}, floor=True,
-                  distinct={axis: MIN_SIZES_FOR_FLOOR}, top=top)  # fmt: skip
+    return _terms(
+        "bounded power",
+        f"E + ({top:g} - E) h / (1 + h), h = a / {axis}^alpha",
+        {"a": {axis: ("alpha", -1.0)}},
+        floor=True,
+        distinct={axis: MIN_SIZES_FOR_FLOOR},
+        top=top,
+    )
 
 
 def saturating(loss: str = "loss") -> Law:

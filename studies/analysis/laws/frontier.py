@@ -57,17 +57,24 @@ def best_per_bin(data: Observations, axis: str, *, bins_per_decade: float = 4.0)
             dominated += 1
         else:
             kept.append(best)
-    statements = [caution(
-        f"The best of each bin ({len(table.z)} cells in {len(kept) + dominated} bins) is biased "
-        "towards lucky runs."
-    )]  # fmt: skip
+    statements = [
+        caution(
+            f"The best of each bin ({len(table.z)} cells in {len(kept) + dominated} bins) is "
+            "biased "
+            "towards lucky runs."
+        )
+    ]
     if dominated:
         statements.append(note(f"{dominated} bins are worse than a cheaper one and left out."))
     frontier = observe(
-        {axis: table.axes[axis][kept]}, table.z[kept], cells=[table.cells[i] for i in kept],
-        clusters=[table.clusters[i] for i in kept], seed_sd=data.seed_sd, seed_dof=data.seed_dof,
+        {axis: table.axes[axis][kept]},
+        table.z[kept],
+        cells=[table.cells[i] for i in kept],
+        clusters=[table.clusters[i] for i in kept],
+        seed_sd=data.seed_sd,
+        seed_dof=data.seed_dof,
         percent=data.percent,
-    )  # fmt: skip
+    )
     return Frontier(data=frontier, axis=axis, statements=tuple(statements))
 
 
@@ -103,8 +110,10 @@ def grid_optimum(
     pairs = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
     xs, ys = np.asarray([a for a, _ in pairs]), np.asarray([b for _, b in pairs])
     if len(np.unique(xs)) < MIN_POINTS_FOR_OPTIMUM:
-        return refused(f"{len(np.unique(xs))} values of {name} are too few to place an optimum: "
-                       f"{MIN_POINTS_FOR_OPTIMUM} are needed.")  # fmt: skip
+        return refused(
+            f"{len(np.unique(xs))} values of {name} are too few to place an optimum: "
+            f"{MIN_POINTS_FOR_OPTIMUM} are needed."
+        )
     if log and xs[0] <= 0:
         return refused(f"{name} has values that are not above 0 and cannot be put on a log axis.")
     best = int(np.argmin(ys))
@@ -122,8 +131,10 @@ def grid_optimum(
     neighbours = [xs[xs < xs[best]][-1], xs[xs > xs[best]][0]]
     ends = np.log(neighbours) if log else np.asarray(neighbours)
     if not ends[0] <= vertex + centre <= ends[1]:
-        return refused(f"The points around the best {name} ({xs[best]:g}) are too noisy to place "
-                       "an optimum between them.")  # fmt: skip
+        return refused(
+            f"The points around the best {name} ({xs[best]:g}) are too noisy to place "
+            "an optimum between them."
+        )
     misfit = ys[near] - np.polyval([curve, slope, level], u - centre)
     noise = sd if sd is not None else float(np.sqrt(misfit @ misfit / max(len(u) - 3, 1)))
     reach = math.sqrt(2 * noise / curve)
@@ -131,5 +142,10 @@ def grid_optimum(
     def back(v: float) -> float:
         return float(np.exp(v + centre)) if log else float(v + centre)
 
-    return GridOptimum(x=back(vertex), y=float(lowest), low=back(vertex - reach),
-                       high=back(vertex + reach), num_points=len(u))  # fmt: skip
+    return GridOptimum(
+        x=back(vertex),
+        y=float(lowest),
+        low=back(vertex - reach),
+        high=back(vertex + reach),
+        num_points=len(u),
+    )

@@ -115,8 +115,9 @@ def profile(fit: Fit, name: str, level: float = LEVEL) -> Interval:
         StudyError: for an unknown parameter, or without any measure of noise.
     """
     if name not in fit.law.names:
-        raise StudyError(f"law {fit.law.name!r} has no parameter {name!r}: "
-                         f"{', '.join(fit.law.names)}")  # fmt: skip
+        raise StudyError(
+            f"law {fit.law.name!r} has no parameter {name!r}: {', '.join(fit.law.names)}"
+        )
     limit = fit.best.objective + threshold(fit, level)
     follower = _Follower(fit)
     nonlinear = [p.name for p in fit.law.nonlinear]
@@ -140,8 +141,16 @@ def profile(fit: Fit, name: str, level: float = LEVEL) -> Interval:
         )
         high = math.inf if high_open else high
     identifiable, why = _identifiable(low, high, low_open, high_open)
-    return Interval(name=name, value=fit.values[name], low=low, high=high, low_open=low_open,
-                    high_open=high_open, identifiable=identifiable, why=why)  # fmt: skip
+    return Interval(
+        name=name,
+        value=fit.values[name],
+        low=low,
+        high=high,
+        low_open=low_open,
+        high_open=high_open,
+        identifiable=identifiable,
+        why=why,
+    )
 
 
 def predict(
@@ -165,16 +174,32 @@ def predict(
     beyond = extrapolation(fit, target)
     if fit.method.huber is not None:
         low, high, law_low, law_high = _bootstrap_ends(fit, target, level, resamples, seed)
-        return Prediction(target=dict(target), value=value, low=low, high=high, law_low=law_low,
-                          law_high=law_high, level=level, method="bootstrap",
-                          extrapolation=beyond)  # fmt: skip
+        return Prediction(
+            target=dict(target),
+            value=value,
+            low=low,
+            high=high,
+            law_low=law_low,
+            law_high=law_high,
+            level=level,
+            method="bootstrap",
+            extrapolation=beyond,
+        )
     limit = fit.best.objective + threshold(fit, level)
     # As one run, and as so many that their mean is the law's value itself.
     low, high = _prediction_ends(fit, target, 1.0, limit)
     law_low, law_high = _prediction_ends(fit, target, 1e4, limit)
-    return Prediction(target=dict(target), value=value, low=low, high=high, law_low=law_low,
-                      law_high=law_high, level=level, method="profile likelihood",
-                      extrapolation=beyond)  # fmt: skip
+    return Prediction(
+        target=dict(target),
+        value=value,
+        low=low,
+        high=high,
+        law_low=law_low,
+        law_high=law_high,
+        level=level,
+        method="profile likelihood",
+        extrapolation=beyond,
+    )
 
 
 def extrapolation(fit: Fit, target: Mapping[str, float]) -> dict[str, float]:
@@ -228,10 +253,19 @@ def _walk(rise: Rise, start: float, end: float, step: float, limit: float) -> tu
     while (end - inside) * sign > 0:
         outside = inside + sign * min(step, (end - inside) * sign)
         if rise(outside) > limit:
-            crossing = optimize.brentq(
-                lambda v: _capped(rise(v) - limit, limit), inside, outside,
-                xtol=2e-3 * abs(outside - start) + 1e-12, rtol=1e-6, full_output=True, disp=False,
-            )[0] if rise(inside) <= limit else inside  # fmt: skip
+            crossing = (
+                optimize.brentq(
+                    lambda v: _capped(rise(v) - limit, limit),
+                    inside,
+                    outside,
+                    xtol=2e-3 * abs(outside - start) + 1e-12,
+                    rtol=1e-6,
+                    full_output=True,
+                    disp=False,
+                )[0]
+                if rise(inside) <= limit
+                else inside
+            )
             return float(crossing), False
         inside, step = outside, step * 2
     return end, True

@@ -120,8 +120,9 @@ def advise(
     steps = _best_plan(state, left, budget, known)
     if not steps:
         statements = (*statements, note("No option fits the budget or narrows the interval."))
-    return Advice(steps=tuple(steps), width_now=width_now, prediction=prediction,
-                  statements=statements)  # fmt: skip
+    return Advice(
+        steps=tuple(steps), width_now=width_now, prediction=prediction, statements=statements
+    )
 
 
 def go_or_no_go(prediction: Prediction, gpu_hours: float, *, percent: bool = True) -> str:
@@ -140,9 +141,15 @@ class _State:
     """What is known, as information matrices: one per plausible set of parameters."""
 
     def __init__(
-        self, jacobians: Sequence[F64], targets: Sequence[F64], columns: Sequence[Sequence[F64]],
-        counts: F64, sd: float, dof: float, level: float,
-    ) -> None:  # fmt: skip
+        self,
+        jacobians: Sequence[F64],
+        targets: Sequence[F64],
+        columns: Sequence[Sequence[F64]],
+        counts: F64,
+        sd: float,
+        dof: float,
+        level: float,
+    ) -> None:
         self.targets = targets
         self.columns = columns
         """Per option its derivatives, one vector per plausible set of parameters."""
@@ -204,9 +211,13 @@ def _state(
         sd, dof, scale = require_noise(fit), fit.noise.dof, fit.scale
         cells, counts = fit.table.axes, fit.table.counts
     else:
-        statements = (*statements, caution(
-            "No law can be fitted yet: the first cells are chosen by what such laws usually need."
-        ))  # fmt: skip
+        statements = (
+            *statements,
+            caution(
+                "No law can be fitted yet: the first cells are chosen by what such laws "
+                "usually need."
+            ),
+        )
         cells, counts, references, typical = _unfitted(law, data, options)
         points = _usual(law, typical)
         scale = residual_scale(law, data, method) if data is not None else law.scale
@@ -219,8 +230,15 @@ def _state(
     tables = [derive(p, axes) * near[:, None] for p in points]
     columns = [[t[i] for t in tables] for i in range(len(options))]
     weights = _nearness({a: cells[a] for a in law.axes}, target)[:, None]
-    state = _State([derive(p, cells) * weights for p in points], [derive(p, at)[0] for p in points],
-                   columns, counts, sd, dof, level)  # fmt: skip
+    state = _State(
+        [derive(p, cells) * weights for p in points],
+        [derive(p, at)[0] for p in points],
+        columns,
+        counts,
+        sd,
+        dof,
+        level,
+    )
     return state, statements, prediction
 
 
@@ -310,16 +328,22 @@ def _usual(law: Law, typical: float) -> list[Point]:
     found = []
     for values in exponents:
         padded = (*values, *(0.3,) * (len(law.nonlinear) - len(values)))
-        u = [p.to_search(min(max(v, p.low), p.high))
-             for p, v in zip(law.nonlinear, padded, strict=True)]  # fmt: skip
+        u = [
+            p.to_search(min(max(v, p.low), p.high))
+            for p, v in zip(law.nonlinear, padded, strict=True)
+        ]
         found.append((np.asarray(u), c))
     return found
 
 
 def _greedy(
-    state: _State, options: Sequence[Option], times: list[int], budget: float, known: set[str],
+    state: _State,
+    options: Sequence[Option],
+    times: list[int],
+    budget: float,
+    known: set[str],
     thrift: float,
-) -> list[Step]:  # fmt: skip
+) -> list[Step]:
     """Steps by narrowing per GPU-hour^thrift until nothing affordable narrows the interval."""
     state, times = state.copy(), list(times)
     steps: list[Step] = []
@@ -332,8 +356,7 @@ def _greedy(
         if best is None or gains[best] <= _NARROWS * width:
             return steps
         option, after = options[best], width - gains[best]
-        steps.append(Step(option=option, is_repeat=option.cell in taken,
-                          width_after=after))  # fmt: skip
+        steps.append(Step(option=option, is_repeat=option.cell in taken, width_after=after))
         state.add(best)
         taken.add(option.cell)
         times[best] -= 1

@@ -132,9 +132,14 @@ def observe(
             f"{len(cells)} cells and {len(clusters)} clusters named for {errors.size} results"
         )
     return Observations(
-        axes=values, y=errors, cells=tuple(cells), clusters=tuple(clusters), seed_sd=seed_sd,
-        seed_dof=seed_dof, percent=percent,
-    )  # fmt: skip
+        axes=values,
+        y=errors,
+        cells=tuple(cells),
+        clusters=tuple(clusters),
+        seed_sd=seed_sd,
+        seed_dof=seed_dof,
+        percent=percent,
+    )
 
 
 def observe_rows(

@@ -123,19 +123,24 @@ def after_fit(fit: Fit, intervals: Mapping[str, Interval]) -> tuple[Statement, .
     """What the fit itself says about how far to trust it."""
     found: list[Statement] = []
     if fit.noise.lacks_fit:
-        found.append(caution(
-            f"The law misses its own cells by more than seeds explain (p = "
-            f"{fit.noise.lack_of_fit_p:.2g} < {LACK_OF_FIT:g}): intervals use the misfit "
-            f"({fit.noise.sd:.3g} per run on the fitted scale) instead of seed noise."
-        ))  # fmt: skip
+        found.append(
+            caution(
+                f"The law misses its own cells by more than seeds explain (p = "
+                f"{fit.noise.lack_of_fit_p:.2g} < {LACK_OF_FIT:g}): intervals use the misfit "
+                f"({fit.noise.sd:.3g} per run on the fitted scale) instead of seed noise."
+            )
+        )
     if fit.noise.lack_of_fit_p is None and fit.noise.sd is not None:
         found.append(note("No measured seed noise to compare with: misfit and noise are one here."))
     if len(fit.optima) > 1:
         others = "; ".join(_optimum(fit, i) for i in range(len(fit.optima)))
-        found.append(caution(
-            f"{len(fit.optima)} separate optima fit within {fit.method.tolerance:.0%} of the best: "
-            f"{others}."
-        ))  # fmt: skip
+        found.append(
+            caution(
+                f"{len(fit.optima)} separate optima fit within {fit.method.tolerance:.0%} of "
+                "the best: "
+                f"{others}."
+            )
+        )
     for name, interval in intervals.items():
         if not interval.identifiable:
             found.append(caution(f"{name} is not identified: {interval.why}."))
@@ -147,24 +152,33 @@ def about_prediction(prediction: Prediction, spread: float) -> tuple[Statement, 
     found: list[Statement] = []
     for axis, factor in prediction.extrapolation.items():
         if factor > EXTRAPOLATION_FAR:
-            found.append(caution(
-                f"The target lies {factor:.3g} times beyond the fitted range of {axis}, far more "
-                f"than {EXTRAPOLATION_FAR:g}: the interval holds only if the law does, and nothing "
-                "here tests that."
-            ))  # fmt: skip
+            found.append(
+                caution(
+                    f"The target lies {factor:.3g} times beyond the fitted range of {axis}, far "
+                    "more "
+                    f"than {EXTRAPOLATION_FAR:g}: the interval holds only if the law does, and "
+                    "nothing "
+                    "here tests that."
+                )
+            )
         elif factor > EXTRAPOLATION_MARKED * (1 + _SAME):
-            found.append(caution(
-                f"The target lies {factor:.3g} times beyond the fitted range of {axis} (marked "
-                f"beyond {EXTRAPOLATION_MARKED:g})."
-            ))  # fmt: skip
+            found.append(
+                caution(
+                    f"The target lies {factor:.3g} times beyond the fitted range of {axis} (marked "
+                    f"beyond {EXTRAPOLATION_MARKED:g})."
+                )
+            )
     width = prediction.high - prediction.low
     if math.isinf(width):
         found.append(caution("The interval has no end: the data do not predict this target."))
     elif width > spread > 0:
-        found.append(caution(
-            f"The interval ({width:.3g} wide) is wider than everything measured ({spread:.3g}): "
-            "the data say next to nothing about this target."
-        ))  # fmt: skip
+        found.append(
+            caution(
+                f"The interval ({width:.3g} wide) is wider than everything measured "
+                f"({spread:.3g}): "
+                "the data say next to nothing about this target."
+            )
+        )
     return tuple(found)
 
 
@@ -191,10 +205,13 @@ def _too_few(law: Law, data: Observations) -> list[Statement]:
             text = f"{have} values of {axis} are too few for {law.formula}: {needed} are needed."
         found.append(refused(text))
     if data.num_cells <= law.num_parameters:
-        found.append(refused(
-            f"{data.num_cells} cells for {law.num_parameters} parameters ({law.formula}): too few "
-            f"points, at least {law.num_parameters + 1} are needed."
-        ))  # fmt: skip
+        found.append(
+            refused(
+                f"{data.num_cells} cells for {law.num_parameters} parameters ({law.formula}): "
+                "too few "
+                f"points, at least {law.num_parameters + 1} are needed."
+            )
+        )
     return found
 
 
@@ -207,8 +224,9 @@ def _flat(table: CellTable) -> Statement | None:
         return None
     between = table.counts @ (table.z - np.average(table.z, weights=table.counts)) ** 2
     dof = len(table.z) - 1
-    p_value = float(stats.f.sf(between / dof / (table.pure_ss / table.pure_dof), dof,
-                               table.pure_dof))  # fmt: skip
+    p_value = float(
+        stats.f.sf(between / dof / (table.pure_ss / table.pure_dof), dof, table.pure_dof)
+    )
     if p_value > LACK_OF_FIT:
         return refused(
             f"The {len(table.z)} cells differ by no more than seeds of one cell do "
@@ -224,10 +242,12 @@ def _confounded(law: Law, table: CellTable) -> list[Statement]:
         if np.ptp(x) < _SAME or np.ptp(y) < _SAME:
             continue
         if 1 - abs(float(np.corrcoef(x, y)[0, 1])) < 1e-4:
-            return [refused(
-                f"{a} and {b} rise together in every cell: their effects cannot be told apart. "
-                f"Vary one with the other held."
-            )]  # fmt: skip
+            return [
+                refused(
+                    f"{a} and {b} rise together in every cell: their effects cannot be told apart. "
+                    f"Vary one with the other held."
+                )
+            ]
     return []
 
 
@@ -252,16 +272,22 @@ def _monotone(law: Law, axis: str, table: CellTable, data: Observations) -> list
     if len(paired) < _PAIRED_SHARE * len(table.z):
         return _falls_over_all(law, axis, table)
     if rises and rises >= falls:
-        return [refused(
-            f"The error does not fall along {axis}: it rises in {rises} of {rises + falls} pairs "
-            f"of cells that differ in {axis} alone, and {law.formula} can only fall."
-        )]  # fmt: skip
+        return [
+            refused(
+                f"The error does not fall along {axis}: it rises in {rises} of {rises + falls} "
+                "pairs "
+                f"of cells that differ in {axis} alone, and {law.formula} can only fall."
+            )
+        ]
     if clear:
         beyond = "by more than twice the seed noise" if noise else "(seed noise is not measured)"
-        return [caution(
-            f"Not monotone: the error rises along {axis} in {clear} of {rises + falls} pairs of "
-            f"cells, {beyond}."
-        )]  # fmt: skip
+        return [
+            caution(
+                f"Not monotone: the error rises along {axis} in {clear} of {rises + falls} "
+                "pairs of "
+                f"cells, {beyond}."
+            )
+        ]
     return []
 
 
@@ -274,10 +300,12 @@ def _falls_over_all(law: Law, axis: str, table: CellTable) -> list[Statement]:
     slope = float(np.linalg.lstsq(plane, table.z, rcond=None)[0][0])
     if slope < 0:
         return []
-    return [refused(
-        f"The error does not fall along {axis}: over all {len(table.z)} cells it rises with it "
-        f"while the other axes are held, and {law.formula} can only fall."
-    )]  # fmt: skip
+    return [
+        refused(
+            f"The error does not fall along {axis}: over all {len(table.z)} cells it rises with it "
+            f"while the other axes are held, and {law.formula} can only fall."
+        )
+    ]
 
 
 def _groups(law: Law, axis: str, table: CellTable) -> list[list[int]]:

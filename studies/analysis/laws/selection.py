@@ -82,8 +82,11 @@ def default_candidates(
     *, top: float | None = None, size: str = "N", duration: str = "T"
 ) -> tuple[Law, ...]:
     """The two-variable laws; the bounded one needs the error of chance."""
-    found = (forms.product(size, duration), forms.additive_shared(size, duration),
-             forms.additive(size, duration))  # fmt: skip
+    found = (
+        forms.product(size, duration),
+        forms.additive_shared(size, duration),
+        forms.additive(size, duration),
+    )
     return (*found, forms.bounded(top, size, duration)) if top else found
 
 
@@ -134,17 +137,20 @@ def choose(
     judged = [_judge(law, data, ways, method) for law in candidates]
     usable = [c for c in judged if not c.is_refused]
     # A way that some laws cannot be judged by would compare unlike with unlike.
-    common = [w.name for w in ways if usable and all(math.isfinite(c.errors[w.name])
-                                                      for c in usable)]  # fmt: skip
+    common = [
+        w.name for w in ways if usable and all(math.isfinite(c.errors[w.name]) for c in usable)
+    ]
     if not common:
         tested = [c for c in usable if any(math.isfinite(e) for e in c.errors.values())]
-        common = [w.name for w in ways if tested and all(math.isfinite(c.errors[w.name])
-                                                          for c in tested)]  # fmt: skip
+        common = [
+            w.name for w in ways if tested and all(math.isfinite(c.errors[w.name]) for c in tested)
+        ]
     unranked = Choice(candidates=tuple(judged), hold_outs=tuple(common), statements=())
     ranked = sorted(judged, key=lambda c: _rank(unranked, c))
     ranked = _plainer_first(unranked, ranked)
-    return Choice(candidates=tuple(ranked), hold_outs=tuple(common),
-                  statements=_statements(unranked, ranked))  # fmt: skip
+    return Choice(
+        candidates=tuple(ranked), hold_outs=tuple(common), statements=_statements(unranked, ranked)
+    )
 
 
 def _judge(
@@ -155,8 +161,9 @@ def _judge(
         errors = {w.name: math.nan for w in ways}
         return Candidate(law=law, errors=errors, aicc=math.inf, statements=statements)
     errors = {w.name: hold_out_error(law, data, w, method) for w in ways}
-    return Candidate(law=law, errors=errors, aicc=fit_law(law, data, method).aicc,
-                     statements=statements)  # fmt: skip
+    return Candidate(
+        law=law, errors=errors, aicc=fit_law(law, data, method).aicc, statements=statements
+    )
 
 
 def hold_out_error(
@@ -187,8 +194,7 @@ def _plainer_first(choice: Choice, ranked: list[Candidate]) -> list[Candidate]:
     score = choice.score(ranked[0])
     if ranked[0].is_refused or math.isnan(score):
         return ranked
-    close = [c for c in ranked
-             if not c.is_refused and choice.score(c) <= score * PLAINER_WITHIN]  # fmt: skip
+    close = [c for c in ranked if not c.is_refused and choice.score(c) <= score * PLAINER_WITHIN]
     plainest = min(close, key=lambda c: c.law.num_parameters)
     return [plainest, *(c for c in ranked if c is not plainest)]
 
@@ -198,17 +204,23 @@ def _statements(choice: Choice, ranked: list[Candidate]) -> tuple[Statement, ...
     if best.is_refused:
         return (refused("No law can be fitted: " + best.statements[-1].text),)
     if not choice.hold_outs:
-        return (caution(
-            f"{best.law.name} is taken by AICc alone: too few cells to leave any out at the large "
-            "end, so nothing here tests how it extrapolates."
-        ),)  # fmt: skip
-    found = [note(
-        f"{best.law.name} predicts what was left out ({', '.join(choice.hold_outs)}) to "
-        f"{choice.score(best):.3g}."
-    )]  # fmt: skip
+        return (
+            caution(
+                f"{best.law.name} is taken by AICc alone: too few cells to leave any out at the "
+                "large "
+                "end, so nothing here tests how it extrapolates."
+            ),
+        )
+    found = [
+        note(
+            f"{best.law.name} predicts what was left out ({', '.join(choice.hold_outs)}) to "
+            f"{choice.score(best):.3g}."
+        )
+    ]
     usable = [c for c in ranked if not c.is_refused]
     by_aicc = min(usable, key=lambda c: c.aicc)
     if by_aicc is not best and math.isfinite(by_aicc.aicc):
-        found.append(note(f"AICc would take {by_aicc.law.name}, which left out "
-                          f"{choice.score(by_aicc):.3g}."))  # fmt: skip
+        found.append(
+            note(f"AICc would take {by_aicc.law.name}, which left out {choice.score(by_aicc):.3g}.")
+        )
     return tuple(found)

@@ -48,9 +48,14 @@ class Problem:
     """One law on one table of cells: objective and residuals as functions of u alone."""
 
     def __init__(
-        self, law: Law, table: CellTable, references: Mapping[str, float], *, scale: str,
+        self,
+        law: Law,
+        table: CellTable,
+        references: Mapping[str, float],
+        *,
+        scale: str,
         huber: float | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.law = law
         self.z = table.z
         self.weights = np.sqrt(table.counts)
@@ -76,9 +81,12 @@ class Problem:
         return float(np.sum(self.weights**2 * rho))
 
     def solve(
-        self, u: F64, fixed: Mapping[int, float], start: F64 | None = None,
+        self,
+        u: F64,
+        fixed: Mapping[int, float],
+        start: F64 | None = None,
         steps: int = _MAX_INNER_STEPS,
-    ) -> tuple[F64, F64]:  # fmt: skip
+    ) -> tuple[F64, F64]:
         """Best coefficients (shape (k,)) at u, some held fixed, and weighted residuals (m,).
 
         `start` is where the inner steps begin, if they are needed.
@@ -164,19 +172,26 @@ class Problem:
                     return residuals
 
                 found = optimize.least_squares(
-                    residuals_at, np.clip(u[free], low + 1e-9, high - 1e-9),
+                    residuals_at,
+                    np.clip(u[free], low + 1e-9, high - 1e-9),
                     jac=lambda v: self._projected_jacobian(place(v), free, fixed, state[0]),
-                    bounds=(low, high), x_scale=high - low, ftol=1e-10, xtol=1e-9, gtol=1e-15,
+                    bounds=(low, high),
+                    x_scale=high - low,
+                    ftol=1e-10,
+                    xtol=1e-9,
+                    gtol=1e-15,
                     max_nfev=60,
-                )  # fmt: skip
+                )
                 u[free] = found.x
             else:
                 # Residuals beyond Huber's corner make ridges that gradients stall on.
                 found = optimize.minimize(
-                    lambda v: self.loss(self.solve(place(v), fixed)[1]), u[free],
-                    method="Nelder-Mead", bounds=list(zip(low, high, strict=True)),
+                    lambda v: self.loss(self.solve(place(v), fixed)[1]),
+                    u[free],
+                    method="Nelder-Mead",
+                    bounds=list(zip(low, high, strict=True)),
                     options={"xatol": 1e-5, "fatol": 1e-12, "maxfev": 400 * len(free)},
-                )  # fmt: skip
+                )
                 u[free] = found.x
         c, residuals = self.solve(u, fixed)
         return Optimum(

@@ -146,17 +146,33 @@ def _cost_table(rows: Sequence[ResultRow], curves: Sequence[AxisCurve]) -> list[
 def relation_sections(insights: Insights) -> list[dict[str, Any]]:
     """Probe against fine-tune, and reconstruction loss against accuracy."""
     kinds = (
-        ("Probe against fine-tune", "ranks", insights.ranks, ", top-1 (%)", (
-            "Frozen features and fine-tuned networks are ranked over the cells that have both: a "
-            "low correlation says that one cannot stand for the other. Seeds of one setting are "
-            "cells of their own.",
-        )),
-        ("Reconstruction loss against accuracy", "losses", insights.losses, "", (
-            "The loss on held-out images at one reference mask ratio and target, the same for all "
-            "cells. A correlation here is no licence to choose settings by loss: it holds for the "
-            "settings that were varied.",
-        )),
-    )  # fmt: skip
+        (
+            "Probe against fine-tune",
+            "ranks",
+            insights.ranks,
+            ", top-1 (%)",
+            (
+                "Frozen features and fine-tuned networks are ranked over the cells that have "
+                "both: a "
+                "low correlation says that one cannot stand for the other. Seeds of one "
+                "setting are "
+                "cells of their own.",
+            ),
+        ),
+        (
+            "Reconstruction loss against accuracy",
+            "losses",
+            insights.losses,
+            "",
+            (
+                "The loss on held-out images at one reference mask ratio and target, the same "
+                "for all "
+                "cells. A correlation here is no licence to choose settings by loss: it holds "
+                "for the "
+                "settings that were varied.",
+            ),
+        ),
+    )
     found = []
     for title, name, relations, unit, text in kinds:
         if relations:
@@ -198,13 +214,27 @@ def noise_section(found: Sequence[SeedNoise]) -> list[dict[str, Any]]:
     if not found:
         text = ("No setting was run at two seeds: how much of a difference is chance is unknown.",)
         return [section("Seed noise", [], quiet=True, text=text)]
-    lines = [["protocol", "sd of one run, points", "90 % interval", "repeated points",
-              "degrees of freedom", "sd of the test images, points"]]  # fmt: skip
+    lines = [
+        [
+            "protocol",
+            "sd of one run, points",
+            "90 % interval",
+            "repeated points",
+            "degrees of freedom",
+            "sd of the test images, points",
+        ]
+    ]
     lines += [
-        [n.protocol, f"{n.sd:.2f}", f"{n.low:.2f} to {n.high:.2f}", str(n.points), str(n.dof),
-         "–" if n.sampling_sd is None else f"{n.sampling_sd:.2f}"]
+        [
+            n.protocol,
+            f"{n.sd:.2f}",
+            f"{n.low:.2f} to {n.high:.2f}",
+            str(n.points),
+            str(n.dof),
+            "–" if n.sampling_sd is None else f"{n.sampling_sd:.2f}",
+        ]
         for n in found
-    ]  # fmt: skip
+    ]
     text = (
         "Pooled over settings that differ in the seed alone. Other test images would move "
         "all cells together, and mostly not their differences.",

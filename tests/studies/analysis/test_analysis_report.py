@@ -35,14 +35,22 @@ def other_rows() -> list[ResultRow]:
     ]
     sweep = [
         evaluated(
-            f"sweep/{mask}-{depth}-{width}", "knn", 50 - 60 * (mask - 0.75) ** 2 - abs(depth - 4),
-            role="sweep", mask_ratio=mask, decoder_depth=depth, decoder_width=width, size="S",
-            duration="25ep", eval_split="dev", seed=9,
+            f"sweep/{mask}-{depth}-{width}",
+            "knn",
+            50 - 60 * (mask - 0.75) ** 2 - abs(depth - 4),
+            role="sweep",
+            mask_ratio=mask,
+            decoder_depth=depth,
+            decoder_width=width,
+            size="S",
+            duration="25ep",
+            eval_split="dev",
+            seed=9,
         )
         for mask in (0.5, 0.6, 0.75, 0.9)
         for depth in (1, 2, 4, 8)
         for width in (128, 256)
-    ]  # fmt: skip
+    ]
     return baseline + sweep
 
 
@@ -166,9 +174,16 @@ def test_evaluations_inherit_the_columns_of_their_cell() -> None:
 def test_the_sweep_ranks_only_comparable_trials() -> None:
     rows = other_rows()
     odd = evaluated(
-        "sweep/long", "knn", 99.0, role="sweep", mask_ratio=0.1, decoder_depth=1, size="S",
-        duration="50ep", eval_split="dev",
-    )  # fmt: skip
+        "sweep/long",
+        "knn",
+        99.0,
+        role="sweep",
+        mask_ratio=0.1,
+        decoder_depth=1,
+        size="S",
+        duration="50ep",
+        eval_split="dev",
+    )
     surface = sweep_surface([*rows, odd], "knn")
     assert surface is not None and surface.left_out == 1
     best = max(surface.points, key=lambda p: p.mean)
@@ -195,12 +210,14 @@ def _nan(rows: list[ResultRow]) -> list[ResultRow]:
         pytest.param(lambda: _nan(grid_rows(("S",), (0, 25), (0,))), id="all NaN"),
         pytest.param(lambda: grid_rows(("S",), (0, 25), (0,))[:3], id="no evaluation yet"),
         pytest.param(
-            lambda: [replace(r, epochs=None, encoder_params=None, pretrain_flops=None, seed=None)
-                     for r in grid_rows(("S", "M"), (25, 100), (0,))],
+            lambda: [
+                replace(r, epochs=None, encoder_params=None, pretrain_flops=None, seed=None)
+                for r in grid_rows(("S", "M"), (25, 100), (0,))
+            ],
             id="columns missing",
         ),
     ],
-)  # fmt: skip
+)
 def test_partial_results_are_reported_not_fatal(
     rows: Callable[[], list[ResultRow]], tmp_path: Path
 ) -> None:
@@ -218,9 +235,15 @@ def test_strings_are_escaped_everywhere(tmp_path: Path) -> None:
         for r in grid_rows(("S",), (0, 25), (0,)) + other_rows()
     ]
     evil = meta(
-        study=NASTY, question=NASTY, command=NASTY, notes=(NASTY,), provenance={NASTY: NASTY},
-        missing=[(NASTY, NASTY, NASTY)], sweep_winner={NASTY: NASTY}, created_at=NASTY,
-    )  # fmt: skip
+        study=NASTY,
+        question=NASTY,
+        command=NASTY,
+        notes=(NASTY,),
+        provenance={NASTY: NASTY},
+        missing=[(NASTY, NASTY, NASTY)],
+        sweep_winner={NASTY: NASTY},
+        created_at=NASTY,
+    )
     gone = GalleryEntry(cell=NASTY, label=NASTY, path=tmp_path / "absent.npz")
     files = write_report(rows, meta=evil, gallery=[gone], directory=tmp_path / "out")
     page, text = check_page(files)

@@ -22,11 +22,23 @@ from studies.spec.overrides import override_cell
 
 def row(cell: str, top1: float | None, at: dict[str, Any], seed: int = 0, **more: Any) -> ResultRow:
     base: dict[str, Any] = {
-        "study": "s", "cell": f"{cell}/s{seed}", "stage": "linear_probe", "kind": "linear_probe",
-        "protocol": "linear probe", "role": "grid", "science_hash": f"{cell}{seed}{more}",
-        "size": "L", "objective": "MAE", "axes": json.dumps(at), "seed": seed, "top1": top1,
-        "eval_split": "test", "seconds": 10.0, "world_size": 2, "duration": "800ep",
-    }  # fmt: skip
+        "study": "s",
+        "cell": f"{cell}/s{seed}",
+        "stage": "linear_probe",
+        "kind": "linear_probe",
+        "protocol": "linear probe",
+        "role": "grid",
+        "science_hash": f"{cell}{seed}{more}",
+        "size": "L",
+        "objective": "MAE",
+        "axes": json.dumps(at),
+        "seed": seed,
+        "top1": top1,
+        "eval_split": "test",
+        "seconds": 10.0,
+        "world_size": 2,
+        "duration": "800ep",
+    }
     return ResultRow(**{**base, **more})
 
 
@@ -51,9 +63,12 @@ def test_places_are_read_off_the_recipes() -> None:
     names = ("mask_ratio", "target", "augmentation", "mask_sampling+mask_ratio", "objective")
     probe = cell().stage("linear_probe")
     assert places(names, cell(), probe) == {
-        "mask_ratio": 0.75, "target": "normalised pixels", "augmentation": "random-size crop",
-        "mask_sampling+mask_ratio": "random, 75 %", "objective": "MAE",
-    }  # fmt: skip
+        "mask_ratio": 0.75,
+        "target": "normalised pixels",
+        "augmentation": "random-size crop",
+        "mask_sampling+mask_ratio": "random, 75 %",
+        "objective": "MAE",
+    }
     changed = override_cell(
         cell(),
         {"pretrain.norm_pix_loss": False, "pretrain.augmentation.color_jitter": 0.4},
@@ -177,9 +192,13 @@ def test_differences_are_paired_from_the_lowest_to_the_highest() -> None:
 def test_a_page_over_an_axis_names_its_sources(tmp_path: Path, lift: float) -> None:
     """Published numbers share the panel, or have one of their own where they lie far apart."""
     meta = ReportMeta(
-        study="s", question="?", command="c", created_at="2030",
-        axes=("mask_ratio",), published=("MAE paper, Fig 5",),
-    )  # fmt: skip
+        study="s",
+        question="?",
+        command="c",
+        created_at="2030",
+        axes=("mask_ratio",),
+        published=("MAE paper, Fig 5",),
+    )
     untrained = replace(row("u", 12.0, {}), role="untrained")
     rows = [*over_mask_ratio(lift), untrained]
     files = write_report(rows, meta=meta, gallery=[], directory=tmp_path)
@@ -195,9 +214,7 @@ def test_a_page_over_an_axis_names_its_sources(tmp_path: Path, lift: float) -> N
 
 
 def test_an_unfinished_study_has_a_page_too(tmp_path: Path) -> None:
-    meta = ReportMeta(
-        study="s", question="?", command="c", created_at="2030", axes=("mask_ratio",)
-    )  # fmt: skip
+    meta = ReportMeta(study="s", question="?", command="c", created_at="2030", axes=("mask_ratio",))
     for rows in ([], [row("a", 50.0, {"mask_ratio": 0.5})]):
         text = write_report(rows, meta=meta, gallery=[], directory=tmp_path).html.read_text()
         assert "nothing can be said" in text

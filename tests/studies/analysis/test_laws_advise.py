@@ -19,8 +19,12 @@ SIZES = (5.5e6, 21.6e6, 85.7e6, 303e6, 630e6)
 IMAGES = (1.28e8, 2.56e8, 5.12e8, 1.02e9)
 TARGET = {"N": SIZES[-1], "T": IMAGES[-1]}
 DESIGN = full_grid(SIZES, IMAGES).without(TARGET)
-TRUTH = Truth(law=forms.additive(), theta=(0.4, 0.5), coefficients=(12.0, 9.0, 8.0),
-              references={"N": 6e7, "T": 3e8})  # fmt: skip
+TRUTH = Truth(
+    law=forms.additive(),
+    theta=(0.4, 0.5),
+    coefficients=(12.0, 9.0, 8.0),
+    references={"N": 6e7, "T": 3e8},
+)
 LAW = forms.additive()
 METHOD = Method(starts=2)
 
@@ -28,8 +32,10 @@ METHOD = Method(starts=2)
 def options(times: int = 1) -> list[Option]:
     """Every cell of the grid; cost as sizes and durations have it."""
     n, t = DESIGN.axes["N"], DESIGN.axes["T"]
-    return [Option(cell=c, axes={"N": a, "T": b}, gpu_hours=(a + 5e7) * b / 1e16, times=times)
-            for c, a, b in zip(DESIGN.cells, n, t, strict=True)]  # fmt: skip
+    return [
+        Option(cell=c, axes={"N": a, "T": b}, gpu_hours=(a + 5e7) * b / 1e16, times=times)
+        for c, a, b in zip(DESIGN.cells, n, t, strict=True)
+    ]
 
 
 def test_before_any_result_the_first_cells_spread_over_sizes_and_durations() -> None:
@@ -65,9 +71,19 @@ def test_advised_cell_narrows_more_than_the_worst_one_of_like_cost() -> None:
         at = {a: np.asarray([v]) for a, v in option.axes.items()}
         more = generate(TRUTH, cheap, 0.2, (2,))
         y = np.append(more.y, TRUTH.error(at))
-        ends = predict(fit_law(LAW, type(data)(
-            axes=axes, y=y, cells=(*data.cells, option.cell), clusters=(*data.cells, option.cell),
-        ), METHOD), TARGET)  # fmt: skip
+        ends = predict(
+            fit_law(
+                LAW,
+                type(data)(
+                    axes=axes,
+                    y=y,
+                    cells=(*data.cells, option.cell),
+                    clusters=(*data.cells, option.cell),
+                ),
+                METHOD,
+            ),
+            TARGET,
+        )
         widths[option.cell] = ends.high - ends.low
     assert widths["near"] < widths["far"]
 

@@ -34,10 +34,15 @@ SIZES = (5.5e6, 21.6e6, 85.7e6, 303e6, 630e6)
 IMAGES = (1.28e8, 2.56e8, 5.12e8, 1.02e9)
 DESIGN = full_grid(SIZES, IMAGES, seeds_of_smallest=3)
 LARGEST = {"N": SIZES[-1], "T": IMAGES[-1]}
-ADDITIVE = Truth(law=forms.additive(), theta=(0.4, 0.5), coefficients=(12.0, 9.0, 8.0),
-                 references={"N": 6e7, "T": 3e8})  # fmt: skip
-PRODUCT = Truth(law=forms.product(), theta=(0.2, 0.1), coefficients=(30.0,),
-                references={"N": 6e7, "T": 3e8})  # fmt: skip
+ADDITIVE = Truth(
+    law=forms.additive(),
+    theta=(0.4, 0.5),
+    coefficients=(12.0, 9.0, 8.0),
+    references={"N": 6e7, "T": 3e8},
+)
+PRODUCT = Truth(
+    law=forms.product(), theta=(0.2, 0.1), coefficients=(30.0,), references={"N": 6e7, "T": 3e8}
+)
 
 
 def test_a_design_repeats_the_smallest_size_and_leaves_the_target_out() -> None:
@@ -49,8 +54,15 @@ def test_a_design_repeats_the_smallest_size_and_leaves_the_target_out() -> None:
 
 
 def test_well_specified_intervals_cover() -> None:
-    found = coverage(ADDITIVE, DESIGN.without(LARGEST), LARGEST, forms.additive(), noise_sd=0.2,
-                     studies=30, method=Method(starts=2))  # fmt: skip
+    found = coverage(
+        ADDITIVE,
+        DESIGN.without(LARGEST),
+        LARGEST,
+        forms.additive(),
+        noise_sd=0.2,
+        studies=30,
+        method=Method(starts=2),
+    )
     assert found.fitted == 30
     assert found.interval[0] < 0.9 < found.interval[1]
 
@@ -59,8 +71,9 @@ def test_an_interval_that_misses_is_never_called_trustworthy() -> None:
     # A tenfold extrapolation with a law that has no floor, of data that have one.
     kept = full_grid(SIZES[:4], IMAGES, seeds=2)
     far = {"N": 6e10, "T": 1e11}
-    found = coverage(ADDITIVE, kept, far, forms.product(), noise_sd=0.05, studies=12,
-                     method=Method(starts=2))  # fmt: skip
+    found = coverage(
+        ADDITIVE, kept, far, forms.product(), noise_sd=0.05, studies=12, method=Method(starts=2)
+    )
     assert found.share < 0.75 and not found.is_trusted
     assert "not to be trusted" in found.statement().text
 
@@ -85,8 +98,12 @@ def test_what_the_interval_holds_is_what_its_ends_say() -> None:
     data = generate(ADDITIVE, DESIGN.without(LARGEST), 0.2, (5,))
     method = Method(starts=2)
     ends = predict(fit_law(forms.additive(), data, method), LARGEST)
-    for error, inside in ((ends.low + 0.01, True), (ends.low - 0.01, False),
-                          (ends.high - 0.01, True), (ends.high + 0.01, False)):  # fmt: skip
+    for error, inside in (
+        (ends.low + 0.01, True),
+        (ends.low - 0.01, False),
+        (ends.high - 0.01, True),
+        (ends.high + 0.01, False),
+    ):
         assert holds(forms.additive(), data, LARGEST, error, 0.9, method) is inside
 
 

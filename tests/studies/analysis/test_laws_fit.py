@@ -81,9 +81,15 @@ def test_broken_law_predicts_both_slopes() -> None:
 
 def test_repetition_recovers_both_decays() -> None:
     base = SinglePass(E=1.87, A=521.0, alpha=0.353, B=1488.0, beta=0.353)
-    n, t, u = (v.ravel() for v in np.meshgrid(
-        [1.5e8, 6e8, 2.8e9, 8.7e9], [4e9, 2e10, 1e11, 3e11], [4e8, 4e9], indexing="ij",
-    ))  # fmt: skip
+    n, t, u = (
+        v.ravel()
+        for v in np.meshgrid(
+            [1.5e8, 6e8, 2.8e9, 8.7e9],
+            [4e9, 2e10, 1e11, 3e11],
+            [4e8, 4e9],
+            indexing="ij",
+        )
+    )
     law = repetition(base)
     axes = {"N": n, "T": t, "U": u}
     y = law.evaluate(np.asarray([15.4, 5.3]), np.empty(0), axes)
@@ -106,19 +112,26 @@ def test_huber_keeps_an_outlier_from_bending_the_law() -> None:
     target = {"N": 6.5e9}
     truth = 11.0 + 4e4 * 6.5e9**-0.5
     errors = {
-        huber: abs(fit_law(forms.power_floor("N"), line(x, y), Method(scale="log", huber=huber))
-                   .predict(target)[0] - truth)
+        huber: abs(
+            fit_law(forms.power_floor("N"), line(x, y), Method(scale="log", huber=huber)).predict(
+                target
+            )[0]
+            - truth
+        )
         for huber in (None, 1e-3)
-    }  # fmt: skip
+    }
     assert errors[1e-3] < 0.01 < errors[None]
 
 
 def mmpretrain(metric: str, *, without: tuple[int, ...]) -> Fit:
     kept = [p for i, p in enumerate(MMPRETRAIN_GRID) if i not in without and getattr(p, metric)]
-    return fit_law(forms.product(), observe(
-        {"N": [p.encoder_params for p in kept], "T": [p.images_seen for p in kept]},
-        [100 - getattr(p, metric) for p in kept],
-    ))  # fmt: skip
+    return fit_law(
+        forms.product(),
+        observe(
+            {"N": [p.encoder_params for p in kept], "T": [p.images_seen for p in kept]},
+            [100 - getattr(p, metric) for p in kept],
+        ),
+    )
 
 
 def test_published_masked_autoencoder_tables() -> None:
@@ -155,11 +168,25 @@ def test_misfit_beyond_seed_noise_is_seen() -> None:
 
 def test_rows_become_observations_and_unknown_names_are_named() -> None:
     rows = [
-        ResultRow(study="s", cell=f"B/e{e}/s{s}", stage="knn", kind="knn", protocol="k-NN",
-                  role=role, science_hash="h", size="B", encoder_params=86_000_000,
-                  duration=f"{e}ep", images_seen=e * 1000, seed=s, top1=60.0 + e / 100)
-        for e in (100, 200) for s in (0, 1) for role in ("grid", "sweep")
-    ]  # fmt: skip
+        ResultRow(
+            study="s",
+            cell=f"B/e{e}/s{s}",
+            stage="knn",
+            kind="knn",
+            protocol="k-NN",
+            role=role,
+            science_hash="h",
+            size="B",
+            encoder_params=86_000_000,
+            duration=f"{e}ep",
+            images_seen=e * 1000,
+            seed=s,
+            top1=60.0 + e / 100,
+        )
+        for e in (100, 200)
+        for s in (0, 1)
+        for role in ("grid", "sweep")
+    ]
     data = observe_rows(rows, protocol="k-NN")
     assert len(data) == 4 and data.num_cells == 2
     assert data.y.tolist() == pytest.approx([39.0, 39.0, 38.0, 38.0])

@@ -65,9 +65,12 @@ def test_a_break_asks_for_ten_points() -> None:
 
 
 def test_extrapolation_is_marked_beyond_four_and_far_beyond_eight() -> None:
-    done = conclude(forms.additive(), grid(), [
-        {"N": 6e8 * f, "T": 1e9} for f in (3.9, 5.0, 9.0)
-    ], parameters=False)  # fmt: skip
+    done = conclude(
+        forms.additive(),
+        grid(),
+        [{"N": 6e8 * f, "T": 1e9} for f in (3.9, 5.0, 9.0)],
+        parameters=False,
+    )
     marks = [t for t in done.texts(Verdict.CAUTION) if "times beyond" in t]
     assert ["5 times" in m for m in marks] == [True, False]
     assert "9 times" in marks[1] and "far more" in marks[1]

@@ -35,8 +35,9 @@ def test_product_law_has_the_intervals_of_linear_regression() -> None:
     data = study(0.3)
     fit = fit_law(forms.product(), data)
     y = np.log(data.y)
-    design = np.column_stack([np.ones(20), *(-np.log(data.axes[a] / fit.references[a])
-                                             for a in ("N", "T"))])  # fmt: skip
+    design = np.column_stack(
+        [np.ones(20), *(-np.log(data.axes[a] / fit.references[a]) for a in ("N", "T"))]
+    )
     c, ss = np.linalg.lstsq(design, y, rcond=None)[:2]
     variance = np.linalg.inv(design.T @ design)
     t = stats.t.ppf(0.95, 17)
@@ -46,8 +47,10 @@ def test_product_law_has_the_intervals_of_linear_regression() -> None:
     assert (found.low, found.high) == pytest.approx((c[1] - half, c[1] + half), rel=2e-3)
     at = np.asarray([1, *(-np.log(TARGET[a] / fit.references[a]) for a in ("N", "T"))])
     prediction = predict(fit, TARGET)
-    for extra, low, high in ((1.0, prediction.low, prediction.high),
-                             (0.0, prediction.law_low, prediction.law_high)):  # fmt: skip
+    for extra, low, high in (
+        (1.0, prediction.low, prediction.high),
+        (0.0, prediction.law_low, prediction.law_high),
+    ):
         half = t * sd * math.sqrt(extra + at @ variance @ at)
         ends = np.exp([at @ c - half, at @ c + half])
         assert (low, high) == pytest.approx(tuple(ends), rel=2e-3)

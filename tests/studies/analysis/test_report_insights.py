@@ -80,11 +80,12 @@ def test_losses_are_read_at_one_reference_only() -> None:
 
 def over_mask_ratio(value: dict[float, float]) -> list[ResultRow]:
     return [
-        evaluated(f"m{m}/s{s}", "knn", v + 0.1 * s, size="S", seed=s,
-                  axes=json.dumps({"mask_ratio": m}))
+        evaluated(
+            f"m{m}/s{s}", "knn", v + 0.1 * s, size="S", seed=s, axes=json.dumps({"mask_ratio": m})
+        )
         for m, v in value.items()
         for s in range(3)
-    ]  # fmt: skip
+    ]
 
 
 def test_an_optimum_is_fitted_inside_and_refused_at_the_edge() -> None:
@@ -132,9 +133,17 @@ def test_the_page_has_every_section_and_files_beside_it(tmp_path: Path) -> None:
     odd = {"L/e400/s0": "another resolution (256, the others 224)"}
     files = report(tmp_path, found, odd=odd, advice=("run S/e1600/s0",), reference="study.json")
     _, text = check_page(files)
-    for title in ("Claims", "Gain per doubling of the duration", "Probe against fine-tune",
-                  "Reconstruction loss against accuracy", "What a budget bought", "Scaling laws",
-                  "Influence of single cells", "Seed noise", "What to run next"):  # fmt: skip
+    for title in (
+        "Claims",
+        "Gain per doubling of the duration",
+        "Probe against fine-tune",
+        "Reconstruction loss against accuracy",
+        "What a budget bought",
+        "Scaling laws",
+        "Influence of single cells",
+        "Seed noise",
+        "What to run next",
+    ):
         assert f">{title}</h2>" in text, title
     assert "mae-study debug study.json L/e400/s0 pretrain" in text
     assert "Not a point of this curve: another resolution" in text
@@ -146,8 +155,15 @@ def test_the_page_has_every_section_and_files_beside_it(tmp_path: Path) -> None:
 
 
 def test_claims_carry_the_level_of_their_evidence() -> None:
-    line = {"primary": True, "sentence": "s", "protocol": "p", "pairs": 3, "every_seed_rises": True,
-            "exceeds": True, "verdict": "rises by more than the seed spread"}  # fmt: skip
+    line = {
+        "primary": True,
+        "sentence": "s",
+        "protocol": "p",
+        "pairs": 3,
+        "every_seed_rises": True,
+        "exceeds": True,
+        "verdict": "rises by more than the seed spread",
+    }
     cases = (
         ({}, "shown"),
         ({"exceeds": False, "every_seed_rises": False}, "not shown"),
@@ -162,8 +178,15 @@ def test_claims_carry_the_level_of_their_evidence() -> None:
 
 
 def test_differences_that_are_judged_alike_are_one_claim() -> None:
-    line = {"primary": True, "protocol": "probe", "pairs": 3, "every_seed_rises": True,
-            "exceeds": True, "verdict": "rises", "sentence": "alone"}  # fmt: skip
+    line = {
+        "primary": True,
+        "protocol": "probe",
+        "pairs": 3,
+        "every_seed_rises": True,
+        "exceeds": True,
+        "verdict": "rises",
+        "sentence": "alone",
+    }
     lines = [
         line | {"start": f"{size} untrained", "end": f"{size} 800ep", "difference": gain}
         for size, gain in (("B", "+9.0 ± 1.0"), ("L", "+12.0 ± 2.0"))
