@@ -13,7 +13,7 @@ from orchestrator.report.goodput import study_goodput
 from orchestrator.store.journal import JOURNAL_FILE, JournalReader
 from orchestrator.store.records import Records
 from studies.analysis.goodput.accounting import DRIVER_LOST, SUCCESS, Goodput
-from studies.analysis.goodput.advice import StudyGoodput, causes_text, sentence, short_time
+from studies.analysis.goodput.interval_advice import StudyGoodput, causes_text, sentence, short_time
 from studies.errors import StudyError, unknown
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalReader, read_
 from orchestrator.store.lease import is_alive
 from orchestrator.store.records import Records, stage_key
 from studies.analysis.goodput.accounting import AttemptLog, Goodput, account, total
-from studies.analysis.goodput.advice import StudyGoodput, advise
+from studies.analysis.goodput.interval_advice import StudyGoodput, advise_interval
 
 STEPPED_KINDS = frozenset(kind for kind, recipe in RECIPES.items() if recipe.TRAINS)
 """Stages that train in steps and save checkpoints; the others work from their first event on."""
@@ -33,7 +33,7 @@ def study_goodput(plan: Plan, records: Records, *, now: float | None = None) -> 
             stages[address] = goodput
             if kind in STEPPED_KINDS:
                 trainings.append(goodput)
-    return StudyGoodput(stages=stages, advice=advise(trainings))
+    return StudyGoodput(stages=stages, advice=advise_interval(trainings))
 
 
 def from_store(

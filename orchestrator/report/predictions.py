@@ -14,8 +14,8 @@ from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.rows import axes_of, objective_of
 from orchestrator.store.records import Records, now_iso
 from studies.analysis.laws.by_protocol import DURATION, SIZE, ProtocolLaw, candidates, protocol_law
-from studies.analysis.laws.next_runs import Advice, Option, advise, go_or_no_go
-from studies.analysis.laws.refusals import Verdict
+from studies.analysis.laws.next_runs import NextRuns, PossibleRun, advise, go_or_no_go
+from studies.analysis.laws.refusals import StatementKind
 from studies.errors import StudyError, unknown
 from studies.result_row import ResultRow
 from studies.spec.cell import Cell
@@ -144,7 +144,7 @@ def score_lines(found: Sequence[Scored]) -> list[list[str]]:
 
 def advise_cells(
     plan: Plan, rows: Sequence[ResultRow], address: str, budget: float, stage: str | None
-) -> tuple[Advice, str, float]:
+) -> tuple[NextRuns, str, float]:
     """Runs that narrow the target's interval most; also the protocol and the target's own cost.
 
     Raises:
@@ -156,7 +156,7 @@ def advise_cells(
     done = _law(plan, rows, target)
     place = _place(plan, target.cell)
     options = [
-        Option(
+        PossibleRun(
             cell=cell.address,
             axes=_place(plan, cell),
             gpu_hours=max(_gpu_hours(plan, cell), 1e-9),
@@ -235,7 +235,7 @@ def _forecast(
         )
     except StudyError as error:
         return Forecast(**common, **nothing, statements=(str(error),))
-    said = tuple(s.text for s in done.statements if s.verdict is not Verdict.NOTE)
+    said = tuple(s.text for s in done.statements if s.kind is not StatementKind.NOTE)
     if done.law is None or done.conclusion is None or not done.conclusion.predictions:
         return Forecast(**common, **nothing, statements=said)
     p = done.conclusion.predictions[0]

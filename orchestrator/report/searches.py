@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.plan.plan import Plan, SweepPlan
 from orchestrator.store.records import Records
 from orchestrator.sweep.optuna_driver import JOURNAL, TRANSFERRED, importance
-from studies.analysis.sweeps.trials import Search, Trial
+from studies.analysis.sweeps.optima import Search, Trial
 from studies.spec.search import is_log
 
 

@@ -16,7 +16,7 @@ from orchestrator.report.predictions import chance_of, next_runs, score_lines, s
 from orchestrator.report.searches import searches
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import Records, now_iso
-from studies.analysis.figures.gallery import GalleryEntry
+from studies.analysis.figures.gallery_figure import GalleryEntry
 from studies.analysis.laws.by_protocol import study_laws
 from studies.analysis.report.meta import ReportMeta
 from studies.analysis.report.page import write_report as write_page

@@ -26,7 +26,7 @@ from studies.analysis.laws import forms
 from studies.analysis.laws.conclusions import conclude
 from studies.analysis.laws.fit import Method
 from studies.analysis.laws.forms import Law
-from studies.analysis.laws.next_runs import Option, advise
+from studies.analysis.laws.next_runs import PossibleRun, advise
 from studies.analysis.laws.observations import Observations, observe
 from studies.reference.scaling_tables import MMPRETRAIN_GRID
 
@@ -111,7 +111,7 @@ def next_cell(grid: Grid, seen: list[str], left: list[str], budget: float) -> st
     """The first cell of the advice; the cheapest where advice has none."""
     cheapest = min(left, key=lambda c: grid.costs[c])
     budget = budget if budget >= grid.costs[cheapest] else sum(grid.costs.values())
-    options = [Option(cell=c, axes=at(grid, c), gpu_hours=grid.costs[c]) for c in left]
+    options = [PossibleRun(cell=c, axes=at(grid, c), gpu_hours=grid.costs[c]) for c in left]
     found = advise(
         grid.law,
         revealed(grid, seen) if seen else None,

@@ -24,7 +24,7 @@ from studies.analysis.laws.fit import Fit, Method, fit_law
 from studies.analysis.laws.frontier import GridOptimum, grid_optimum
 from studies.analysis.laws.intervals import predict, profile
 from studies.analysis.laws.observations import observe
-from studies.analysis.laws.refusals import Verdict
+from studies.analysis.laws.refusals import StatementKind
 from studies.reference.scaling_tables import MAWS_IG3B, MMPRETRAIN_GRID
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "reference" / "scaling"
@@ -235,7 +235,7 @@ def masked_autoencoders() -> None:
             )
         else:
             verdict(
-                f"from {count} sizes the floor is refused: {done.texts(Verdict.REFUSED)[0]}",
+                f"from {count} sizes the floor is refused: {done.texts(StatementKind.REFUSED)[0]}",
                 done.is_refused,
             )
 

@@ -28,7 +28,7 @@ from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import Entry
 from orchestrator.store.records import Records
 from studies.analysis.goodput.accounting import Goodput, account
-from studies.analysis.goodput.advice import Advice, advise, short_time
+from studies.analysis.goodput.interval_advice import IntervalAdvice, advise_interval, short_time
 from studies.analysis.goodput.interval_law import Costs, best_interval
 
 MTBFS_S = (600.0, 3600.0, 6 * 3600.0)
@@ -190,7 +190,7 @@ class Outcome:
     predicted_share: float
     """From the true rate and costs, before anything has run."""
     goodput: Goodput
-    advice: Advice
+    advice: IntervalAdvice
 
     @property
     def holds(self) -> bool:
@@ -210,7 +210,7 @@ def simulate(machine: Machine, mtbf_s: float, interval_s: float, seed: int) -> O
     num_steps = round(MTBFS_OF_WORK * mtbf_s / machine.step_s)
     work_s = num_steps * machine.step_s
     goodput = Training(machine, mtbf_s, interval_s, num_steps, random.Random(seed)).run()
-    advice = advise([goodput])
+    advice = advise_interval([goodput])
     assert advice is not None, "no checkpoint was committed: the work is too short"
     return Outcome(
         mtbf_s=mtbf_s,
@@ -231,7 +231,7 @@ def scenarios(seed: int = 0) -> list[Outcome]:
     ]
 
 
-def killed_for_real(seed: int, failures: int, folder: Path) -> tuple[Goodput, Advice]:
+def killed_for_real(seed: int, failures: int, folder: Path) -> tuple[Goodput, IntervalAdvice]:
     """A training of two ranks in which each step is a rank's last with the same probability."""
     from studies.catalog import quickstart
     from studies.spec.cell import Cell
@@ -259,7 +259,7 @@ def killed_for_real(seed: int, failures: int, folder: Path) -> tuple[Goodput, Ad
     run = RunOptions(store=folder, slots=2, spares=1, num_cpus=3, write_report=False, faults=faults)
     [planned] = run_study(study, run).plan.stages
     goodput = from_store(Records(LocalStore(folder)), planned.identity.science_hash)
-    advice = advise([goodput])
+    advice = advise_interval([goodput])
     assert advice is not None, "no checkpoint was committed"
     return goodput, advice
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from studies.analysis.figures.drawing import Drawing, finish, legend, new_figure, style
 from studies.analysis.goodput.accounting import BUCKETS, Goodput
-from studies.analysis.goodput.advice import StudyGoodput, short_time
+from studies.analysis.goodput.interval_advice import StudyGoodput, short_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

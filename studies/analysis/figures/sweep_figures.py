@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from studies.analysis.figures.drawing import Drawing, finish, legend, new_figure, style
-from studies.analysis.sweeps.settings import short
-from studies.analysis.sweeps.trials import (
+from studies.analysis.sweeps.optima import (
     Search,
     Trend,
     noise,
     trends,
 )
+from studies.analysis.sweeps.settings import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,7 +153,7 @@ def _front(search: Search) -> Drawing:
 
 @style()
 def _trend(found: Trend, searches: Sequence[Search]) -> Drawing:
-    """Optimum against encoder parameters with intervals; what is not quoted is hollow."""
+    """SweepOptimum against encoder parameters with intervals; what is not quoted is hollow."""
     figure, (axes,) = _grid(1, 3.0)
     tried = [o.tried for _, o in found.points if o.tried]
     low, high = min(t[0] for t in tried), max(t[1] for t in tried)

@@ -15,7 +15,7 @@ from studies.analysis.laws.conclusions import Conclusion, conclude
 from studies.analysis.laws.fit import Fit, Method
 from studies.analysis.laws.forms import Law
 from studies.analysis.laws.observations import Observations, observe_rows
-from studies.analysis.laws.refusals import Statement, Verdict, note, refused
+from studies.analysis.laws.refusals import Statement, StatementKind, note, refused
 from studies.analysis.laws.selection import Choice, choose, default_candidates, one_axis_candidates
 from studies.errors import StudyError
 from studies.result_row import EVALUATIONS, ResultRow
@@ -169,7 +169,7 @@ def law_of(
     more = [s for s in choice.statements if not any(s.text.endswith(text) for text in said)]
     statements = sorted(
         dict.fromkeys((*done.statements, *more, *dropped)),
-        key=lambda s: list(Verdict).index(s.verdict),
+        key=lambda s: list(StatementKind).index(s.kind),
     )
     return ProtocolLaw(
         protocol=protocol,
@@ -206,10 +206,14 @@ def _ends(low: float, high: float) -> str:
 
 def law_texts(found: Sequence[ProtocolLaw]) -> list[str]:
     """What can and cannot be concluded, protocol by protocol."""
-    marks = {Verdict.REFUSED: "no law", Verdict.CAUTION: "with care", Verdict.NOTE: "note"}
+    marks = {
+        StatementKind.REFUSED: "no law",
+        StatementKind.CAUTION: "with care",
+        StatementKind.NOTE: "note",
+    }
     said = []
     for one in found:
-        said += [f"{one.protocol}: {marks[s.verdict]}: {s.text}" for s in one.statements]
+        said += [f"{one.protocol}: {marks[s.kind]}: {s.text}" for s in one.statements]
         if one.conclusion is not None and one.conclusion.fit is not None:
             said.append(f"{one.protocol}: {_reference(one.conclusion.fit)}")
     return said
@@ -230,7 +234,7 @@ def law_json(found: Sequence[ProtocolLaw]) -> list[dict[str, object]]:
             "formula": one.law.formula if one.law else None,
             "parameters": _parameters(one),
             "hold_out_rmse": _scores(one),
-            "statements": [{"verdict": s.verdict.value, "text": s.text} for s in one.statements],
+            "statements": [{"verdict": s.kind.value, "text": s.text} for s in one.statements],
         }
         for one in found
     ]

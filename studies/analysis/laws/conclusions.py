@@ -17,7 +17,7 @@ from studies.analysis.laws.intervals import LEVEL, Interval, Prediction, predict
 from studies.analysis.laws.observations import Observations
 from studies.analysis.laws.refusals import (
     Statement,
-    Verdict,
+    StatementKind,
     about_prediction,
     after_fit,
     before_fit,
@@ -45,9 +45,9 @@ class Conclusion:
         """Whether there is no law to draw."""
         return self.fit is None
 
-    def texts(self, verdict: Verdict) -> tuple[str, ...]:
+    def texts(self, kind: StatementKind) -> tuple[str, ...]:
         """Sentences of one kind."""
-        return tuple(s.text for s in self.statements if s.verdict is verdict)
+        return tuple(s.text for s in self.statements if s.kind is kind)
 
 
 def conclude(
@@ -67,7 +67,7 @@ def conclude(
     method = method or Method()
     used, statements = clean(law, data, residual_scale(law, data, method))
     statements += before_fit(law, used)
-    if any(s.verdict is Verdict.REFUSED for s in statements):
+    if any(s.kind is StatementKind.REFUSED for s in statements):
         return _nothing(law, used, statements)
     fit = fit_law(law, used, method)
     for target in targets:

@@ -17,7 +17,7 @@ from scipy import stats
 
 from studies.analysis.laws.forms import Law
 from studies.analysis.laws.observations import CellTable, Observations, cell_table
-from studies.analysis.laws.variable_projection import Optimum, Problem
+from studies.analysis.laws.variable_projection import LocalMinimum, Problem
 from studies.errors import StudyError
 
 F64 = npt.NDArray[np.float64]
@@ -49,7 +49,7 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise:
+class RunSpread:
     """Spread of one run around the law, on the scale of the fit."""
 
     sd: float | None
@@ -77,12 +77,12 @@ class Fit:
     table: CellTable
     references: Mapping[str, float]
     """Axis -> what it is divided by."""
-    optima: tuple[Optimum, ...]
+    optima: tuple[LocalMinimum, ...]
     """All distinct optima within the tolerance, best first."""
-    noise: Noise
+    noise: RunSpread
 
     @property
-    def best(self) -> Optimum:
+    def best(self) -> LocalMinimum:
         """The lowest optimum."""
         return self.optima[0]
 
@@ -101,7 +101,7 @@ class Fit:
         """Parameter -> value at the best optimum, coefficients at the reference point."""
         return self.values_of(self.best)
 
-    def values_of(self, optimum: Optimum) -> dict[str, float]:
+    def values_of(self, optimum: LocalMinimum) -> dict[str, float]:
         """Parameter -> value; coefficients are what a term adds at the reference point."""
         theta = [p.from_search(u) for p, u in zip(self.law.nonlinear, optimum.u, strict=True)]
         numbers = [float(v) for v in (*theta, *optimum.coefficients)]
@@ -126,7 +126,7 @@ class Fit:
             huber=self.method.huber,
         )
 
-    def predict(self, axes: Mapping[str, float | F64], optimum: Optimum | None = None) -> F64:
+    def predict(self, axes: Mapping[str, float | F64], optimum: LocalMinimum | None = None) -> F64:
         """Error at these axes (in their own units), shape of the broadcast axes, at least 1-d."""
         missing = [a for a in self.law.axes if a not in axes]
         if missing:
@@ -212,10 +212,12 @@ def _check(law: Law, data: Observations, scale: str) -> None:
         raise StudyError("results that are missing, or not above 0 on a log scale; drop them first")
 
 
-def _distinct(problem: Problem, found: list[Optimum], tolerance: float) -> tuple[Optimum, ...]:
+def _distinct(
+    problem: Problem, found: list[LocalMinimum], tolerance: float
+) -> tuple[LocalMinimum, ...]:
     """Those within the tolerance of the best that a ridge separates."""
     limit = found[0].objective * (1 + tolerance)
-    kept: list[Optimum] = []
+    kept: list[LocalMinimum] = []
     for optimum in found:
         if optimum.objective <= limit and all(problem.separate(optimum, k) for k in kept):
             kept.append(optimum)
@@ -224,7 +226,7 @@ def _distinct(problem: Problem, found: list[Optimum], tolerance: float) -> tuple
 
 def _noise(
     data: Observations, table: CellTable, objective: float, law: Law, scale: str, method: Method
-) -> Noise:
+) -> RunSpread:
     """Combine what repeats say with what residuals say.
 
     Where the two agree they are pooled; where residuals are larger than seeds explain (F test,
@@ -242,25 +244,27 @@ def _noise(
         pure_ss, pure_dof = pure_ss + given**2 * data.seed_dof, pure_dof + data.seed_dof
     if dof <= 0:
         sd = math.sqrt(pure_ss / pure_dof) if pure_dof else None
-        return Noise(sd=sd or None, dof=pure_dof, source=source)
+        return RunSpread(sd=sd or None, dof=pure_dof, source=source)
     if not pure_dof or pure_ss <= 0:
-        return Noise(sd=math.sqrt(objective / dof) or None, dof=dof, source="residuals")
+        return RunSpread(sd=math.sqrt(objective / dof) or None, dof=dof, source="residuals")
     p_value = float(stats.f.sf(objective / dof / (pure_ss / pure_dof), dof, pure_dof))
     if p_value < LACK_OF_FIT:
-        return Noise(
+        return RunSpread(
             sd=math.sqrt(objective / dof), dof=dof, source="residuals", lack_of_fit_p=p_value
         )
     pooled = math.sqrt((objective + pure_ss) / (dof + pure_dof))
-    return Noise(sd=pooled, dof=dof + pure_dof, source="seeds and residuals", lack_of_fit_p=p_value)
+    return RunSpread(
+        sd=pooled, dof=dof + pure_dof, source="seeds and residuals", lack_of_fit_p=p_value
+    )
 
 
-def _given(sd: float, objective: float, dof: int) -> Noise:
-    """Noise known beforehand, unless the residuals contradict it (chi-square test, 5 %)."""
+def _given(sd: float, objective: float, dof: int) -> RunSpread:
+    """RunSpread known beforehand, unless the residuals contradict it (chi-square test, 5 %)."""
     if dof <= 0 or math.isnan(objective):
-        return Noise(sd=sd, dof=math.inf, source="given")
+        return RunSpread(sd=sd, dof=math.inf, source="given")
     p_value = float(stats.chi2.sf(objective / sd**2, dof))
     if p_value < LACK_OF_FIT:
-        return Noise(
+        return RunSpread(
             sd=math.sqrt(objective / dof), dof=dof, source="residuals", lack_of_fit_p=p_value
         )
-    return Noise(sd=sd, dof=math.inf, source="given", lack_of_fit_p=p_value)
+    return RunSpread(sd=sd, dof=math.inf, source="given", lack_of_fit_p=p_value)

@@ -43,7 +43,7 @@ _FEW_DOF = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
+class PossibleRun:
     """A run that could be paid for."""
 
     cell: str
@@ -63,7 +63,7 @@ class Option:
 class Step:
     """One advised run."""
 
-    option: Option
+    option: PossibleRun
     is_repeat: bool
     """Whether the cell has a result already, so that this is another seed of it."""
     width_after: float
@@ -71,7 +71,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
+class NextRuns:
     """What to run, in order."""
 
     steps: tuple[Step, ...]
@@ -90,12 +90,12 @@ def advise(
     law: Law,
     data: Observations | None,
     target: Mapping[str, float],
-    options: Sequence[Option],
+    options: Sequence[PossibleRun],
     budget: float,
     *,
     method: Method | None = None,
     level: float = LEVEL,
-) -> Advice:
+) -> NextRuns:
     """Runs that narrow the interval at the target most per GPU-hour, within the budget.
 
     Results change what is best next: run the first steps, and ask again.
@@ -120,7 +120,7 @@ def advise(
     steps = _best_plan(state, left, budget, known)
     if not steps:
         statements = (*statements, note("No option fits the budget or narrows the interval."))
-    return Advice(
+    return NextRuns(
         steps=tuple(steps), width_now=width_now, prediction=prediction, statements=statements
     )
 
@@ -194,7 +194,7 @@ def _state(
     law: Law,
     data: Observations | None,
     target: Mapping[str, float],
-    options: Sequence[Option],
+    options: Sequence[PossibleRun],
     method: Method,
     level: float,
 ) -> tuple[_State, tuple[Statement, ...], Prediction | None]:
@@ -252,7 +252,7 @@ def _nearness(axes: Mapping[str, F64], target: Mapping[str, float]) -> F64:
     return np.asarray(1 / np.sqrt(1 + away / _TRUSTED**2))
 
 
-Point = tuple[F64, F64]
+ParameterSet = tuple[F64, F64]
 """Search coordinates of the nonlinear parameters, and coefficients."""
 
 
@@ -262,7 +262,7 @@ class _Derivatives:
     def __init__(self, law: Law, references: Mapping[str, float], scale: str) -> None:
         self.law, self.references, self.log = law, references, scale == "log"
 
-    def __call__(self, point: Point, axes: Mapping[str, F64]) -> F64:
+    def __call__(self, point: ParameterSet, axes: Mapping[str, F64]) -> F64:
         """Shape (points, p)."""
         u, c = point
         x = {a: np.asarray(axes[a], dtype=np.float64) / self.references[a] for a in self.law.axes}
@@ -286,7 +286,7 @@ class _Derivatives:
         return np.asarray([p.from_search(float(v)) for p, v in pairs])
 
 
-def _plausible(fit: Fit, prediction: Prediction) -> list[Point]:
+def _plausible(fit: Fit, prediction: Prediction) -> list[ParameterSet]:
     """Every optimum, and the parameters at both ends of the law's interval at the target."""
     found = [(np.asarray(o.u), np.asarray(o.coefficients)) for o in fit.optima]
     for end in (prediction.law_low, prediction.law_high):
@@ -299,7 +299,7 @@ def _plausible(fit: Fit, prediction: Prediction) -> list[Point]:
 
 
 def _unfitted(
-    law: Law, data: Observations | None, options: Sequence[Option]
+    law: Law, data: Observations | None, options: Sequence[PossibleRun]
 ) -> tuple[dict[str, F64], F64, dict[str, float], float]:
     """Cells so far, runs per cell, references and typical error, where no law fits yet."""
     cells: dict[str, F64] = {a: np.empty(0) for a in law.axes}
@@ -319,7 +319,7 @@ def _unfitted(
     return cells, np.ones(len(cells[law.axes[0]])), references, typical
 
 
-def _usual(law: Law, typical: float) -> list[Point]:
+def _usual(law: Law, typical: float) -> list[ParameterSet]:
     """Parameters that scaling laws usually have, for an error of this size."""
     c = np.full(len(law.linear), 0.2 if law.top else 0.3 * typical)
     if law.floor and len(c):
@@ -338,7 +338,7 @@ def _usual(law: Law, typical: float) -> list[Point]:
 
 def _greedy(
     state: _State,
-    options: Sequence[Option],
+    options: Sequence[PossibleRun],
     times: list[int],
     budget: float,
     known: set[str],
@@ -364,7 +364,7 @@ def _greedy(
 
 
 def _best_plan(
-    state: _State, options: Sequence[Option], budget: float, known: set[str]
+    state: _State, options: Sequence[PossibleRun], budget: float, known: set[str]
 ) -> list[Step]:
     """Of greedy plans that weigh cost differently, the one that ends narrowest.
 

@@ -33,7 +33,7 @@ _GROUP = 60
 """Cells of a line that are compared pair by pair."""
 
 
-class Verdict(enum.Enum):
+class StatementKind(enum.Enum):
     """What a statement does to the conclusion."""
 
     REFUSED = "refused"
@@ -47,23 +47,23 @@ class Verdict(enum.Enum):
 class Statement:
     """A sentence for the reader."""
 
-    verdict: Verdict
+    kind: StatementKind
     text: str
 
 
 def refused(text: str) -> Statement:
     """A reason for no law."""
-    return Statement(Verdict.REFUSED, text)
+    return Statement(StatementKind.REFUSED, text)
 
 
 def caution(text: str) -> Statement:
     """A mark beside a number."""
-    return Statement(Verdict.CAUTION, text)
+    return Statement(StatementKind.CAUTION, text)
 
 
 def note(text: str) -> Statement:
     """What was done to the data."""
-    return Statement(Verdict.NOTE, text)
+    return Statement(StatementKind.NOTE, text)
 
 
 def clean(law: Law, data: Observations, scale: str) -> tuple[Observations, tuple[Statement, ...]]:

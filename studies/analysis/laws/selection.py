@@ -18,7 +18,14 @@ from studies.analysis.laws import forms
 from studies.analysis.laws.fit import Method, fit_law
 from studies.analysis.laws.forms import Law
 from studies.analysis.laws.observations import Observations, cell_table
-from studies.analysis.laws.refusals import Statement, Verdict, before_fit, caution, note, refused
+from studies.analysis.laws.refusals import (
+    Statement,
+    StatementKind,
+    before_fit,
+    caution,
+    note,
+    refused,
+)
 from studies.errors import StudyError
 
 Mask = npt.NDArray[np.bool_]
@@ -55,7 +62,7 @@ class Candidate:
     @property
     def is_refused(self) -> bool:
         """Whether the law cannot be fitted to all runs."""
-        return any(s.verdict is Verdict.REFUSED for s in self.statements)
+        return any(s.kind is StatementKind.REFUSED for s in self.statements)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +164,7 @@ def _judge(
     law: Law, data: Observations, ways: Sequence[HoldOut], method: Method | None
 ) -> Candidate:
     statements = before_fit(law, data)
-    if any(s.verdict is Verdict.REFUSED for s in statements):
+    if any(s.kind is StatementKind.REFUSED for s in statements):
         errors = {w.name: math.nan for w in ways}
         return Candidate(law=law, errors=errors, aicc=math.inf, statements=statements)
     errors = {w.name: hold_out_error(law, data, w, method) for w in ways}
@@ -174,7 +181,7 @@ def hold_out_error(
     NaN where the rest cannot carry the law.
     """
     rest = data.take(~way.held)
-    if any(s.verdict is Verdict.REFUSED for s in before_fit(law, rest)):
+    if any(s.kind is StatementKind.REFUSED for s in before_fit(law, rest)):
         return math.nan
     table = cell_table(data.take(way.held), "absolute")
     found = fit_law(law, rest, method).predict(table.axes)

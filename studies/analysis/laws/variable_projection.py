@@ -33,7 +33,7 @@ _TINY = 1e-300
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimum:
+class LocalMinimum:
     """A local minimum of the objective."""
 
     u: tuple[float, ...]
@@ -154,7 +154,7 @@ class Problem:
         model = np.log(np.maximum(error, _TINY)) if self.log else error
         return np.asarray(self.weights * (self.z - model))
 
-    def descend(self, u: F64, free: list[int], fixed: Mapping[int, float]) -> Optimum:
+    def descend(self, u: F64, free: list[int], fixed: Mapping[int, float]) -> LocalMinimum:
         """The local minimum that a search over the free coordinates finds from u."""
         u = u.copy()
         if free:
@@ -194,7 +194,7 @@ class Problem:
                 )
                 u[free] = found.x
         c, residuals = self.solve(u, fixed)
-        return Optimum(
+        return LocalMinimum(
             u=tuple(float(v) for v in u),
             coefficients=tuple(float(v) for v in c),
             objective=self.loss(residuals),
@@ -229,7 +229,7 @@ class Problem:
 
     def search(
         self, *, starts: int, fixed_u: Mapping[int, float], fixed: Mapping[int, float]
-    ) -> list[Optimum]:
+    ) -> list[LocalMinimum]:
         """Local minima from the best distinct points of a grid, best first."""
         free = [i for i in range(len(self.spans)) if i not in fixed_u]
         points = []
@@ -254,7 +254,7 @@ class Problem:
         width = self.spans[:, 1] - self.spans[:, 0]
         return float(np.max(np.abs(np.asarray(u) - np.asarray(v)) / width))
 
-    def separate(self, a: Optimum, b: Optimum) -> bool:
+    def separate(self, a: LocalMinimum, b: LocalMinimum) -> bool:
         """Whether two minima are two: apart, and with a ridge between them."""
         if self.distance(a.u, b.u) < 0.03:
             return False

@@ -61,9 +61,9 @@ def _level(line: Mapping[str, Any]) -> Evidence:
 
 
 def _of_law(one: ProtocolLaw) -> Claim:
-    from studies.analysis.laws.refusals import Verdict
+    from studies.analysis.laws.refusals import StatementKind
 
-    refusals = [s.text for s in one.statements if s.verdict is Verdict.REFUSED]
+    refusals = [s.text for s in one.statements if s.kind is StatementKind.REFUSED]
     if one.law is None or one.choice is None or one.choice.best is None:
         why = refusals[0] if refusals else "the results carry none"
         return Claim(level="open", text=f"{one.protocol}: no law: {why}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from studies.analysis.figures.goodput_figure import longest
 from studies.analysis.goodput.accounting import BUCKETS, Goodput
-from studies.analysis.goodput.advice import StudyGoodput, causes_text, sentence, short_time
+from studies.analysis.goodput.interval_advice import StudyGoodput, causes_text, sentence, short_time
 
 
 def goodput_lines(goodput: StudyGoodput) -> list[tuple[str, ...]]:

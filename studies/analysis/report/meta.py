@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from studies.analysis.curves.differences import Difference
     from studies.analysis.figures.drawing import Drawing
-    from studies.analysis.goodput.advice import StudyGoodput
+    from studies.analysis.goodput.interval_advice import StudyGoodput
     from studies.analysis.laws.by_protocol import ProtocolLaw
-    from studies.analysis.sweeps.trials import Search
+    from studies.analysis.sweeps.optima import Search
 
 
 @dataclass(frozen=True, kw_only=True)

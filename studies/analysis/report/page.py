@@ -25,7 +25,7 @@ from studies.analysis.curves.curves import (
 )
 from studies.analysis.curves.results import cost, filled, unmeasured
 from studies.analysis.figures import curve_figures
-from studies.analysis.figures.gallery import GalleryEntry, gallery
+from studies.analysis.figures.gallery_figure import GalleryEntry, gallery
 from studies.analysis.figures.goodput_figure import goodput_bars
 from studies.analysis.report import axis_page
 from studies.analysis.report.cell_table import cell_table

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from studies.analysis.sweeps.settings import settings_text, short
-from studies.analysis.sweeps.trials import (
-    Optimum,
+from studies.analysis.sweeps.optima import (
     Search,
+    SweepOptimum,
     Trend,
     noise,
     optimum,
@@ -16,6 +15,7 @@ from studies.analysis.sweeps.trials import (
     trends,
     within_noise,
 )
+from studies.analysis.sweeps.settings import settings_text, short
 
 _MAX_LISTED = 6
 """Settings within noise that the page spells out."""
@@ -110,7 +110,7 @@ def _texts_of(search: Search) -> list[str]:
     return texts + [f"{name}{_optimum_text(o)}." for o in found if o.status != "few"]
 
 
-def _optimum_text(found: Optimum) -> str:
+def _optimum_text(found: SweepOptimum) -> str:
     what = short(found.key)
     if found.status == "edge":
         return f"the best {what} lies at the edge of the values tried and is not quoted"
@@ -155,5 +155,5 @@ def sweep_json(searches: Sequence[Search]) -> list[dict[str, Any]]:
     ]
 
 
-def _optimum_json(found: Optimum) -> dict[str, Any]:
+def _optimum_json(found: SweepOptimum) -> dict[str, Any]:
     return {"status": found.status, "at": found.at, "low": found.low, "high": found.high}

@@ -35,7 +35,7 @@ from mae_core.model.masking import mask_noise
 from mae_core.model.patchify import patchify
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
-from studies.analysis.figures.gallery import GalleryEntry, gallery
+from studies.analysis.figures.gallery_figure import GalleryEntry, gallery
 from studies.errors import StudyError
 from studies.spec.cell import Cell, Stage
 from studies.spec.codec import to_plain

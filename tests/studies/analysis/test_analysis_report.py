@@ -18,7 +18,7 @@ from support.report_cases import PROTOCOLS, check_page, evaluated, grid_rows, me
 
 from studies.analysis.curves.curves import UNTRAINED, curves, duration_trends, size_trends
 from studies.analysis.curves.results import cost, unmeasured
-from studies.analysis.figures.gallery import GalleryEntry, gallery
+from studies.analysis.figures.gallery_figure import GalleryEntry, gallery
 from studies.analysis.report.meta import ReportFiles
 from studies.analysis.report.page import summary_text, write_report
 from studies.analysis.sweeps.surface import sweep_surface

@@ -37,7 +37,7 @@ from studies.analysis.goodput.accounting import (
     account,
     total,
 )
-from studies.analysis.goodput.advice import advise, sentence
+from studies.analysis.goodput.interval_advice import advise_interval, sentence
 from studies.analysis.goodput.interval_law import (
     Costs,
     best_interval,
@@ -155,7 +155,7 @@ def test_ends_that_no_interval_helps_against_are_no_failures(cause: str) -> None
     found = account([first_attempt(cause=cause), second_attempt()], now=NOW)
     assert (found.failures, found.stops) == (0, 1)
     assert found.stop_dead_s == pytest.approx(7)
-    advice = advise([found])
+    advice = advise_interval([found])
     # 45 s useful with 2 saves at 20 s, two starts of 8.5 s on average, and what the stop took.
     assert advice is not None
     assert advice.predicted_share == pytest.approx(100 * 45 / (45 + 2 * 1 + 2 * 8.5 + 7))
@@ -207,7 +207,7 @@ def test_metrics_without_events_are_enough_to_tell_work_from_failure() -> None:
 
 def test_nothing_started_is_nothing() -> None:
     found = account([], now=NOW)
-    assert (found.span_s, found.attempts, advise([found])) == (0, 0, None)
+    assert (found.span_s, found.attempts, advise_interval([found])) == (0, 0, None)
     assert set(found.shares.values()) == {0.0}
 
 
@@ -254,7 +254,7 @@ def test_whatever_the_records_say_the_buckets_sum_to_the_span() -> None:
         if found.span_s:
             assert sum(found.shares.values()) == pytest.approx(100, abs=1e-6)
         assert found.failures + found.stops == sum(found.causes.values()) <= len(logs)
-        advised = advise([found])
+        advised = advise_interval([found])
         assert advised is None or sentence(advised)
 
 
@@ -368,13 +368,13 @@ def test_failure_rate_has_the_exact_poisson_interval() -> None:
 
 
 def test_the_advice_says_what_is_known() -> None:
-    seen = advise([account([first_attempt(), second_attempt()], now=NOW)])
+    seen = advise_interval([account([first_attempt(), second_attempt()], now=NOW)])
     assert seen is not None
     assert (seen.rate.failures, seen.interval_s) == (1, pytest.approx(20))
     assert seen.best_s == pytest.approx(daly(1.0, seen.rate.mtbf_s))
     assert seen.measured_share == pytest.approx(100 * 45 / 75)
     assert "1 failure in" in sentence(seen)
-    calm = advise([account([first_attempt(cause="success")], now=NOW)])
+    calm = advise_interval([account([first_attempt(cause="success")], now=NOW)])
     assert calm is not None and sentence(calm).startswith("No failure in")
     assert calm.to_dict()["mtbf_s"] is None
 

@@ -11,8 +11,8 @@ from support.simulated_studies import Truth, full_grid, generate
 from studies.analysis.laws import forms
 from studies.analysis.laws.fit import Method, fit_law
 from studies.analysis.laws.intervals import predict
-from studies.analysis.laws.next_runs import Option, advise, go_or_no_go
-from studies.analysis.laws.refusals import Verdict
+from studies.analysis.laws.next_runs import PossibleRun, advise, go_or_no_go
+from studies.analysis.laws.refusals import StatementKind
 from studies.errors import StudyError
 
 SIZES = (5.5e6, 21.6e6, 85.7e6, 303e6, 630e6)
@@ -29,11 +29,11 @@ LAW = forms.additive()
 METHOD = Method(starts=2)
 
 
-def options(times: int = 1) -> list[Option]:
+def options(times: int = 1) -> list[PossibleRun]:
     """Every cell of the grid; cost as sizes and durations have it."""
     n, t = DESIGN.axes["N"], DESIGN.axes["T"]
     return [
-        Option(cell=c, axes={"N": a, "T": b}, gpu_hours=(a + 5e7) * b / 1e16, times=times)
+        PossibleRun(cell=c, axes={"N": a, "T": b}, gpu_hours=(a + 5e7) * b / 1e16, times=times)
         for c, a, b in zip(DESIGN.cells, n, t, strict=True)
     ]
 
@@ -61,8 +61,8 @@ def test_advised_cell_narrows_more_than_the_worst_one_of_like_cost() -> None:
     """The promise is about real refits, not about the advice's own arithmetic."""
     cheap = DESIGN.without({"N": SIZES[-1]})
     data = generate(TRUTH, cheap, 0.2, (2,))
-    near = Option(cell="near", axes={"N": SIZES[-1], "T": IMAGES[0]}, gpu_hours=5.0)
-    useless = Option(cell="far", axes={"N": SIZES[0], "T": IMAGES[-1] * 0.9}, gpu_hours=5.0)
+    near = PossibleRun(cell="near", axes={"N": SIZES[-1], "T": IMAGES[0]}, gpu_hours=5.0)
+    useless = PossibleRun(cell="far", axes={"N": SIZES[0], "T": IMAGES[-1] * 0.9}, gpu_hours=5.0)
     found = advise(LAW, data, TARGET, [useless, near], 5.0, method=METHOD)
     assert [s.option.cell for s in found.steps] == ["near"]
     widths = {}
@@ -107,18 +107,18 @@ def test_a_repeat_is_told_whatever_the_data_call_its_cell() -> None:
 
 def test_a_dear_cell_that_tells_more_is_not_lost_to_cheap_ones() -> None:
     data = generate(TRUTH, DESIGN.without({"N": SIZES[-1]}), 0.2, (4,))
-    dear = Option(cell="dear", axes={"N": SIZES[-1], "T": IMAGES[2]}, gpu_hours=10.0)
+    dear = PossibleRun(cell="dear", axes={"N": SIZES[-1], "T": IMAGES[2]}, gpu_hours=10.0)
     # A trifle that narrows a little at next to no cost, and leaves too little for the dear one.
-    cheap = Option(cell="cheap", axes={"N": SIZES[0], "T": IMAGES[0]}, gpu_hours=0.9, times=1)
+    cheap = PossibleRun(cell="cheap", axes={"N": SIZES[0], "T": IMAGES[0]}, gpu_hours=0.9, times=1)
     found = advise(LAW, data, TARGET, [dear, cheap], 10.0, method=METHOD)
     assert [s.option.cell for s in found.steps] == ["dear"]
 
 
 def test_the_target_is_never_advised_and_a_small_budget_says_so() -> None:
-    here = Option(cell="target", axes=TARGET, gpu_hours=0.1)
+    here = PossibleRun(cell="target", axes=TARGET, gpu_hours=0.1)
     found = advise(LAW, generate(TRUTH, DESIGN, 0.2, (5,)), TARGET, [here], 10.0, method=METHOD)
     assert not found.steps
-    assert found.statements[-1].verdict is Verdict.NOTE
+    assert found.statements[-1].kind is StatementKind.NOTE
 
 
 def test_go_or_no_go_names_prediction_interval_and_cost() -> None:
@@ -130,6 +130,6 @@ def test_go_or_no_go_names_prediction_interval_and_cost() -> None:
 @pytest.mark.parametrize("hours", [0.0, -1.0, float("nan"), float("inf")])
 def test_costs_that_cannot_be_meant(hours: float) -> None:
     with pytest.raises(StudyError, match="GPU-hours"):
-        Option(cell="c", axes=TARGET, gpu_hours=hours)
+        PossibleRun(cell="c", axes=TARGET, gpu_hours=hours)
     with pytest.raises(StudyError, match="lacks axis 'T'"):
-        advise(LAW, None, TARGET, [Option(cell="c", axes={"N": 1.0}, gpu_hours=1.0)], 1.0)
+        advise(LAW, None, TARGET, [PossibleRun(cell="c", axes={"N": 1.0}, gpu_hours=1.0)], 1.0)

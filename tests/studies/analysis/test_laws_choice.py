@@ -21,7 +21,7 @@ from studies.analysis.laws import forms
 from studies.analysis.laws.fit import Method, fit_law
 from studies.analysis.laws.intervals import predict
 from studies.analysis.laws.observations import observe
-from studies.analysis.laws.refusals import Verdict
+from studies.analysis.laws.refusals import StatementKind
 from studies.analysis.laws.selection import (
     choose,
     default_candidates,
@@ -80,18 +80,22 @@ def test_an_interval_that_misses_is_never_called_trustworthy() -> None:
 
 @pytest.mark.parametrize(
     ("covered", "verdict", "words"),
-    [(90, Verdict.NOTE, "90%"), (80, Verdict.CAUTION, "held 80%"), (70, Verdict.CAUTION, "not to")],
+    [
+        (90, StatementKind.NOTE, "90%"),
+        (80, StatementKind.CAUTION, "held 80%"),
+        (70, StatementKind.CAUTION, "not to"),
+    ],
 )
-def test_statement_of_coverage(covered: int, verdict: Verdict, words: str) -> None:
+def test_statement_of_coverage(covered: int, verdict: StatementKind, words: str) -> None:
     found = Coverage(covered=covered, fitted=100, studies=100, level=0.9, truth="a", law="b")
-    assert found.statement().verdict is verdict and words in found.statement().text
+    assert found.statement().kind is verdict and words in found.statement().text
 
 
 def test_refused_studies_do_not_count_as_covered() -> None:
     two = full_grid(SIZES[:2], IMAGES)
     found = coverage(ADDITIVE, two, LARGEST, forms.additive(), noise_sd=0.1, studies=3)
     assert found.fitted == 0 and math.isnan(found.share) and not found.is_trusted
-    assert found.statement().verdict is Verdict.REFUSED
+    assert found.statement().kind is StatementKind.REFUSED
 
 
 def test_what_the_interval_holds_is_what_its_ends_say() -> None:
@@ -153,7 +157,7 @@ def test_refused_laws_come_last_with_their_reason() -> None:
     found = choose(one_axis_candidates("N", top=99.9), observe({"N": x}, 5 + 2e3 * x**-0.35))
     assert found.candidates[-1].law.name == "broken" and found.candidates[-1].is_refused
     few = choose(one_axis_candidates("N"), observe({"N": x[:2]}, [20.0, 15.0]))
-    assert few.best is None and few.statements[0].verdict is Verdict.REFUSED
+    assert few.best is None and few.statements[0].kind is StatementKind.REFUSED
 
 
 def test_with_too_few_cells_to_leave_any_out_the_choice_says_so() -> None:

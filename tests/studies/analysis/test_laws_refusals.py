@@ -11,7 +11,7 @@ from studies.analysis.laws import forms
 from studies.analysis.laws.conclusions import Conclusion, conclude
 from studies.analysis.laws.frontier import GridOptimum, best_per_bin, grid_optimum
 from studies.analysis.laws.observations import Observations, observe
-from studies.analysis.laws.refusals import Statement, Verdict
+from studies.analysis.laws.refusals import Statement, StatementKind
 from studies.reference.scaling_tables import MAWS_IG3B
 
 SIZES = np.geomspace(5e6, 6e8, 5)
@@ -28,12 +28,12 @@ def grid(y: np.ndarray = Y, n: np.ndarray = N, t: np.ndarray = T) -> Observation
 
 def refusal(conclusion: Conclusion) -> str:
     assert conclusion.is_refused and not conclusion.predictions
-    return " ".join(conclusion.texts(Verdict.REFUSED))
+    return " ".join(conclusion.texts(StatementKind.REFUSED))
 
 
 def test_a_good_grid_is_concluded_from() -> None:
     done = conclude(forms.additive(), grid(), [NEXT])
-    assert not done.is_refused and not done.texts(Verdict.CAUTION)
+    assert not done.is_refused and not done.texts(StatementKind.CAUTION)
     assert done.predictions[0].high - done.predictions[0].low < 1.0
     assert all(i.identifiable for i in done.intervals.values())
 
@@ -55,7 +55,7 @@ def test_four_sizes_show_a_floor_with_its_width() -> None:
     prediction = done.predictions[0]
     assert round(100 - prediction.value, 2) == 88.31
     assert prediction.low <= 100 - 88.3 <= prediction.high
-    assert any("alpha is not identified" in t for t in done.texts(Verdict.CAUTION))
+    assert any("alpha is not identified" in t for t in done.texts(StatementKind.CAUTION))
 
 
 def test_a_break_asks_for_ten_points() -> None:
@@ -71,7 +71,7 @@ def test_extrapolation_is_marked_beyond_four_and_far_beyond_eight() -> None:
         [{"N": 6e8 * f, "T": 1e9} for f in (3.9, 5.0, 9.0)],
         parameters=False,
     )
-    marks = [t for t in done.texts(Verdict.CAUTION) if "times beyond" in t]
+    marks = [t for t in done.texts(StatementKind.CAUTION) if "times beyond" in t]
     assert ["5 times" in m for m in marks] == [True, False]
     assert "9 times" in marks[1] and "far more" in marks[1]
 
@@ -81,7 +81,7 @@ def test_missing_results_are_left_out_and_named() -> None:
     y[[3, 7]] = math.nan
     done = conclude(forms.additive(), grid(y), [NEXT])
     assert not done.is_refused and len(done.data) == 18
-    assert any("2 of 20 runs have no result" in t for t in done.texts(Verdict.NOTE))
+    assert any("2 of 20 runs have no result" in t for t in done.texts(StatementKind.NOTE))
     assert "No usable result" in refusal(conclude(forms.additive(), grid(Y * math.nan)))
 
 
@@ -126,14 +126,14 @@ def test_a_bump_is_marked() -> None:
     y = Y.copy()
     y[-1] += 8
     done = conclude(forms.additive(), grid(y), [NEXT], parameters=False)
-    assert any("Not monotone" in t for t in done.texts(Verdict.CAUTION))
+    assert any("Not monotone" in t for t in done.texts(StatementKind.CAUTION))
 
 
 def test_accuracies_at_the_ends() -> None:
     y = Y.copy()
     y[0], y[1], y[2], y[3] = 0.0, 100.0, -3.0, 130.0
     done = conclude(forms.bounded(99.9), grid(y), [NEXT], parameters=False)
-    notes = " ".join(done.texts(Verdict.NOTE))
+    notes = " ".join(done.texts(StatementKind.NOTE))
     for words in ("at 100 %", "at 0 %", "more than 100 %", "less than 0 %"):
         assert words in notes
     assert len(done.data) == 16 and not done.is_refused
@@ -151,7 +151,7 @@ def test_an_axis_that_is_missing_or_zero() -> None:
     data = observe({"N": SIZES}, 10 + 1e3 * SIZES**-0.4)
     assert "no axis 'T'" in refusal(conclude(forms.additive(), data))
     zero = conclude(forms.power_floor("N"), observe({"N": [0.0, *SIZES]}, [90.0, *Y[:5]]))
-    assert any("no N above 0" in t for t in zero.texts(Verdict.NOTE)) and not zero.is_refused
+    assert any("no N above 0" in t for t in zero.texts(StatementKind.NOTE)) and not zero.is_refused
 
 
 def test_thousands_of_points() -> None:

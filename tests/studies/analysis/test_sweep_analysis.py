@@ -11,7 +11,7 @@ import pytest
 
 from studies.analysis.figures.sweep_figures import sweep_drawings
 from studies.analysis.report.sweep_text import sweep_json, sweep_lines, sweep_texts
-from studies.analysis.sweeps.trials import (
+from studies.analysis.sweeps.optima import (
     Search,
     Trial,
     noise,

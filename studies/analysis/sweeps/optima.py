@@ -83,7 +83,7 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise:
+class ScoreNoise:
     """By how much a score may differ by chance."""
 
     centre: float
@@ -97,7 +97,7 @@ class Noise:
     """Repetitions, or images of the dev set."""
 
 
-def noise(search: Search) -> Noise | None:
+def noise(search: Search) -> ScoreNoise | None:
     """Seed noise from at least three repetitions of the winner, else the dev set's binomial noise.
 
     The binomial one leaves the seed out and is a lower bound; None without either.
@@ -113,7 +113,7 @@ def noise(search: Search) -> Noise | None:
         quantile = float(stats.t.ppf((1 + LEVEL) / 2, len(again) - 1))
         margin = quantile * sd * math.sqrt(1 + 1 / len(again))
         centre = float(again.mean())
-        return Noise(centre=centre, sd=sd, margin=margin, source="repeats", n=len(again))
+        return ScoreNoise(centre=centre, sd=sd, margin=margin, source="repeats", n=len(again))
     if not search.num_images:
         return None
     share = min(max(search.score(best) / 100, 0.0), 1.0)
@@ -121,7 +121,7 @@ def noise(search: Search) -> Noise | None:
     share = (share * search.num_images + 1) / (search.num_images + 2)
     sd = 100 * math.sqrt(share * (1 - share) / search.num_images)
     margin = float(stats.norm.ppf((1 + LEVEL) / 2)) * sd * math.sqrt(2)
-    return Noise(
+    return ScoreNoise(
         centre=search.score(best), sd=sd, margin=margin, source="binomial", n=search.num_images
     )
 
@@ -147,7 +147,7 @@ def within_noise(search: Search) -> list[Trial]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimum:
+class SweepOptimum:
     """Where a search's response surface is highest along one setting."""
 
     key: str
@@ -162,7 +162,7 @@ class Optimum:
     """Lowest and highest value."""
 
 
-def optimum(search: Search, key: str) -> Optimum:
+def optimum(search: Search, key: str) -> SweepOptimum:
     """Vertex of a quadratic in one setting, the others accounted for, with Fieller's interval.
 
     The surface is additive: a constant, a line and a parabola per numeric setting of three or more
@@ -173,13 +173,13 @@ def optimum(search: Search, key: str) -> Optimum:
 
     values = _numbers(search, key)
     if values is None or len(set(values)) < 3:
-        return Optimum(key=key, status="few")
+        return SweepOptimum(key=key, status="few")
     design_NP, at = _surface(search, key)
     scores_N = np.array([search.score(t) for t in search.trials])
     dof = len(scores_N) - np.linalg.matrix_rank(design_NP)
     tried = (min(values), max(values))
     if dof < MIN_DOF:
-        return Optimum(key=key, status="few", tried=tried)
+        return SweepOptimum(key=key, status="few", tried=tried)
     beta_P, *_ = np.linalg.lstsq(design_NP, scores_N, rcond=None)
     residual_N = scores_N - design_NP @ beta_P
     variance = max(float(residual_N @ residual_N) / dof, 1e-12)
@@ -189,13 +189,13 @@ def optimum(search: Search, key: str) -> Optimum:
     v_b, v_c, v_bc = cov_PP[at, at], cov_PP[at + 1, at + 1], cov_PP[at, at + 1]
     ends = _fieller(b, c, v_b, v_c, v_bc, quantile)
     if c >= 0 or ends is None:
-        return Optimum(key=key, status="flat", tried=tried)
+        return SweepOptimum(key=key, status="flat", tried=tried)
     back = _back(search, key, values)
     vertex, low, high = back(-b / (2 * c)), back(ends[0]), back(ends[1])
     span = 1e-9 * (tried[1] - tried[0])
     if not tried[0] + span < vertex < tried[1] - span:
-        return Optimum(key=key, status="edge", tried=tried)
-    return Optimum(
+        return SweepOptimum(key=key, status="edge", tried=tried)
+    return SweepOptimum(
         key=key,
         status="inside",
         at=vertex,
@@ -261,7 +261,7 @@ class Trend:
     """How an optimum moves with size: value (or its log10) = a + b log10(parameters)."""
 
     key: str
-    points: tuple[tuple[int, Optimum], ...]
+    points: tuple[tuple[int, SweepOptimum], ...]
     """(encoder parameters, optimum) of every search, quoted or not."""
     is_log: bool
     slope: float | None = None
@@ -322,7 +322,7 @@ def trend(searches: Sequence[Search], key: str) -> Trend | None:
     )
 
 
-def _half_width(found: Optimum, scale: Any) -> float:
+def _half_width(found: SweepOptimum, scale: Any) -> float:
     """Half of an interval on the trend's scale; an open end counts as far as was tried."""
     tried = found.tried or (0.0, 1.0)
     low = found.low if found.low is not None else tried[0]

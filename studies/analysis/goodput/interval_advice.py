@@ -20,7 +20,7 @@ from studies.analysis.goodput.interval_law import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
+class IntervalAdvice:
     """The best interval at the rate seen; prediction and measurement side by side.
 
     Intervals are seconds of training between checkpoints, shares are per cent of the time from
@@ -54,7 +54,7 @@ class StudyGoodput:
 
     stages: Mapping[str, Goodput]
     """By address; only stages that were ever started, each identity once."""
-    advice: Advice | None
+    advice: IntervalAdvice | None
 
     @property
     def whole(self) -> Goodput:
@@ -98,7 +98,7 @@ def costs_of(goodput: Goodput) -> Costs:
     )
 
 
-def advise(stages: Sequence[Goodput]) -> Advice | None:
+def advise_interval(stages: Sequence[Goodput]) -> IntervalAdvice | None:
     """Advice for trainings under one failure rate; None before a checkpoint was committed.
 
     The prediction is for the useful seconds that each stage has done so far. What was stopped on
@@ -118,7 +118,7 @@ def advise(stages: Sequence[Goodput]) -> Advice | None:
         taken += whole.stop_dead_s + whole.stops * costs.restart_s
         return 100 * sum(work) / taken if 0 < taken < math.inf else 0.0
 
-    return Advice(
+    return IntervalAdvice(
         rate=rate,
         costs=costs,
         interval_s=interval_s,
@@ -130,13 +130,13 @@ def advise(stages: Sequence[Goodput]) -> Advice | None:
     )
 
 
-def sentence(advice: Advice) -> str:
+def sentence(advice: IntervalAdvice) -> str:
     """The advice in words, as one sentence."""
     words = _words(advice)
     return f"{words[0].upper()}{words[1:]}."
 
 
-def _words(advice: Advice) -> str:
+def _words(advice: IntervalAdvice) -> str:
     rate = advice.rate
     seen = f"in {short_time(rate.alive_s)} of running"
     now = (
