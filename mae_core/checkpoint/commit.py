@@ -25,9 +25,9 @@ from mae_core.checkpoint.manifest import (
     parse_directory,
 )
 from mae_core.checkpoint.shards import Copier, foreign_types, num_bytes, write_shard
-from mae_core.checkpoint.storage import Place
 from mae_core.errors import CheckpointError
 from mae_core.runtime import collectives
+from mae_core.runtime.storage import Storage
 
 SPACE_MARGIN = 1.05
 """Of the bytes in memory: a shard's own structure comes on top."""
@@ -65,9 +65,15 @@ class Checkpoints:
     """The checkpoints of one training. All methods that say so are collective."""
 
     def __init__(
-        self, place: Place, *, science_hash: str, lease_epoch: int, keep: int, types: Iterable[Any]
+        self,
+        storage: Storage,
+        *,
+        science_hash: str,
+        lease_epoch: int,
+        keep: int,
+        types: Iterable[Any],
     ) -> None:
-        self._place, self._science_hash, self._epoch = place, science_hash, lease_epoch
+        self._storage, self._science_hash, self._epoch = storage, science_hash, lease_epoch
         self._keep, self._types = max(1, keep), tuple(types)
         self._copier = Copier()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -154,7 +160,7 @@ class Checkpoints:
         if entry is None:
             raise CheckpointError(f"{name} is not part of checkpoint {found.name}")
         try:
-            content = self._place.read(f"{found.name}/{name}")
+            content = self._storage.read(f"{found.name}/{name}")
         except OSError as error:
             raise CheckpointError(f"{found.name}/{name} cannot be read ({error})") from error
         if len(content) != entry.size or hashlib.sha256(content).hexdigest() != entry.sha256:
@@ -167,13 +173,13 @@ class Checkpoints:
 
     def _candidates(self) -> list[str]:
         """Directories of checkpoints, oldest first."""
-        named = [(key, n) for n in self._place.directories() if (key := parse_directory(n))]
+        named = [(key, n) for n in self._storage.directories() if (key := parse_directory(n))]
         return [name for _, name in sorted(named)]
 
     def _inspect(self, name: str) -> tuple[Manifest | None, str | None]:
         """Read a manifest and check this rank's share of the files: (manifest, problem)."""
         try:
-            manifest = Manifest.from_json(self._place.read(f"{name}/{MANIFEST}"))
+            manifest = Manifest.from_json(self._storage.read(f"{name}/{MANIFEST}"))
         except OSError:
             return None, "it has no manifest: its saving was cut off"
         except CheckpointError as error:
@@ -190,12 +196,12 @@ class Checkpoints:
     def _damage(self, path: str, entry: FileEntry) -> str | None:
         """Say what is wrong with a file, None if nothing."""
         try:
-            size, sha = self._place.digest(path)
+            size, sha = self._storage.digest(path)
             if size != entry.size:
                 return f"{path} has {size} bytes instead of {entry.size}"
             if sha != entry.sha256:
                 return f"{path} is damaged (SHA-256 differs)"
-            with self._place.open(path) as stream:
+            with self._storage.open(path) as stream:
                 foreign = foreign_types(stream, self._types)
         except OSError as error:
             return f"{path} cannot be read ({error.strerror or error})"
@@ -203,7 +209,7 @@ class Checkpoints:
 
     def _write(self, directory: str, files: Mapping[str, Any]) -> Digests:
         return {
-            name: write_shard(self._place, f"{directory}/{name}", tree)
+            name: write_shard(self._storage, f"{directory}/{name}", tree)
             for name, tree in files.items()
         }
 
@@ -215,7 +221,7 @@ class Checkpoints:
             return f"a newer driver has taken over: it has saved {newer[-1]}"
         manifest = Manifest(**(facts.__dict__ | {"files": files}))
         try:
-            self._place.publish(f"{directory}/{MANIFEST}", manifest.to_json())
+            self._storage.publish(f"{directory}/{MANIFEST}", manifest.to_json())
         except OSError as error:
             return _os_problem(error)
         with contextlib.suppress(OSError):  # what cannot be deleted now is deleted next time
@@ -234,28 +240,28 @@ class Checkpoints:
 
     def _has_manifest(self, name: str) -> bool:
         try:
-            Manifest.from_json(self._place.read(f"{name}/{MANIFEST}"))
+            Manifest.from_json(self._storage.read(f"{name}/{MANIFEST}"))
         except (OSError, CheckpointError):
             return False
         return True
 
     def _clear(self, name: str) -> None:
         """Delete a directory, its manifest first: a half-deleted one is never read."""
-        self._place.delete(f"{name}/{MANIFEST}")
-        self._place.delete_tree(name)
+        self._storage.delete(f"{name}/{MANIFEST}")
+        self._storage.delete(name)
 
     def _make_room(self, directory: str, needed: int) -> str | None:
         """Clear the directory, and what is superseded if room is short; say what is missing."""
         try:
             self._clear(directory)
-            free = self._place.free_bytes()
+            free = self._storage.free_bytes()
             if free is None or free >= needed:
                 return None
             whole = [n for n in self._candidates() if self._has_manifest(n)]
             for name in self._candidates():
                 if name not in (*whole[-1:], self._in_use):
                     self._clear(name)
-            free = self._place.free_bytes() or 0
+            free = self._storage.free_bytes() or 0
         except OSError as error:
             return _os_problem(error)
         if free >= needed:

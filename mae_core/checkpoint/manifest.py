@@ -13,8 +13,8 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from mae_core.checkpoint.storage import check_name
 from mae_core.errors import CheckpointError
+from mae_core.runtime.storage import is_safe
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
@@ -86,12 +86,19 @@ class Manifest:
             if digest != _digest(raw) or content != _encode(raw | {"digest": digest}):
                 raise ValueError("its own digest differs")
             layout = Layout(**raw.pop("layout"))
-            files = {check_name(n): FileEntry(**e) for n, e in raw.pop("files").items()}
+            files = {_checked(n): FileEntry(**e) for n, e in raw.pop("files").items()}
             manifest = cls(**raw, layout=layout, files=files)
             _check(manifest)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"the manifest is damaged ({error})") from error
         return manifest
+
+
+def _checked(name: str) -> str:
+    """Return a file's name; raises `CheckpointError` if no checkpoint can hold it."""
+    if len(name) > 255 or "\\" in name or not is_safe(name):
+        raise CheckpointError(f"file name {name[:80]!r} is not one that a checkpoint can hold")
+    return name
 
 
 def _encode(body: dict[str, Any]) -> bytes:

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from mae_core.checkpoint.storage import Place
 from mae_core.errors import CheckpointError
+from mae_core.runtime.storage import Storage
 
 
 class Copier:
@@ -60,9 +60,9 @@ def num_bytes(tree: Any) -> int:
     return 0
 
 
-def write_shard(place: Place, name: str, tree: Any) -> tuple[int, str]:
+def write_shard(storage: Storage, name: str, tree: Any) -> tuple[int, str]:
     """Write one file; return its size and SHA-256. Raises `OSError`."""
-    with place.writer(name) as stream:
+    with storage.writer(name) as stream:
         hashing = _Hashing(stream)
         try:
             torch.save(tree, cast(BinaryIO, hashing))

@@ -22,12 +22,12 @@ import torch
 
 from mae_core.checkpoint.commit import Checkpoints, Found
 from mae_core.checkpoint.manifest import Layout, Manifest
-from mae_core.checkpoint.storage import open_place
 from mae_core.checkpoint.universal import convert
 from mae_core.config import STATE_FILE, BatchSplit, Execution, Precision
 from mae_core.data.loader import I64
 from mae_core.errors import CheckpointError, NumericsError
 from mae_core.runtime import collectives
+from mae_core.runtime.arrow_storage import open_storage
 from mae_core.runtime.context import RunContext
 from mae_core.train.deepspeed_engine import SHARDS, Engine, safe_types, software_versions
 from mae_core.train.state import FILE, TrainState, unpack
@@ -77,9 +77,9 @@ class Saver:
         where = _where(ctx, execution)
         if where is None:
             return
-        self._place = open_place(where, ctx.fault_point)
+        self._storage = open_storage(where, ctx.fault_point)
         self._checkpoints = Checkpoints(
-            self._place,
+            self._storage,
             science_hash=ctx.science_hash,
             lease_epoch=ctx.lease_epoch,
             keep=execution.keep_checkpoints,
@@ -227,7 +227,7 @@ class Saver:
     @contextlib.contextmanager
     def _readable(self, found: Found, read: Callable[[Path], bytes | None]) -> Iterator[Path]:
         """Yield a local directory with the shards in the form that this gang loads."""
-        local = self._place.local(found.name)
+        local = self._storage.local(found.name)
         if not self.needs_conversion and local is not None:
             yield local
             return

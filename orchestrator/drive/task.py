@@ -175,9 +175,9 @@ def drop_checkpoints(records: Records, science_hash: str, execution: Execution) 
     shutil.rmtree(records.checkpoints(science_hash), ignore_errors=True)
     if execution.checkpoint_uri is None:
         return
-    from mae_core.checkpoint.storage import open_place
+    from mae_core.runtime.arrow_storage import open_storage
 
     with contextlib.suppress(OSError, MaeCoreError):
-        place = open_place(f"{execution.checkpoint_uri.rstrip('/')}/{science_hash}")
-        for name in place.directories():
-            place.delete_tree(name)
+        storage = open_storage(f"{execution.checkpoint_uri.rstrip('/')}/{science_hash}")
+        for name in storage.directories():
+            storage.delete(name)

@@ -1,4 +1,4 @@
-"""The store: a directory that holds the truth, behind a contract small enough for any medium.
+"""The store: records that hold the truth, on a storage small enough a contract for any medium.
 
 Nothing in it is ever appended to or changed: records are created exclusively, whole or not at
 all, and later ones have later names. Ray, MLflow and Optuna can be lost and rebuilt from it.
@@ -10,44 +10,67 @@ import contextlib
 import errno
 import json
 import os
-import shutil
-import tempfile
-import uuid
-from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mae_core.runtime.storage import LocalStorage, Storage, UnsafeName
 from orchestrator.errors import FULL, StoreError, UserError
 
 MIN_FREE_BYTES = 64 << 20
 
 
-class Store(ABC):
-    """What the orchestrator needs of a medium.
+class Store:
+    """JSON records on a storage. Whatever the storage refuses is a `StoreError`."""
 
-    Keys are relative POSIX paths. `create` is atomic and exclusive: of two writers of one key
-    exactly one succeeds, and no reader ever sees half a record.
-    """
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
 
-    @abstractmethod
+    def check_readable(self) -> None:
+        """Raise `StoreError` if something that is no directory of ours stands at the root."""
+        with self._explained():
+            self._storage.check(writable=False)
+
+    def check_writable(self) -> None:
+        """Raise `StoreError` unless records can be created here."""
+        with self._explained():
+            self._storage.check(writable=True)
+            free = self._storage.free_bytes()
+        if free is not None and free < MIN_FREE_BYTES:
+            raise StoreError(
+                f"store {self._storage.where} has {free >> 20} MiB free, less than the "
+                f"{MIN_FREE_BYTES >> 20} MiB that a run needs at least: free some space"
+            )
+
     def read(self, key: str) -> bytes | None:
         """Content of `key`, None if it does not exist."""
+        with self._explained(), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return self._storage.read(_name(key))
+        return None
 
-    @abstractmethod
     def create(self, key: str, content: bytes) -> bool:
         """Create `key`; False if it exists already, which leaves it untouched."""
+        with self._explained():
+            return self._storage.create(_name(key), content)
 
-    @abstractmethod
     def list(self, prefix: str) -> list[str]:
         """Names directly below the directory `prefix`, sorted; empty if there is none."""
+        with self._explained():
+            return self._storage.list(_name(prefix))
 
-    @abstractmethod
     def delete(self, prefix: str) -> None:
         """Remove `prefix` and all below it; no error if it does not exist."""
+        with self._explained():
+            self._storage.delete(_name(prefix))
 
-    @abstractmethod
     def path(self, key: str) -> Path:
         """Path where a process of this study reads and writes large files of `key`."""
+        with self._explained():
+            path = self._storage.local(_name(key))
+        if path is None:
+            where = self._storage.where
+            raise StoreError(f"store {where} is not a directory of this machine: name one")
+        return path
 
     def read_json(self, key: str) -> dict[str, Any] | None:
         """Record at `key` as a dict, None if it does not exist."""
@@ -83,99 +106,29 @@ class Store(ABC):
         value = self.read_json(f"{prefix}/{names[-1]}")
         return None if value is None else (int(names[-1][:6]), value)
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except UnsafeName as error:
+            raise StoreError(f"key {error.name!r} leaves the store") from error
+        except OSError as error:
+            raise _explain(self._storage.where, error) from error
+
 
 class LocalStore(Store):
-    """A directory on a local or shared POSIX file system."""
+    """A store in a directory."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        super().__init__(LocalStorage(self.root))
 
-    def check_readable(self) -> None:
-        """Raise `StoreError` if something that is no directory of ours stands at the root."""
-        try:
-            os.listdir(self.root)
-        except FileNotFoundError:
-            return  # an empty store: the first run makes it
-        except OSError as error:
-            raise _explain(self.root, error) from error
 
-    def check_writable(self) -> None:
-        """Raise `StoreError` unless records can be created here."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
-            free = shutil.disk_usage(self.root).free
-        except OSError as error:
-            raise _explain(self.root, error) from error
-        if free < MIN_FREE_BYTES:
-            raise StoreError(
-                f"store {self.root} has {free >> 20} MiB free, less than the "
-                f"{MIN_FREE_BYTES >> 20} MiB that a run needs at least: free some space"
-            )
-
-    def read(self, key: str) -> bytes | None:
-        """Read a file."""
-        try:
-            return self.path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise _explain(self.root, error) from error
-
-    def create(self, key: str, content: bytes) -> bool:
-        """Write a synced temporary file and link it to its name."""
-        path = self.path(key)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            if path.exists():
-                return False
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # FileExistsError here is a file in place of a directory
-            raise _explain(self.root, error) from error
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            # A link is the one POSIX call that is atomic and refuses an existing name.
-            os.link(temporary, path)
-            return True
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise _explain(self.root, error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-    def list(self, prefix: str) -> list[str]:
-        """List a directory, without hidden files."""
-        try:
-            names = os.listdir(self.path(prefix))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise _explain(self.root, error) from error
-        return sorted(n for n in names if not n.startswith("."))
-
-    def delete(self, prefix: str) -> None:
-        """Remove a file or a tree."""
-        path = self.path(prefix)
-        try:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise _explain(self.root, error) from error
-
-    def path(self, key: str) -> Path:
-        """Join, refusing to leave the store."""
-        path = self.root / key
-        if ".." in path.parts or Path(key).is_absolute():
-            raise StoreError(f"key {key!r} leaves the store")
-        return path
+def _name(key: str) -> str:
+    """Name of a key in the storage: what a user typed may hold "//", which means nothing."""
+    if key.startswith("/"):
+        raise UnsafeName(key)
+    return "/".join(part for part in key.split("/") if part not in ("", "."))
 
 
 def output_dir(named: Path | None, default: Path) -> Path:
@@ -187,20 +140,20 @@ def output_dir(named: Path | None, default: Path) -> Path:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
     except OSError as error:
         if named is None:
-            raise _explain(default, error) from error
+            raise _explain(str(default), error) from error
         reason = error.strerror or error
         raise UserError(f"--out {named}: cannot be written to ({reason}); name another") from error
     return directory
 
 
-def _explain(root: Path, error: OSError) -> StoreError:
+def _explain(root: str, error: OSError) -> StoreError:
     if error.errno in FULL:
         return StoreError(f"store {root} is full: free some space, then run the same command")
     reason = os.strerror(error.errno) if error.errno else str(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
         reason = "a file stands where a directory should be"
-    place = os.fsdecode(error.filename) if error.filename else str(root)
-    where = "" if Path(place) == root else f" at {place}"
+    place = os.fsdecode(error.filename) if error.filename else root
+    where = "" if place == root else f" at {place}"
     return StoreError(
         f"store {root} is not usable ({reason}{where}): choose another directory with --store"
     )

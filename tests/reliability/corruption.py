@@ -22,7 +22,7 @@ from cluster.connect import connect
 from cluster.slot_pool import SlotPool
 from cluster.slots import slot_shape
 from mae_core.checkpoint.commit import Checkpoints
-from mae_core.checkpoint.storage import LocalPlace
+from mae_core.runtime.storage import LocalStorage
 from mae_core.train.deepspeed_engine import safe_types
 
 
@@ -82,7 +82,7 @@ def trials(source: Path, target: Path, options: object) -> tuple[Counter[str], i
 def look(directory: Path) -> str | None:
     """Name of the checkpoint that a reader of the run agrees on."""
     checkpoints = Checkpoints(
-        LocalPlace(directory), science_hash="test", lease_epoch=9, keep=2, types=safe_types()
+        LocalStorage(directory), science_hash="test", lease_epoch=9, keep=2, types=safe_types()
     )
     found = checkpoints.find()
     checkpoints.close()
@@ -96,11 +96,11 @@ def throughput(folder: Path) -> float:
     with file.open("wb") as stream:
         for _ in range(32):
             stream.write(content)
-    place = LocalPlace(folder)
+    storage = LocalStorage(folder)
     rates = []
     for _ in range(5):
         began = time.process_time()
-        size, _ = place.digest("large")
+        size, _ = storage.digest("large")
         rates.append(size / 1e9 / (time.process_time() - began))
     return sorted(rates)[2]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from figures import Section, arguments
 from support.checkpoint_cases import count_points, is_whole, make, open_checkpoints, save, state
 
-from mae_core.checkpoint.storage import LocalPlace
+from mae_core.runtime.storage import LocalStorage
 
 ERRORS = {"full": errno.ENOSPC, "I/O error": errno.EIO, "read-only": errno.EROFS}
 TMPFS_MIB = 2
@@ -47,11 +47,11 @@ def injected(folder: Path, code: int) -> tuple[int, int]:
             if len(passed) == number + 1:
                 raise OSError(code, os.strerror(code))
 
-        place = LocalPlace(root, fail)
-        save(open_checkpoints(place), 3)
-        stands = is_whole(LocalPlace(root)) in (2, 3)
-        save(open_checkpoints(place), 4)
-        kept += stands and is_whole(LocalPlace(root)) == 4
+        storage = LocalStorage(root, fail)
+        save(open_checkpoints(storage), 3)
+        stands = is_whole(LocalStorage(root)) in (2, 3)
+        save(open_checkpoints(storage), 4)
+        kept += stands and is_whole(LocalStorage(root)) == 4
     return kept, total
 
 
@@ -68,10 +68,10 @@ def real(section: Section, mount: Path) -> None:
         for fill in fills:
             for old in mount.iterdir():
                 subprocess.run(["rm", "-rf", str(old)], check=True)
-            place = make(mount / "run")
+            storage = make(mount / "run")
             (mount / "ballast").write_bytes(b"x" * int(fill * (1 << 20)))
-            save(open_checkpoints(place), 3, state(3, size=60_000))
-            found = is_whole_large(place)
+            save(open_checkpoints(storage), 3, state(3, size=60_000))
+            found = is_whole_large(storage)
             whole += found in (2, 3)
         what = f"really full ({TMPFS_MIB} MiB tmpfs, {len(fills)} fills): a checkpoint stands"
         section.figure(what, f"{whole} of {len(fills)}", "all", whole == len(fills))
@@ -79,9 +79,9 @@ def real(section: Section, mount: Path) -> None:
         subprocess.run(["umount", str(mount)], check=True)
 
 
-def is_whole_large(place: LocalPlace) -> int | None:
+def is_whole_large(storage: LocalStorage) -> int | None:
     """Step that a reader finds."""
-    checkpoints = open_checkpoints(place, epoch=99)
+    checkpoints = open_checkpoints(storage, epoch=99)
     found = checkpoints.find()
     checkpoints.close()
     return found.manifest.step if found else None

@@ -13,7 +13,7 @@ from typing import Any
 from figures import Section, arguments
 
 from mae_core.checkpoint.commit import Checkpoints
-from mae_core.checkpoint.storage import LocalPlace
+from mae_core.runtime.storage import LocalStorage
 from mae_core.train.deepspeed_engine import safe_types
 
 STUDY = """
@@ -69,7 +69,7 @@ def case(folder: Path, lr: str, execution: str) -> dict[str, Any]:
     manifests = list(store.glob("stages/*/*/checkpoints/*/manifest.json"))
     losses = [json.loads(p.read_text())["probe_loss"] for p in manifests]
     for path in manifests[:1]:
-        checkpoints = Checkpoints(LocalPlace(path.parent.parent), keep=2, lease_epoch=9,
+        checkpoints = Checkpoints(LocalStorage(path.parent.parent), keep=2, lease_epoch=9,
                                   science_hash=path.parts[-4], types=safe_types())  # fmt: skip
         assert checkpoints.find() is not None
         checkpoints.close()

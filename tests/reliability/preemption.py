@@ -18,7 +18,7 @@ from cluster.gang import Gang
 from cluster.slot_pool import SlotPool
 from cluster.slots import slot_shape
 from mae_core.checkpoint.commit import Checkpoints
-from mae_core.checkpoint.storage import LocalPlace
+from mae_core.runtime.storage import LocalStorage
 from mae_core.train.deepspeed_engine import safe_types
 
 SLOW_SAVE_S = 9.0
@@ -101,7 +101,7 @@ def saving(folder: Path) -> int:
 def newest(directory: Path) -> int:
     """Step of the checkpoint that a reader would use, 0 if there is none."""
     checkpoints = Checkpoints(
-        LocalPlace(directory), science_hash="told", lease_epoch=9, keep=2, types=safe_types()
+        LocalStorage(directory), science_hash="told", lease_epoch=9, keep=2, types=safe_types()
     )
     found = checkpoints.find()
     checkpoints.close()

@@ -13,14 +13,14 @@ import torch
 from mae_core.checkpoint import manifest
 from mae_core.checkpoint.commit import Checkpoints, Found, Saved
 from mae_core.checkpoint.manifest import Layout, Manifest
-from mae_core.checkpoint.storage import LocalPlace, Place
+from mae_core.runtime.storage import LocalStorage, Storage
 
 LAYOUT = Layout(1, 2, 8, 1, "fp32", 1, "cpu", {"torch": "2"})
 
 
-def open_checkpoints(place: Place, *, epoch: int = 1, keep: int = 2) -> Checkpoints:
+def open_checkpoints(storage: Storage, *, epoch: int = 1, keep: int = 2) -> Checkpoints:
     """Checkpoints of one run in one process."""
-    return Checkpoints(place, science_hash="run", lease_epoch=epoch, keep=keep, types=())
+    return Checkpoints(storage, science_hash="run", lease_epoch=epoch, keep=keep, types=())
 
 
 def state(step: int, size: int = 2000) -> dict[str, Any]:
@@ -46,9 +46,9 @@ def loaded(checkpoints: Checkpoints, found: Found) -> dict[str, Any]:
     return {n: read_shard(checkpoints.verified(found, n), n) for n in found.manifest.files}
 
 
-def is_whole(place: Place) -> int | None:
+def is_whole(storage: Storage) -> int | None:
     """Step of the checkpoint that a reader finds, whose content is what was saved; else None."""
-    checkpoints = open_checkpoints(place, epoch=99)
+    checkpoints = open_checkpoints(storage, epoch=99)
     found = checkpoints.find()
     checkpoints.close()
     if found is None:
@@ -59,15 +59,15 @@ def is_whole(place: Place) -> int | None:
     return found.manifest.step
 
 
-def make(root: Path, steps: tuple[int, ...] = (1, 2)) -> LocalPlace:
+def make(root: Path, steps: tuple[int, ...] = (1, 2)) -> LocalStorage:
     """A directory with a checkpoint per step."""
-    place = LocalPlace(root)
-    checkpoints = open_checkpoints(place)
+    storage = LocalStorage(root)
+    checkpoints = open_checkpoints(storage)
     for step in steps:
         saved = save(checkpoints, step)
         assert isinstance(saved, Saved) and saved.problem is None
     checkpoints.close()
-    return place
+    return storage
 
 
 def flip(directory: Path, draw: random.Random) -> str:
@@ -135,8 +135,8 @@ class Canary:
 def count_points(root: Path) -> list[str]:
     """Fault points of a third save, which drops the first."""
     points: list[str] = []
-    place = LocalPlace(root, points.append)
-    assert isinstance(save(open_checkpoints(place), 3), Saved)
+    storage = LocalStorage(root, points.append)
+    assert isinstance(save(open_checkpoints(storage), 3), Saved)
     return points
 
 
@@ -151,7 +151,7 @@ def crash_at(root: Path, number: int, epoch: int = 1) -> None:
             if len(passed) > number:
                 os._exit(42)
 
-        checkpoints = open_checkpoints(LocalPlace(root, die), epoch=epoch)
+        checkpoints = open_checkpoints(LocalStorage(root, die), epoch=epoch)
         save(checkpoints, 3)
         os._exit(0)
     _, status = os.waitpid(child, 0)

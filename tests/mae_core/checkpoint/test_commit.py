@@ -32,8 +32,9 @@ from support.checkpoint_cases import (
 
 from mae_core.checkpoint.commit import Saved
 from mae_core.checkpoint.manifest import MANIFEST, Manifest
-from mae_core.checkpoint.storage import LocalPlace, Place, RemotePlace, open_place
 from mae_core.errors import CheckpointError, ConfigError
+from mae_core.runtime.arrow_storage import ArrowStorage, open_storage
+from mae_core.runtime.storage import LocalStorage, Storage
 
 
 def test_a_crash_at_every_fault_point_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
@@ -43,15 +44,15 @@ def test_a_crash_at_every_fault_point_leaves_a_whole_checkpoint(tmp_path: Path) 
     found = []
     for number in range(len(points)):
         root = tmp_path / str(number)
-        place = make(root)
+        storage = make(root)
         crash_at(root, number)
-        step = is_whole(place)
+        step = is_whole(storage)
         assert step in (2, 3), (number, points[number])
         found.append(step)
         # The next save works, and leaves nothing behind of the one that was cut off.
-        saved = save(open_checkpoints(place, epoch=2), 4)
+        saved = save(open_checkpoints(storage, epoch=2), 4)
         assert isinstance(saved, Saved) and saved.problem is None
-        assert len(place.directories()) <= 3
+        assert len(storage.directories()) <= 3
     assert found == sorted(found), "once committed, always committed"
     renamed = points.index("rename")
     assert found[renamed] == 2 and found[renamed + 1] == 3
@@ -60,19 +61,19 @@ def test_a_crash_at_every_fault_point_leaves_a_whole_checkpoint(tmp_path: Path) 
 @pytest.mark.parametrize("number", range(100))
 def test_damage_is_found_before_anything_is_unpickled(tmp_path: Path, number: int) -> None:
     draw = random.Random(number)
-    place = make(tmp_path)
+    storage = make(tmp_path)
     what = ""
     while not what:
         what = DAMAGES[number % len(DAMAGES)](tmp_path / "step-000000002-000001", draw)
-    checkpoints = open_checkpoints(place)
+    checkpoints = open_checkpoints(storage)
     with mock.patch("torch.load", side_effect=AssertionError("unpickled")):
         found = checkpoints.find()
     assert found is not None and found.manifest.step == 1, what
 
 
 def test_a_file_that_changes_after_its_verification_is_refused(tmp_path: Path) -> None:
-    place = make(tmp_path)
-    checkpoints = open_checkpoints(place)
+    storage = make(tmp_path)
+    checkpoints = open_checkpoints(storage)
     found = checkpoints.find()
     assert found is not None
     name = sorted(found.manifest.files)[0]
@@ -98,12 +99,12 @@ def resign(directory: Path) -> None:
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("part", range(4))
 def test_a_hostile_shard_never_runs(tmp_path: Path, part: int, signed: bool) -> None:
-    place = make(tmp_path)
+    storage = make(tmp_path)
     directory, canary = tmp_path / "step-000000002-000001", tmp_path / "canary"
     torch.save({"weights": Canary(str(canary))}, directory / f"shards/part-{part}.pt")
     if signed:
         resign(directory)
-    assert is_whole(place) == 1
+    assert is_whole(storage) == 1
     assert not canary.exists()
 
 
@@ -116,10 +117,10 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_a_manifest_with_a_hostile_name_is_refused(tmp_path: Path, name: str) -> None:
-    place = make(tmp_path)
+    storage = make(tmp_path)
     entry = {"size": 1, "sha256": "0" * 64, "rank": 0}
     edit(tmp_path / "step-000000002-000001", lambda raw: raw["files"].update({name: entry}))
-    assert is_whole(place) == 1
+    assert is_whole(storage) == 1
 
 
 @pytest.mark.parametrize(
@@ -146,9 +147,9 @@ def test_a_manifest_with_a_hostile_name_is_refused(tmp_path: Path, name: str) ->
 def test_a_manifest_that_makes_no_sense_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
-    place = make(tmp_path)
+    storage = make(tmp_path)
     edit(tmp_path / "step-000000002-000001", change)
-    assert is_whole(place) == 1
+    assert is_whole(storage) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
@@ -170,21 +171,21 @@ def test_no_bit_of_a_manifest_can_change_unseen(tmp_path: Path) -> None:
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
-    place = make(tmp_path / "store")
+    storage = make(tmp_path / "store")
     directory = tmp_path / "store" / "step-000000002-000001"
     shard = directory / "shards" / "part-0.pt"
     shutil.move(shard, tmp_path / "elsewhere.pt")
     shard.symlink_to(tmp_path / "elsewhere.pt")
-    assert is_whole(place) == 1
+    assert is_whole(storage) == 1
     shutil.move(directory, tmp_path / "outside")
     directory.symlink_to(tmp_path / "outside")
-    assert is_whole(place) == 1
+    assert is_whole(storage) == 1
 
 
 def test_a_checkpoint_that_was_copied_to_another_name_is_refused(tmp_path: Path) -> None:
-    place = make(tmp_path)
+    storage = make(tmp_path)
     shutil.copytree(tmp_path / "step-000000001-000001", tmp_path / "step-000000009-000001")
-    assert is_whole(place) == 2
+    assert is_whole(storage) == 2
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])
@@ -201,8 +202,8 @@ def test_an_error_of_the_disk_at_any_point_costs_no_checkpoint(tmp_path: Path, c
             if len(passed) == number + 1:
                 raise OSError(code, os.strerror(code))
 
-        saved = save(open_checkpoints(LocalPlace(root, fail)), 3)
-        step = is_whole(LocalPlace(root))
+        saved = save(open_checkpoints(LocalStorage(root, fail)), 3)
+        step = is_whole(LocalStorage(root))
         failed = isinstance(saved, str) or saved.problem is not None
         assert step == (2 if failed and step != 3 else 3), points[number]
         # What was said to be saved is there.
@@ -210,20 +211,20 @@ def test_an_error_of_the_disk_at_any_point_costs_no_checkpoint(tmp_path: Path, c
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    place = make(tmp_path)
-    with mock.patch.object(LocalPlace, "free_bytes", return_value=1 << 20):
-        problem = save(open_checkpoints(place), 3, state(3, size=1_000_000))
+    storage = make(tmp_path)
+    with mock.patch.object(LocalStorage, "free_bytes", return_value=1 << 20):
+        problem = save(open_checkpoints(storage), 3, state(3, size=1_000_000))
     assert isinstance(problem, str) and "MiB are needed and 1 MiB are free" in problem
-    assert place.directories() == ["step-000000002-000001"], "only what is superseded went"
-    assert is_whole(place) == 2
+    assert storage.directories() == ["step-000000002-000001"], "only what is superseded went"
+    assert is_whole(storage) == 2
 
 
 def test_retention_keeps_the_newest_and_what_was_asked(tmp_path: Path) -> None:
-    place = LocalPlace(tmp_path)
-    checkpoints = open_checkpoints(place, keep=3)
+    storage = LocalStorage(tmp_path)
+    checkpoints = open_checkpoints(storage, keep=3)
     for step in range(1, 7):
         save(checkpoints, step)
-    assert [n[:14] for n in place.directories()] == [f"step-{s:09d}" for s in (4, 5, 6)]
+    assert [n[:14] for n in storage.directories()] == [f"step-{s:09d}" for s in (4, 5, 6)]
 
 
 @pytest.mark.parametrize(("rollback", "step"), [(0, 3), (1, 2), (2, 1), (9, 1)])
@@ -231,61 +232,61 @@ def test_a_rollback_passes_over_the_newest_but_never_the_last(
     tmp_path: Path, rollback: int, step: int
 ) -> None:
     """Asking twice is the same as asking once, until something new is committed."""
-    place = LocalPlace(tmp_path)
-    checkpoints = open_checkpoints(place, keep=3)
+    storage = LocalStorage(tmp_path)
+    checkpoints = open_checkpoints(storage, keep=3)
     for number in (10, 20, 30):
         save(checkpoints, number)
     for _ in range(2):
         found = checkpoints.find(rollback=rollback)
         assert found is not None and found.manifest.step == 10 * step
     save(checkpoints, 10 * step + 5)
-    assert is_whole(place) == 10 * step + 5
+    assert is_whole(storage) == 10 * step + 5
 
 
 def test_a_driver_that_was_taken_over_commits_nothing(tmp_path: Path) -> None:
-    place = LocalPlace(tmp_path)
-    save(open_checkpoints(place, epoch=2), 5)
-    saved = save(open_checkpoints(place, epoch=1), 9)
+    storage = LocalStorage(tmp_path)
+    save(open_checkpoints(storage, epoch=2), 5)
+    saved = save(open_checkpoints(storage, epoch=1), 9)
     assert isinstance(saved, Saved) and "newer driver" in str(saved.problem)
-    assert is_whole(place) == 5
+    assert is_whole(storage) == 5
 
 
-def remote(root: Path, fault: Callable[[str], None] = lambda _: None) -> Place:
+def remote(root: Path, fault: Callable[[str], None] = lambda _: None) -> Storage:
     """A file system of pyarrow without a rename of ours: what an object store looks like."""
     from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
     root.mkdir(parents=True, exist_ok=True)
-    return RemotePlace(SubTreeFileSystem(str(root), LocalFileSystem()), "checkpoints", fault)
+    return ArrowStorage(SubTreeFileSystem(str(root), LocalFileSystem()), "checkpoints", fault)
 
 
 def test_a_file_system_without_rename_commits_by_the_manifest(tmp_path: Path) -> None:
-    place = remote(tmp_path)
-    checkpoints = open_checkpoints(place)
+    storage = remote(tmp_path)
+    checkpoints = open_checkpoints(storage)
     for step in (1, 2, 3):
         saved = save(checkpoints, step)
         assert isinstance(saved, Saved) and saved.problem is None
-    found = open_checkpoints(place).find()
+    found = open_checkpoints(storage).find()
     assert found is not None and found.manifest.step == 3
     assert torch.equal(loaded(checkpoints, found)["shards/part-0.pt"]["weights"],
                        state(3)["shards/part-0.pt"]["weights"])  # fmt: skip
-    assert len(place.directories()) == 2
+    assert len(storage.directories()) == 2
     (tmp_path / "checkpoints" / found.name / MANIFEST).unlink()
-    assert is_whole(place) == 2
+    assert is_whole(storage) == 2
 
 
 def test_a_uri_opens_its_file_system(tmp_path: Path) -> None:
-    assert isinstance(open_place(f"file://{tmp_path}"), LocalPlace)
+    assert isinstance(open_storage(f"file://{tmp_path}"), LocalStorage)
     with pytest.raises(ConfigError, match="nonsense://x"):
-        open_place("nonsense://x")
+        open_storage("nonsense://x")
 
 
 def test_a_snapshot_is_of_its_moment(tmp_path: Path) -> None:
     """Training changes the tensors while the copy is written."""
-    place = LocalPlace(tmp_path)
-    checkpoints = open_checkpoints(place)
+    storage = LocalStorage(tmp_path)
+    checkpoints = open_checkpoints(storage)
     files = state(1)
     copied = checkpoints.copy(files)
     for tree in files.values():
         tree["weights"].zero_()
     save(checkpoints, 1, copied)
-    assert is_whole(place) == 1
+    assert is_whole(storage) == 1

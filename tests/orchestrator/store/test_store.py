@@ -1,18 +1,20 @@
-"""The store's contract, as one suite that every implementation inherits; leases; journals."""
+"""Records, leases and journals in a store. Its storage has a suite of its own."""
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
 import subprocess
 import sys
-import threading
-from abc import ABC, abstractmethod
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from mae_core.runtime.arrow_storage import ArrowStorage
+from mae_core.runtime.storage import LocalStorage
 from orchestrator.errors import StoreError, StudyBusy
 from orchestrator.store.driver import LocalStore, Store
 from orchestrator.store.journal import JournalReader, JournalWriter
@@ -20,78 +22,66 @@ from orchestrator.store.lease import acquire, hold
 from orchestrator.store.records import DoneRecord, Records
 
 
-class StoreContract(ABC):
-    """What every store promises."""
-
-    @abstractmethod
-    def make(self, tmp_path: Path) -> Store: ...
-
-    def test_what_was_created_is_read(self, tmp_path: Path) -> None:
-        store = self.make(tmp_path)
-        assert store.read("a/b") is None
-        assert store.create("a/b", b"x")
-        assert store.read("a/b") == b"x"
-
-    def test_create_is_exclusive_and_leaves_the_first(self, tmp_path: Path) -> None:
-        store = self.make(tmp_path)
-        assert store.create("k", b"1") and not store.create("k", b"2")
-        assert store.read("k") == b"1"
-
-    def test_of_many_writers_exactly_one_succeeds(self, tmp_path: Path) -> None:
-        store = self.make(tmp_path)
-        barrier, won = threading.Barrier(8), []
-
-        def write(i: int) -> None:
-            barrier.wait()
-            if store.create("race", str(i).encode()):
-                won.append(i)
-
-        threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-        assert len(won) == 1 and store.read("race") == str(won[0]).encode()
-
-    def test_list_is_sorted_and_shallow(self, tmp_path: Path) -> None:
-        store = self.make(tmp_path)
-        for key in ("d/b", "d/a", "d/sub/c", "other"):
-            store.create(key, b"")
-        assert store.list("d") == ["a", "b", "sub"]
-        assert store.list("nothing") == []
-
-    def test_delete(self, tmp_path: Path) -> None:
-        store = self.make(tmp_path)
-        store.create("d/a", b"")
-        store.delete("d")
-        store.delete("d")
-        assert store.list("d") == []
-
-    def test_numbered_records_never_overwrite(self, tmp_path: Path) -> None:
-        store = self.make(tmp_path)
-        assert [store.append_numbered("log", {"i": i}) for i in range(3)] == [1, 2, 3]
-        assert store.last_numbered("log") == (3, {"i": 2})
-
-    @pytest.mark.parametrize("key", ["../outside", "/etc/passwd", "a/../../b"])
-    def test_no_key_leaves_the_store(self, tmp_path: Path, key: str) -> None:
-        with pytest.raises(StoreError, match="leaves the store"):
-            self.make(tmp_path).create(key, b"")
-
-    def test_a_damaged_record_is_named(self, tmp_path: Path) -> None:
-        store = self.make(tmp_path)
-        store.create("r.json", b"{torn")
-        with pytest.raises(StoreError, match="'r.json'"):
-            store.read_json("r.json")
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return LocalStore(tmp_path / "store")
 
 
-class TestLocalStore(StoreContract):
-    def make(self, tmp_path: Path) -> Store:
-        return LocalStore(tmp_path / "store")
+def test_a_record_is_created_once(store: Store) -> None:
+    assert store.read("a/b") is None and store.read_json("a/b") is None
+    assert store.create("a/b", b"x") and not store.create("a/b", b"y")
+    assert store.read("a/b") == b"x" and store.read("a/b/below") is None
+    store.delete("a")
+    store.delete("a")
+    assert store.list("a") == []
 
-    def test_a_file_in_the_way_is_explained(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("")
-        with pytest.raises(StoreError, match="--store"):
-            LocalStore(tmp_path / "file").check_writable()
+
+def test_numbered_records_never_overwrite(store: Store) -> None:
+    assert [store.append_numbered("log", {"i": i}) for i in range(3)] == [1, 2, 3]
+    assert store.last_numbered("log") == (3, {"i": 2})
+    assert store.last_numbered("nothing") is None
+
+
+@pytest.mark.parametrize("key", ["../outside", "/etc/passwd", "a/../../b"])
+def test_no_key_leaves_the_store(store: Store, key: str) -> None:
+    for verb in (store.read, store.list, store.delete, store.path, lambda k: store.create(k, b"")):
+        with pytest.raises(StoreError, match=f"key '{key}' leaves the store"):
+            verb(key)
+
+
+@pytest.mark.parametrize("content", [b"{torn", b"", b"[1]", b"null", b"\xff\xfe"])
+def test_a_damaged_record_is_named(store: Store, content: bytes) -> None:
+    store.create("r.json", content)
+    with pytest.raises(StoreError, match="'r.json' in the store is damaged"):
+        store.read_json("r.json")
+
+
+def test_a_file_in_the_way_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="a file stands where a directory should be.*--store"):
+        LocalStore(tmp_path / "file").check_writable()
+    with pytest.raises(StoreError, match="a file stands where a directory should be.*--store"):
+        LocalStore(tmp_path / "file").check_readable()
+    with pytest.raises(StoreError, match="a file stands where a directory should be.*--store"):
+        LocalStore(tmp_path).create("file/below", b"")
+
+
+def test_a_full_disk_is_explained(tmp_path: Path) -> None:
+    def full(name: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StoreError, match="is full: free some space"):
+        Store(LocalStorage(tmp_path, full)).create("k", b"")
+
+
+def test_a_store_needs_exclusive_creation_and_paths(tmp_path: Path) -> None:
+    """A bucket without a conditional put is refused aloud, not trusted."""
+    filesystem = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    store = Store(ArrowStorage(filesystem, "bucket"))
+    with pytest.raises(StoreError, match="cannot create a file exclusively"):
+        store.create("k", b"1")
+    with pytest.raises(StoreError, match="not a directory of this machine"):
+        store.path("k")
 
 
 def test_completion_is_created_once(tmp_path: Path) -> None:
