@@ -128,11 +128,11 @@ def _sweep_lines(sweep: SweepPlan) -> Iterator[str]:
         f"objective {objective} on dev"
     )
     if sweep.winner:
-        settings = ", ".join(f"{k}={v}" for k, v in sweep.winner["settings"].items())
-        yield f"  winner: trial {sweep.winner['trial']}, {sweep.winner['score']:.1f} % ({settings})"
-        for point in sweep.winner.get("front", ()):
-            values = ", ".join(f"{k} {v:.1f} %" for k, v in point["values"].items())
-            yield f"  Pareto front: trial {point['trial']}, {values}"
+        settings = ", ".join(f"{k}={v}" for k, v in sweep.winner.settings.items())
+        yield f"  winner: trial {sweep.winner.trial}, {sweep.winner.score:.1f} % ({settings})"
+        for point in sweep.winner.front:
+            values = ", ".join(f"{k} {v:.1f} %" for k, v in point.values.items())
+            yield f"  Pareto front: trial {point.trial}, {values}"
 
 
 def _stages_table(stages: Any) -> Table:
@@ -194,7 +194,7 @@ def _sweep_json(sweep: SweepPlan) -> dict[str, Any]:
         "sweep_hash": sweep.trials.sweep_hash,
         "trials_done": len(sweep.scores),
         "trials_wanted": sweep.trials.sweep.num_trials,
-        "winner": sweep.winner,
+        "winner": sweep.winner and sweep.winner.to_json(),
         "journal": str(sweep.trials.path(JOURNAL)),
     }
 

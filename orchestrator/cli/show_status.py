@@ -42,7 +42,7 @@ def print_status(plan: Plan, records: Records, console: Console) -> None:
         at, wanted = f" at {sweep.label}" if sweep.label else "", sweep.trials.sweep.num_trials
         console.print(
             f"sweep{at}: {len(sweep.scores)} of {wanted} trials done"
-            + (f", winner {sweep.winner['settings']}" if sweep.winner else ""),
+            + (f", winner {sweep.winner.settings}" if sweep.winner else ""),
             highlight=False,
             markup=False,
         )

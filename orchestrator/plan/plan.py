@@ -14,7 +14,7 @@ from orchestrator.plan.cost import Cost, Rates, Sample, cost_of
 from orchestrator.store.adopted import with_digests
 from orchestrator.store.data_facts import Datasets, data_paths
 from orchestrator.store.records import DoneRecord, Records
-from orchestrator.sweep.trials import Trials, Values, apply_winner
+from orchestrator.sweep.trials import Trials, Values, Winner, apply_winner
 from studies.errors import unknown
 from studies.spec.canonical_json import differences
 from studies.spec.cell import Cell, Stage
@@ -22,7 +22,7 @@ from studies.spec.checks import Finding, check_study
 from studies.spec.codec import to_plain
 from studies.spec.identity import UNKNOWN_DATA, Identity, identify
 from studies.spec.study import Study
-from studies.spec.sweep import by_size, size_name
+from studies.spec.sweep import Settings, by_size, size_name
 
 
 class Status(enum.Enum):
@@ -70,10 +70,10 @@ class SweepPlan:
     trials: Trials
     values: dict[int, Values]
     """Of finished trials, by each of the sweep's protocols."""
-    winner: dict[str, Any] | None
+    winner: Winner | None
     encoder: EncoderConfig | None = None
     """The size that is searched; None = the winner is for all cells."""
-    transferred: dict[str, Any] | None = None
+    transferred: Settings | None = None
     """Settings that won at the size before."""
 
     @property
@@ -185,7 +185,7 @@ def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
     sweeps = _plan_sweeps(study, records, fingerprints)
     for sweep in sweeps:
         if sweep.winner is not None:
-            study = apply_winner(study, sweep.winner["settings"], sweep.encoder)
+            study = apply_winner(study, sweep.winner.settings, sweep.encoder)
     accepted = load_accepted(records, study.name)
     known = records.known_stages()
     planner = Planner(records, datasets, fingerprints, accepted, known)
@@ -214,7 +214,7 @@ def _plan_sweeps(
     if study.sweep is None:
         return ()
     found: list[SweepPlan] = []
-    before: dict[str, Any] | None = None
+    before: Settings | None = None
     for encoder, sweep in zip(study.sweep.sizes or (None,), by_size(study.sweep), strict=True):
         trials = Trials(records.store, sweep, fingerprints)
         winner = trials.winner()
@@ -227,7 +227,7 @@ def _plan_sweeps(
                 transferred=before if study.sweep.transfer else None,
             )
         )
-        before = winner and winner["settings"]
+        before = winner.settings if winner else None
     return tuple(found)
 
 

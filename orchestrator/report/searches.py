@@ -16,7 +16,7 @@ def searches(plan: Plan, records: Records) -> tuple[Search, ...]:
 
 def _search(plan: Plan, sweep: SweepPlan, records: Records) -> Search:
     trials, wanted = sweep.trials, sweep.trials.sweep
-    winner = sweep.winner or {}
+    winner = sweep.winner
     trunk = wanted.base.pretrain
     return Search(
         label=sweep.label,
@@ -33,8 +33,8 @@ def _search(plan: Plan, sweep: SweepPlan, records: Records) -> Search:
             for number, values in sorted(sweep.values.items())
         ),
         wanted=wanted.num_trials,
-        winner=winner.get("trial"),
-        front=tuple(point["trial"] for point in winner.get("front", ())),
+        winner=winner.trial if winner else None,
+        front=tuple(point.trial for point in winner.front) if winner else (),
         rule=wanted.rule,
         num_images=_num_images(sweep, records),
         repeats=_repeats(sweep, records),
@@ -48,7 +48,7 @@ def _num_images(sweep: SweepPlan, records: Records) -> int | None:
     """Images of the dev set, by the winner's own record."""
     if sweep.winner is None:
         return None
-    cell = sweep.trials.cell(sweep.winner["trial"], sweep.winner["settings"])
+    cell = sweep.trials.cell(sweep.winner.trial, sweep.winner.settings)
     done = records.done(sweep.trials.objective_hash(cell))
     count = done.metrics.get("num_images") if done else None
     return int(count) if count else None

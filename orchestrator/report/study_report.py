@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from orchestrator.report.predictions import chance_of, next_runs, score_lines, s
 from orchestrator.report.searches import searches
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import Records, now_iso
+from orchestrator.sweep.trials import Winner
 from studies.analysis.figures.gallery_figure import GalleryEntry
 from studies.analysis.laws.by_protocol import study_laws
 from studies.analysis.report.meta import ReportMeta
@@ -67,9 +67,9 @@ def _resolved(plan: Plan, records: Records) -> str:
     return str(records.store.path(f"{folder}/{names[-1]}")) if names else ""
 
 
-def _chosen(winner: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _chosen(winner: Winner | None) -> dict[str, Any] | None:
     """A decision without its Pareto front, which has a figure of its own."""
-    return None if winner is None else {k: v for k, v in winner.items() if k != "front"}
+    return None if winner is None else {k: v for k, v in winner.to_json().items() if k != "front"}
 
 
 def asks_for_laws(plan: Plan) -> bool:

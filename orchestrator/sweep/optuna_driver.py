@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.errors import StudyBusy
 from orchestrator.store.records import Records
 from orchestrator.sweep.trials import Trials, Values
-from studies.spec.sweep import Choices, SearchAxis, Sweep, combinations
+from studies.spec.sweep import Choices, SearchAxis, Settings, Sweep, combinations
 
 JOURNAL = "optuna-journal.log"
 TRANSFERRED = "transferred"
@@ -36,7 +36,7 @@ class SweepDriver:
     """
 
     def __init__(
-        self, trials: Trials, records: Records, transferred: Mapping[str, Any] | None = None
+        self, trials: Trials, records: Records, transferred: Settings | None = None
     ) -> None:
         self._optuna = optuna = _quiet_optuna()
         self._trials, self._transferred = trials, transferred
@@ -134,13 +134,13 @@ class SweepDriver:
         self._study.tell(number, state=self._states.FAIL, skip_if_finished=True)
         self._running.discard(number)
 
-    def _due(self) -> tuple[dict[str, Any] | None, str]:
+    def _due(self) -> tuple[Settings | None, str]:
         """Settings that come next whatever the sampler says, and their source."""
         if self._transferred is not None and self._transferred not in self._asked.values():
             return dict(self._transferred), TRANSFERRED
         return (self._next_of_grid() if self._grid else None), ""
 
-    def _next_of_grid(self) -> dict[str, Any] | None:
+    def _next_of_grid(self) -> Settings | None:
         """The combination that was tried least often, if it has no score and does not run."""
         failed = {t.number for t in self._all() if t.state is self._states.FAIL}
         open_ = [s for n, s in self._asked.items() if n not in failed]
@@ -173,7 +173,7 @@ class SweepDriver:
         )
 
     def _open_existing(
-        self, path: Path, known: dict[int, dict[str, Any]], scores: dict[int, Values]
+        self, path: Path, known: dict[int, Settings], scores: dict[int, Values]
     ) -> bool:
         """Open the journal; False if there is none, it is damaged or it contradicts the store."""
         # Optuna appends to half a line without noticing, which spoils the next one as well.
@@ -186,9 +186,7 @@ class SweepDriver:
             logging.getLogger(__name__).warning("%s is damaged: rebuilding it", path)
             return False
 
-    def _agrees(
-        self, trial: Any, settings: dict[str, Any] | None, scores: dict[int, Values]
-    ) -> bool:
+    def _agrees(self, trial: Any, settings: Settings | None, scores: dict[int, Values]) -> bool:
         """Whether Optuna's trial is the store's, or one that was never recorded."""
         score = scores.get(trial.number)
         if trial.state is self._states.WAITING:  # killed before it was asked for
@@ -201,7 +199,7 @@ class SweepDriver:
             return bool(trial.values == list(score or ()))
         return score is None or not trial.state.is_finished()
 
-    def _catch_up(self, known: dict[int, dict[str, Any]], scores: dict[int, Values]) -> None:
+    def _catch_up(self, known: dict[int, Settings], scores: dict[int, Values]) -> None:
         """Bring Optuna to what the store knows, number by number."""
         for trial in self._all():
             if trial.state.is_finished():
@@ -217,7 +215,7 @@ class SweepDriver:
             if number in known and number not in scores:
                 self._running.add(number)
 
-    def _frozen(self, settings: dict[str, Any] | None, score: Values | None) -> Any:
+    def _frozen(self, settings: Settings | None, score: Values | None) -> Any:
         create = self._optuna.trial.create_trial
         if settings is None:  # a hole keeps the numbering
             return create(state=self._states.FAIL)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,51 @@ from studies.spec.identity import identify
 from studies.spec.overrides import override_cell
 from studies.spec.search import encoder_of, mean_ranks, pareto_front, repeats
 from studies.spec.study import Study
-from studies.spec.sweep import Sweep
+from studies.spec.sweep import Rule, Settings, Sweep
 
 Values = tuple[float, ...]
 """A trial's metric by each of the sweep's protocols."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontTrial:
+    """A trial that no other beats by every protocol."""
+
+    trial: int
+    settings: Settings
+    values: dict[str, float]
+    """Metric by protocol."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """The decision of a sweep, as the store keeps it."""
+
+    trial: int
+    settings: Settings
+    score: float
+    objective: str
+    """For people: `linear_probe.top1 on dev`."""
+    num_trials: int
+    decided_at: str
+    rule: Rule | None = None
+    """Where several protocols decide, as are the following."""
+    values: dict[str, float] = field(default_factory=dict)
+    front: tuple[FrontTrial, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """What the store keeps; without a rule, nothing of several protocols."""
+        plain = asdict(self)
+        return plain if self.rule else {k: v for k, v in plain.items() if k not in _OF_SEVERAL}
+
+    @staticmethod
+    def from_json(plain: dict[str, Any]) -> Winner:
+        """Read it back."""
+        front = tuple(FrontTrial(**point) for point in plain.get("front", ()))
+        return Winner(**(plain | {"front": front}))
+
+
+_OF_SEVERAL = ("rule", "values", "front")
 
 
 class Trials:
@@ -58,7 +99,7 @@ class Trials:
         """Path of a file beside the records."""
         return self._store.path(f"{self.prefix}/{name}")
 
-    def settings(self, number: int) -> dict[str, Any] | None:
+    def settings(self, number: int) -> Settings | None:
         """Settings of a trial, None if it was never asked for."""
         raw = self._store.read_json(f"{self.prefix}/trials/{number:06d}.json")
         return None if raw is None else dict(raw["settings"])
@@ -67,7 +108,7 @@ class Trials:
         """Trials that were ever asked for."""
         return [int(n[:6]) for n in self._store.list(f"{self.prefix}/trials") if n[:6].isdigit()]
 
-    def record(self, number: int, settings: dict[str, Any], source: str = "") -> bool:
+    def record(self, number: int, settings: Settings, source: str = "") -> bool:
         """Keep the settings of a trial; False if the number is taken.
 
         `source` says where they are from if the sampler did not draw them.
@@ -81,7 +122,7 @@ class Trials:
         raw = self._store.read_json(f"{self.prefix}/trials/{number:06d}.json")
         return "" if raw is None else str(raw.get("source", ""))
 
-    def cell(self, number: int, settings: dict[str, Any]) -> Cell:
+    def cell(self, number: int, settings: Settings) -> Cell:
         """The ordinary cell that a trial is; raises `ConfigError` if the settings do not go."""
         base = self.sweep.base
         cell = override_cell(base, settings)
@@ -134,14 +175,12 @@ class Trials:
         rule = "" if self.sweep.rule == "objective" else f"-{self.sweep.rule}"
         return f"{self.prefix}/winner-{self.sweep.num_trials:04d}{rule}.json"
 
-    def winner(self) -> dict[str, Any] | None:
-        """The decision after `num_trials`: `settings`, `trial`, `score`; None before it.
+    def winner(self) -> Winner | None:
+        """The decision after `num_trials`; None before it."""
+        plain = self._store.read_json(self._winner_key)
+        return None if plain is None else Winner.from_json(plain)
 
-        Of several protocols also `values` by protocol, `rule`, and the Pareto `front`.
-        """
-        return self._store.read_json(self._winner_key)
-
-    def decide(self, scored: Mapping[int, float | Values]) -> dict[str, Any]:
+    def decide(self, scored: Mapping[int, float | Values]) -> Winner:
         """Store the winner by the sweep's rule, once; the earliest of equals."""
         values = {n: v if isinstance(v, tuple) else (v,) for n, v in scored.items()}
         at = self.sweep.protocols.index(self.sweep.objective)
@@ -149,37 +188,38 @@ class Trials:
         # Of equals by the objective, one that no other beats by another protocol.
         front = pareto_front(values)
         best = min(front, key=lambda n: (ranks[n], -values[n][at], n))
-        winner: dict[str, Any] = {
-            "trial": best,
-            "settings": self.settings(best),
-            "score": values[best][at],
-            "objective": f"{self.sweep.objective}.{self.sweep.metric} on dev",
-            "num_trials": len(values),
-            "decided_at": now_iso(),
-        }
+        winner = Winner(
+            trial=best,
+            settings=self.settings(best) or {},
+            score=values[best][at],
+            objective=f"{self.sweep.objective}.{self.sweep.metric} on dev",
+            num_trials=len(values),
+            decided_at=now_iso(),
+        )
         if self.sweep.objectives:
-            winner |= {
-                "rule": self.sweep.rule,
-                "values": self._named(values[best]),
-                "front": [
-                    {"trial": n, "settings": self.settings(n), "values": self._named(values[n])}
+            winner = replace(
+                winner,
+                rule=self.sweep.rule,
+                values=self._named(values[best]),
+                front=tuple(
+                    FrontTrial(
+                        trial=n, settings=self.settings(n) or {}, values=self._named(values[n])
+                    )
                     for n in front
-                ],
-            }
-        self._store.create_json(self._winner_key, winner)
+                ),
+            )
+        self._store.create_json(self._winner_key, winner.to_json())
         return self.winner() or winner
 
     def _named(self, values: Values) -> dict[str, float]:
         return dict(zip(self.sweep.protocols, values, strict=True))
 
-    def repeats(self, winner: Mapping[str, Any]) -> tuple[Cell, ...]:
+    def repeats(self, winner: Winner) -> tuple[Cell, ...]:
         """The winner at the sweep's further seeds."""
-        return repeats(self.sweep, self.cell(winner["trial"], winner["settings"]))
+        return repeats(self.sweep, self.cell(winner.trial, winner.settings))
 
 
-def apply_winner(
-    study: Study, settings: dict[str, Any], encoder: EncoderConfig | None = None
-) -> Study:
+def apply_winner(study: Study, settings: Settings, encoder: EncoderConfig | None = None) -> Study:
     """Return the study with the winner's settings in every cell that uses them.
 
     With `encoder`: only in cells that train it.
@@ -193,7 +233,7 @@ def apply_winner(
     )
 
 
-def _use(cell: Cell, settings: dict[str, Any]) -> Cell:
+def _use(cell: Cell, settings: Settings) -> Cell:
     if not cell.uses_winner:
         return cell
     try:

@@ -70,6 +70,8 @@ class Range:
 
 
 SearchAxis = Choices | Range
+Settings = dict[str, float | int | str]
+"""A value for each axis of a sweep, by its dotted key."""
 
 
 Sampler = Literal["tpe", "gp", "random", "grid"]
@@ -256,7 +258,7 @@ def axis_values(axis: SearchAxis) -> tuple[float | int | str, ...]:
     return tuple(round(axis.low + i * axis.step, 12) for i in range(count))
 
 
-def combinations(sweep: Sweep) -> tuple[dict[str, Any], ...]:
+def combinations(sweep: Sweep) -> tuple[Settings, ...]:
     """Settings of every possible trial of a grid, in the order in which they are tried.
 
     The order is drawn by the sweep's seed: a grid that is not finished has tried all parts of it.

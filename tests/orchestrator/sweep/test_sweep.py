@@ -253,7 +253,7 @@ def test_the_winner_is_the_earliest_of_the_best(tmp_path: Path) -> None:
     for number, top1 in zip(driver.ask(6), (1.0, 3.0, 2.0, 3.0, 3.0, 0.0), strict=True):
         bench.finish(number, top1)
     winner = bench.trials.decide(bench.scores())
-    assert winner["trial"] == 1 and winner["settings"] == bench.trials.settings(1)
+    assert winner.trial == 1 and winner.settings == bench.trials.settings(1)
     assert bench.trials.decide({0: 100.0}) == winner == bench.trials.winner()
 
 
@@ -268,7 +268,7 @@ def test_more_trials_continue_the_sweep_and_decide_anew(tmp_path: Path) -> None:
     drive(large, driver)
     assert large.trials.numbers() == list(range(6))
     second = large.trials.decide(large.scores())
-    assert second["num_trials"] == 6 and second["score"] >= first["score"]
+    assert second.num_trials == 6 and second.score >= first.score
     assert small.trials.winner() == first
 
 
@@ -320,7 +320,7 @@ def test_killed_between_the_last_tell_and_the_decision(tmp_path: Path) -> None:
     assert bench.trials.winner() is None
     controller = control(bench, sweep_only(bench))
     best = max(bench.scores().items(), key=lambda item: item[1])
-    assert bench.trials.winner()["trial"] == best[0]  # type: ignore[index]
+    assert bench.trials.winner().trial == best[0]  # type: ignore[union-attr]
     assert controller.sweep_problem is None
 
 

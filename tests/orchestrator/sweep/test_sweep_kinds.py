@@ -72,15 +72,15 @@ def test_several_protocols_are_one_search_with_a_front(tmp_path: Path) -> None:
         driver.tell(number, bench.finish_all(number, pair))
     assert bench.trials.values(bench.records) == dict(enumerate(values))
     winner = bench.trials.decide(bench.trials.values(bench.records))
-    assert winner["trial"] == 4 and winner["score"] == 90.0  # by linear_probe, the objective
-    assert [p["trial"] for p in winner["front"]] == [0, 1, 3, 4]
-    assert winner["front"][0]["values"] == {"knn": 90.0, "linear_probe": 50.0}
+    assert winner.trial == 4 and winner.score == 90.0  # by linear_probe, the objective
+    assert [p.trial for p in winner.front] == [0, 1, 3, 4]
+    assert winner.front[0].values == {"knn": 90.0, "linear_probe": 50.0}
     bench.journal.unlink()
     again = bench.driver()
     assert again.is_finished and again.num_finished == 6
     by_rank = Trials(bench.store, replace(bench.sweep, rule="mean_rank"), {"digits": "f"})
     assert by_rank.sweep_hash == bench.trials.sweep_hash and by_rank.winner() is None
-    assert by_rank.decide(by_rank.values(bench.records))["trial"] == 1  # 3 ranks alike
+    assert by_rank.decide(by_rank.values(bench.records)).trial == 1  # 3 ranks alike
     assert bench.trials.winner() == winner
 
 
@@ -91,7 +91,7 @@ def test_the_winner_is_on_the_front_where_its_own_protocol_ties(tmp_path: Path) 
     for number, pair in zip(driver.ask(6), values, strict=True):
         driver.tell(number, bench.finish_all(number, pair))
     winner = bench.trials.decide(bench.trials.values(bench.records))
-    assert winner["trial"] == 1 and [p["trial"] for p in winner["front"]] == [1, 2, 3]
+    assert winner.trial == 1 and [p.trial for p in winner.front] == [1, 2, 3]
 
 
 def test_a_trial_counts_when_every_protocol_has_scored_it(tmp_path: Path) -> None:
@@ -181,16 +181,16 @@ def test_a_winner_per_size_flows_into_its_cells_and_is_tried_first_at_the_next(
     first = search(plan.sweeps[0], records, best=0.6)
     plan, records = plan_of(study, tmp_path)
     assert [c.uses_winner for c in plan.study.cells] == [False, True]
-    assert plan.num_missing_trials == 4 and plan.sweeps[1].transferred == first["settings"]
+    assert plan.num_missing_trials == 4 and plan.sweeps[1].transferred == first.settings
     second = search(plan.sweeps[1], records, best=0.8)
     trials = plan.sweeps[1].trials
-    assert trials.settings(0) == first["settings"] and trials.source(0) == TRANSFERRED
+    assert trials.settings(0) == first.settings and trials.source(0) == TRANSFERRED
     assert [trials.source(n) for n in (1, 2, 3)] == ["", "", ""]
     plan, records = plan_of(study, tmp_path)
     ratios = [c.pretrain.recipe.mask_ratio for c in plan.study.cells]  # type: ignore[union-attr]
-    assert ratios == [first["settings"][RATIO], second["settings"][RATIO]]
+    assert ratios == [first.settings[RATIO], second.settings[RATIO]]
     again = {s.cell.address for s in plan.work if s.cell.role == "repeat"}
-    assert len(again) == 6 and f"sweep/N1/t{first['trial']:03d}/s11" in again
+    assert len(again) == 6 and f"sweep/N1/t{first.trial:03d}/s11" in again
     seeds = {s.stage.recipe.seed for s in plan.work if s.cell.address.endswith("/s11")}
     assert seeds == {11}
     text = " ".join(sweep_texts(searches(plan, records)))
@@ -208,7 +208,7 @@ def test_a_kill_between_two_sizes_transfers_once(tmp_path: Path) -> None:
         part = plan.sweeps[1]
         SweepDriver(part.trials, records, part.transferred).ask(2)
     trials = plan.sweeps[1].trials
-    moved = [n for n in trials.numbers() if trials.settings(n) == first["settings"]]
+    moved = [n for n in trials.numbers() if trials.settings(n) == first.settings]
     assert moved == [0] and trials.numbers() == [0, 1]
     alone, _ = plan_of(replace(study, sweep=sized(transfer=False)), tmp_path)
     assert alone.sweeps[1].transferred is None
