@@ -5,12 +5,20 @@ The table is the hand-over from running to analysis: `studies.analysis` reads no
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from mae_core.config import RECIPES, EvalRecipe
 
 Role = Literal["grid", "untrained", "baseline", "sweep", "repeat"]
+Place = float | str
+"""A position on an axis: a number, or the name of a category."""
+Value = float | int | str | None
+"""What a column holds."""
+PLACES = "places"
+AXIS_COLUMN = "axis."
+"""What the columns of the study's axes begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +54,13 @@ class ResultRow:
     decoder_width: int | None = None
     objective: str | None = None
     """What trained the encoder: `MAE`, `MoCo v3`, `from scratch`, or one's own `module:name`."""
-    axes: str | None = None
-    """Where it stands on the axes that the study names, as JSON: `{"mask_ratio": 0.75}`."""
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """Where it stands on the axes that the study names: `{"mask_ratio": 0.75}`. In a table each
+    axis has a column of its own, `axis.mask_ratio`."""
     seed: int | None = None
     """Pretraining seed; seeds pair cells of one grid."""
+    family: str = ""
+    """Alike in cells that differ in seeds only (`studies.spec.coordinates`)."""
     pretrain_flops: float | None = None
     """Algorithmic FLOPs of the whole pretraining (reference count, not an optimisation's)."""
     stage_flops: float | None = None
@@ -82,12 +93,20 @@ class ResultRow:
         """Wall-clock seconds × ranks: what was paid."""
         return (self.seconds or 0.0) * (self.world_size or 1)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, in column order."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, Value]:
+        """Plain values by column, in the order of `columns_of`."""
+        own: dict[str, Value] = {name: getattr(self, name) for name in COLUMNS}
+        return own | {AXIS_COLUMN + axis: place for axis, place in self.places.items()}
 
 
-COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(ResultRow))
+COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(ResultRow) if f.name != PLACES)
+"""What every row has, whatever its study varies."""
+
+
+def columns_of(rows: Iterable[ResultRow]) -> list[str]:
+    """Columns of a table of these rows: those of every row, then one per axis that one has."""
+    axes = dict.fromkeys(AXIS_COLUMN + axis for row in rows for axis in row.places)
+    return [*COLUMNS, *axes]
 
 
 EVALUATIONS = tuple(kind for kind, recipe in RECIPES.items() if issubclass(recipe, EvalRecipe))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from studies.result_row import ResultRow
+from studies.result_row import Place, ResultRow
 
 
 def by_condition(
@@ -19,7 +18,7 @@ def by_condition(
     `details` is the stage's own: error shares by family, one per severity, and clean top-1 (%).
     """
     errors: dict[str, list[float]] = details.get("errors", {})
-    found: dict[tuple[str, Any], float] = {}
+    found: dict[tuple[str, Place], float] = {}
     if "severity" in axes and errors:
         found["severity", 0.0] = details["clean_top1"]
         for i, severity in enumerate(severities):
@@ -27,10 +26,7 @@ def by_condition(
     if "corruption" in axes:
         for family, shares in errors.items():
             found["corruption", family] = 100 * (1 - fmean(shares))
-    at: dict[str, Any] = json.loads(row.axes) if row.axes else {}
     return [
-        replace(
-            row, top1=top1, top5=None, loss=None, mce=None, axes=json.dumps({**at, axis: place})
-        )
+        replace(row, top1=top1, top5=None, loss=None, mce=None, places={**row.places, axis: place})
         for (axis, place), top1 in found.items()
     ]

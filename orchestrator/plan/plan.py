@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,16 @@ from orchestrator.store.data_facts import Datasets, data_paths
 from orchestrator.store.records import DoneRecord, Records
 from orchestrator.sweep.trials import Trials, Values, Winner, apply_winner
 from studies.errors import unknown
+from studies.result_row import Place
+from studies.spec.axes import places, size_name
 from studies.spec.canonical_json import differences
 from studies.spec.cell import Cell, Stage
 from studies.spec.checks import Finding, check_study
 from studies.spec.codec import to_plain
+from studies.spec.coordinates import Coordinates, coordinates
 from studies.spec.identity import UNKNOWN_DATA, Identity, identify
 from studies.spec.study import Study
-from studies.spec.sweep import Settings, by_size, size_name
+from studies.spec.sweep import Settings, by_size
 
 
 class Status(enum.Enum):
@@ -48,7 +51,11 @@ class PlannedStage:
     """One stage of one cell."""
 
     cell: Cell
+    coordinates: Coordinates
+    """Of the cell."""
     stage: Stage
+    places: Mapping[str, Place]
+    """Where the stage stands on the study's axes."""
     identity: Identity
     status: Status
     reason: str
@@ -188,7 +195,7 @@ def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
             study = apply_winner(study, sweep.winner.settings, sweep.encoder)
     accepted = load_accepted(records, study.name)
     known = records.known_stages()
-    planner = Planner(records, datasets, fingerprints, accepted, known)
+    planner = Planner(records, datasets, fingerprints, accepted, known, study.axes)
     grid = [p for cell in study.cells for p in planner.plan_cell(cell)]
     trials = [planned for sweep in sweeps for planned in _plan_trials(sweep, planner)]
     stages = (*trials, *grid)
@@ -255,13 +262,15 @@ class Planner:
         fingerprints: dict[str, str],
         accepted: dict[str, Any],
         known: set[str],
+        axes: Sequence[str],
     ) -> None:
-        self._records, self._datasets = records, datasets
+        self._records, self._datasets, self._axes = records, datasets, axes
         self._fingerprints, self._accepted, self._known = fingerprints, accepted, known
 
     def plan_cell(self, cell: Cell) -> list[PlannedStage]:
         """Identity, status and cost of each stage of a cell."""
         identities = identify(cell, self._fingerprints)
+        at = coordinates(cell, self._axes)
         done: dict[str, DoneRecord | None] = {}
         planned = []
         for stage in cell.stages:
@@ -274,7 +283,9 @@ class Planner:
             planned.append(
                 PlannedStage(
                     cell=cell,
+                    coordinates=at,
                     stage=stage,
+                    places=places(self._axes, cell, stage),
                     identity=identity,
                     status=status,
                     reason=reason,

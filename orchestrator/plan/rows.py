@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from mae_core.config import (
@@ -16,7 +15,7 @@ from orchestrator.plan.corruption_rows import by_condition
 from orchestrator.plan.plan import Plan, PlannedStage, Planner
 from orchestrator.store.records import Records
 from studies.result_row import ResultRow, Role
-from studies.spec.axes import place, places
+from studies.spec.axes import place
 from studies.spec.cell import Cell
 
 
@@ -50,7 +49,9 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
         role=role_of(planned),
         science_hash=planned.identity.science_hash,
         **axes_of(planned.cell, plan.planner),
-        **_place_of(plan, planned),
+        family=planned.coordinates.family,
+        objective=objective_of(planned),
+        places=planned.places,
         stage_flops=planned.cost.flops,
         num_labels=evaluation.num_labels if evaluation else None,
         label_seed=evaluation.label_seed if evaluation and evaluation.num_labels else None,
@@ -73,15 +74,6 @@ def objective_of(planned: PlannedStage) -> str | None:
     """What the encoder of a stage was trained for, as a row says it."""
     found = place("objective", planned.cell, planned.stage)
     return None if found is None else str(found)
-
-
-def _place_of(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
-    """Objective, and places on the study's own axes, of a stage."""
-    at = places(plan.study.axes, planned.cell, planned.stage)
-    return {
-        "objective": objective_of(planned),
-        "axes": json.dumps(at, ensure_ascii=False) if at else None,
-    }
 
 
 def role_of(planned: PlannedStage) -> Role:

@@ -20,7 +20,7 @@ from studies.analysis.figures.gallery_figure import GalleryEntry
 from studies.analysis.laws.by_protocol import study_laws
 from studies.analysis.report.meta import ReportMeta
 from studies.analysis.report.page import write_report as write_page
-from studies.spec.axes import places, shown
+from studies.spec.axes import shown
 
 GALLERY_CELLS = 5
 
@@ -101,7 +101,7 @@ def _gallery(plan: Plan, records: Records) -> list[GalleryEntry]:
     chosen: dict[str, PlannedStage] = {}
     for planned, encoder in zip(finished, encoders, strict=True):
         if encoder == largest:
-            chosen.setdefault(_gallery_label(plan, planned), planned)
+            chosen.setdefault(_gallery_label(planned), planned)
     if not plan.study.axes:
         chosen = dict(sorted(chosen.items(), key=lambda item: item[1].cost.steps or 0))
     entries = []
@@ -149,11 +149,10 @@ def _params(planned: PlannedStage) -> int:
     return planned.cost.encoder_params or 0
 
 
-def _gallery_label(plan: Plan, planned: PlannedStage) -> str:
+def _gallery_label(planned: PlannedStage) -> str:
     """Where it stands on the study's axes, else how long it was trained."""
-    at = places(plan.study.axes, planned.cell, planned.stage)
-    if at:
-        return ", ".join(shown(axis, place) for axis, place in at.items())
+    if planned.places:
+        return ", ".join(shown(axis, place) for axis, place in planned.places.items())
     return str(_recipe(planned).duration) if planned.cost.steps else "untrained"
 
 

@@ -23,7 +23,7 @@ from studies.spec.canonical_json import canonical, digest
 from studies.spec.cell import Cell
 from studies.spec.identity import identify
 from studies.spec.overrides import override_cell
-from studies.spec.search import encoder_of, mean_ranks, pareto_front, repeats
+from studies.spec.search import mean_ranks, pareto_front, repeats
 from studies.spec.study import Study
 from studies.spec.sweep import Rule, Settings, Sweep
 
@@ -227,8 +227,7 @@ def apply_winner(study: Study, settings: Settings, encoder: EncoderConfig | None
     return replace(
         study,
         cells=tuple(
-            _use(c, settings) if encoder is None or encoder_of(c) == encoder else c
-            for c in study.cells
+            _use(c, settings) if encoder is None or c.encoder == encoder else c for c in study.cells
         ),
     )
 

@@ -60,7 +60,7 @@ def axes(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
         found |= {name: value for name, value in more.items() if value is not None}
     swept = plan.study.sweep.space if plan.study.sweep else ()
     own = places(tuple(axis.key for axis in swept), planned.cell, planned.stage)
-    own |= places(plan.study.axes, planned.cell, planned.stage)
+    own |= planned.places
     return {safe(name): plain(v) for name, v in (own | found).items() if v is not None}
 
 

@@ -19,7 +19,7 @@ from orchestrator.store.generations import milliseconds
 from orchestrator.store.records import Records
 from orchestrator.tracking.cell_values import numeric, safe
 from orchestrator.tracking.mlflow_runs import Table
-from studies.result_row import COLUMNS, ResultRow
+from studies.result_row import ResultRow, columns_of
 from studies.spec.checks import check_study
 
 SUMMARY = "summary.json"
@@ -69,7 +69,7 @@ def study_values(
 
 def progress_values(plan: Plan, rows: Sequence[ResultRow]) -> StudyValues:
     """How far it is and what it cost, and the results table."""
-    columns = [name for name in COLUMNS if name not in ADDRESSES]
+    columns = [name for name in columns_of(rows) if name not in ADDRESSES]
     first = {(r.cell, r.stage): r for r in reversed(rows)}
     metrics = {
         "num_cells": float(len({s.cell.address for s in plan.stages})),
@@ -77,7 +77,7 @@ def progress_values(plan: Plan, rows: Sequence[ResultRow]) -> StudyValues:
         "num_stages_done": float(sum(s.record is not None for s in plan.stages)),
         "rank_hours": sum(r.rank_seconds for r in first.values()) / 3600,
     }
-    table = [[_finite(getattr(row, name)) for name in columns] for row in rows]
+    table = [[_finite(row.to_dict().get(name)) for name in columns] for row in rows]
     return StudyValues(metrics=metrics, tables={"results": (columns, table)} if table else {})
 
 

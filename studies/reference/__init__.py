@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studies.errors import unknown
-
-Place = float | str
-"""A position on an axis: a number, or the name of a category."""
+from studies.result_row import Place
 
 
 @dataclass(frozen=True, kw_only=True)

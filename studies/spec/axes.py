@@ -8,17 +8,16 @@ by `+`, whose combinations are then categories (`mask_sampling+mask_ratio`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mae_core.config import RECIPES
+from mae_core.config import RECIPES, EncoderConfig
 from mae_core.model.sizes import ENCODERS
 from studies.errors import unknown
+from studies.result_row import Place
 from studies.spec.cell import Cell, Stage
 
-Place = float | str
-"""A number, or the name of a category."""
 Scale = Literal["linear", "log", "rank", "category"]
 
 
@@ -107,7 +106,7 @@ def axis(name: str) -> Axis:
     return Axis(name=name, label=name, scale="rank")
 
 
-def places(names: tuple[str, ...], cell: Cell, stage: Stage) -> dict[str, Place]:
+def places(names: Iterable[str], cell: Cell, stage: Stage) -> dict[str, Place]:
     """Where a stage stands on each axis that applies to it."""
     found = {name: place(name, cell, stage) for name in names}
     return {name: at for name, at in found.items() if at is not None}
@@ -153,6 +152,11 @@ def tick(name: str, at: Place) -> str:
 def origin(cell: Cell, stage: Stage) -> Stage | None:
     """The stage that starts the encoder this stage has or reads; None for a basis, raw pixels."""
     return next((s for s in _chain(cell, stage) if hasattr(s.recipe, "encoder")), None)
+
+
+def size_name(encoder: EncoderConfig) -> str:
+    """What an encoder is called."""
+    return encoder.name or f"{encoder.width}x{encoder.depth}"
 
 
 def _chain(cell: Cell, stage: Stage) -> Iterator[Stage]:
@@ -210,8 +214,7 @@ def _size(cell: Cell, stage: Stage) -> str | None:
     start = origin(cell, stage)
     if start is None:
         return None
-    encoder: Any = start.recipe.encoder  # type: ignore[union-attr]
-    name = encoder.name or f"{encoder.width}x{encoder.depth}"
+    name = size_name(start.recipe.encoder)  # type: ignore[union-attr]
     pixels = stage.recipe.data.image_size
     return name if pixels == start.recipe.data.image_size else f"{name}@{pixels}"
 

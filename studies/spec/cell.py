@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mae_core.config import RECIPES, AnyRecipe, Execution
+from mae_core.config import RECIPES, AnyRecipe, EncoderConfig, Execution
 from mae_core.errors import ConfigError
 from studies.errors import StudyError, unknown
 from studies.result_row import Role
@@ -75,6 +75,12 @@ class Cell:
     def pretrain(self) -> Stage | None:
         """The stage that starts this cell's encoder, None for a baseline without one."""
         return next((s for s in self.stages if hasattr(s.recipe, "encoder")), None)
+
+    @property
+    def encoder(self) -> EncoderConfig | None:
+        """What that stage trains, None of a cell without one."""
+        encoder = getattr(self.pretrain.recipe, "encoder", None) if self.pretrain else None
+        return encoder if isinstance(encoder, EncoderConfig) else None
 
 
 def _check_stage(cell: str, stage: Stage, earlier: dict[str, Stage]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from mae_core.config import AdoptedRecipe, Duration, EvalRecipe, PretrainRecipe, num_keep
 from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
+from studies.spec.axes import size_name
 from studies.spec.canonical_json import digest
 from studies.spec.cell import Cell
 from studies.spec.codec import to_plain
@@ -106,15 +107,10 @@ def _trained(cells: list[Cell]) -> list[tuple[Cell, PretrainRecipe]]:
     ]
 
 
-def _size_name(recipe: Any) -> str:
-    encoder = recipe.encoder
-    return encoder.name or f"{encoder.width}x{encoder.depth}"
-
-
 def _by_size(cells: list[Cell]) -> dict[str, list[tuple[Cell, PretrainRecipe]]]:
     groups: dict[str, list[tuple[Cell, PretrainRecipe]]] = defaultdict(list)
     for cell, recipe in _trained(cells):
-        groups[_size_name(recipe)].append((cell, recipe))
+        groups[size_name(recipe.encoder)].append((cell, recipe))
     return dict(groups)
 
 
@@ -239,8 +235,7 @@ def _evaluations_by_size(study: Study, cells: list[Cell]) -> Iterator[Finding]:
     """Evaluation recipes that differ by size."""
     recipes: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for cell in cells:
-        trunk = cell.pretrain
-        if trunk is None:
+        if cell.encoder is None:
             continue
         for stage in cell.stages:
             if isinstance(stage.recipe, EvalRecipe) and not hasattr(stage.recipe, "encoder"):
@@ -249,7 +244,7 @@ def _evaluations_by_size(study: Study, cells: list[Cell]) -> Iterator[Finding]:
                     for k, v in to_plain(stage.recipe).items()
                     if k not in ("data", "seed", "label_seed")
                 }
-                recipes[stage.name][_size_name(trunk.recipe)].add(digest(plain))
+                recipes[stage.name][size_name(cell.encoder)].add(digest(plain))
     for name, by_size in recipes.items():
         if len({frozenset(found) for found in by_size.values()}) > 1:
             yield Finding(
@@ -351,7 +346,7 @@ def _sweep_budget(study: Study, cells: list[Cell]) -> Iterator[Finding]:
     trunks = sweep.sizes or tuple(
         s.recipe.encoder for s in sweep.base.stages if isinstance(s.recipe, PretrainRecipe)
     )
-    searched = {encoder.name or f"{encoder.width}x{encoder.depth}" for encoder in trunks}
+    searched = {size_name(encoder) for encoder in trunks}
     others = [size for size in _by_size(cells) if size not in searched]
     if not others or not searched:
         return

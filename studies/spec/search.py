@@ -10,15 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from mae_core.config import EncoderConfig
 from studies.spec.cell import Cell, Stage, map_cell
 from studies.spec.sweep import Range, SearchAxis, Sweep
-
-
-def encoder_of(cell: Cell) -> EncoderConfig | None:
-    """The encoder that a cell trains, None of one without."""
-    encoder = getattr(cell.pretrain.recipe, "encoder", None) if cell.pretrain else None
-    return encoder if isinstance(encoder, EncoderConfig) else None
 
 
 def is_log(axis: SearchAxis) -> bool:

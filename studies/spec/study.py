@@ -8,11 +8,10 @@ from typing import Any
 
 from studies.errors import StudyError, unknown
 from studies.reference import published_set
-from studies.spec.axes import MEASURES, axis
+from studies.spec.axes import MEASURES, axis, size_name
 from studies.spec.cell import Cell, Stage, check_address, map_cell
 from studies.spec.overrides import check_section, override_stage
-from studies.spec.search import encoder_of
-from studies.spec.sweep import Sweep, size_name, with_value
+from studies.spec.sweep import Sweep, with_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +96,8 @@ def check_figures(study: Study) -> None:
 def check_sizes(sweep: Sweep, cells: Iterable[Cell]) -> None:
     """Refuse a cell that takes the winner of its size where that size is not searched."""
     for cell in cells if sweep.sizes else ():
-        if cell.uses_winner and encoder_of(cell) not in sweep.sizes:
-            encoder = encoder_of(cell)
+        if cell.uses_winner and cell.encoder not in sweep.sizes:
+            encoder = cell.encoder
             what = "no encoder" if encoder is None else f"the encoder {size_name(encoder)}"
             known = ", ".join(size_name(e) for e in sweep.sizes)
             raise StudyError(

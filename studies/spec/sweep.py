@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mae_core.config import EncoderConfig, EvalRecipe
 from mae_core.errors import ConfigError
 from studies.errors import StudyError, unknown
+from studies.spec.axes import size_name
 from studies.spec.cell import Cell, Stage, map_cell
 from studies.spec.identity import identify
 from studies.spec.overrides import check_section, override_cell
@@ -214,11 +215,6 @@ def check_protocols(sweep: Sweep) -> None:
         )
     for name in sweep.objectives:
         check_objective(sweep.base, name)
-
-
-def size_name(encoder: EncoderConfig) -> str:
-    """What an encoder is called in addresses."""
-    return encoder.name or f"{encoder.width}x{encoder.depth}"
 
 
 def by_size(sweep: Sweep) -> tuple[Sweep, ...]:

@@ -7,7 +7,6 @@ series at one place make one point.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from dataclasses import dataclass
 from studies.analysis.curves.curves import PairedDifference, Point, paired
 from studies.analysis.curves.results import filled, is_number
 from studies.reference import Published, published_set
-from studies.result_row import EVALUATIONS, ResultRow
-from studies.spec.axes import AXES, Axis, Place, axis, joined, shown, tick
+from studies.result_row import EVALUATIONS, Place, ResultRow
+from studies.spec.axes import AXES, Axis, axis, joined, shown, tick
 
 FAMILIES = {
     "knn": "k-NN",
@@ -149,7 +148,7 @@ class _Located:
 
 def _places(row: ResultRow) -> dict[str, Place]:
     """The row's places on the study's axes, and on those that every row has."""
-    at: dict[str, Place] = json.loads(row.axes) if row.axes else {}
+    at: dict[str, Place] = dict(row.places)
     if row.size is not None:
         at.setdefault("size", row.size)
     if row.objective is not None:

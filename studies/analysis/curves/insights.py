@@ -101,7 +101,7 @@ def _place(row: ResultRow) -> tuple[object, ...]:
         row.decoder_depth,
         row.decoder_width,
         row.objective,
-        row.axes,
+        tuple(row.places.items()),
         row.stage,
     )
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from studies.analysis.curves.axis_curves import AxisCurve, PublishedSeries, Series
 from studies.analysis.curves.curves import plus_minus, point_text
 from studies.analysis.figures.drawing import Drawing, finish, new_figure, point_at, style
-from studies.spec.axes import Place, tick
+from studies.result_row import Place
+from studies.spec.axes import tick
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

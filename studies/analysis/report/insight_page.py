@@ -110,13 +110,11 @@ def cost_table_section(
 
 
 def _cost_table(rows: Sequence[ResultRow], curves: Sequence[AxisCurve]) -> list[list[str]] | None:
-    import json
-
     name = curves[0].axis.name
     flops: dict[object, list[float]] = defaultdict(list)
     hours: dict[object, list[float]] = defaultdict(list)
     for r in filled(rows):
-        at = json.loads(r.axes).get(name) if r.axes else None
+        at = r.places.get(name)
         if at is None or r.role != "grid" or r.kind not in ("pretrain", "contrastive", "scratch"):
             continue
         if is_number(r.pretrain_flops):

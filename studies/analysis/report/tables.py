@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from studies.result_row import COLUMNS, ResultRow
+from studies.result_row import ResultRow, Value, columns_of
 
 
 def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
     """One line per row, a header of column names."""
     with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
+        writer = csv.DictWriter(stream, columns_of(rows))
         writer.writeheader()
         writer.writerows(row.to_dict() for row in rows)
 
@@ -27,15 +27,20 @@ def write_parquet(rows: Sequence[ResultRow], path: Path) -> None:
 
     types: dict[str, pa.DataType] = {"int": pa.int64(), "float": pa.float64()}
     hints = get_type_hints(ResultRow)
+    found = [row.to_dict() for row in rows]
+    columns = columns_of(rows)
     schema: pa.Schema = pa.schema(
-        [(name, types.get(_scalar(hints[name]), pa.string())) for name in COLUMNS]
+        [(name, types.get(_type(hints.get(name), name, found), pa.string())) for name in columns]
     )
-    parquet.write_table(pa.Table.from_pylist([r.to_dict() for r in rows], schema=schema), path)
+    parquet.write_table(pa.Table.from_pylist(found, schema=schema), path)
 
 
-def _scalar(hint: Any) -> str:
-    """`int` for `int | None`; `str` for a Literal."""
-    return next((t.__name__ for t in (int, float) if hint in (t, t | None)), "str")
+def _type(hint: Any, column: str, rows: Sequence[Mapping[str, Value]]) -> str:
+    """`int` for `int | None`, `str` for a Literal; an axis holds numbers or categories."""
+    if hint is not None:
+        return next((t.__name__ for t in (int, float) if hint in (t, t | None)), "str")
+    places = [row[column] for row in rows if column in row]
+    return "float" if all(isinstance(place, float) for place in places) else "str"
 
 
 def write_json(value: Any, path: Path) -> None:

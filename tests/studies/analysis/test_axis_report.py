@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 from studies.analysis.curves.axis_curves import AxisCurve, axis_curves, ordered, trends
 from studies.analysis.report.meta import ReportMeta
 from studies.analysis.report.page import summary_text, write_report
+from studies.analysis.report.tables import write_csv, write_parquet
 from studies.errors import StudyError
 from studies.result_row import ResultRow
 from studies.spec.axes import AXES, axis, place, places
@@ -31,7 +34,7 @@ def row(cell: str, top1: float | None, at: dict[str, Any], seed: int = 0, **more
         "science_hash": f"{cell}{seed}{more}",
         "size": "L",
         "objective": "MAE",
-        "axes": json.dumps(at),
+        "places": at,
         "seed": seed,
         "top1": top1,
         "eval_split": "test",
@@ -225,3 +228,19 @@ def test_the_terminal_shows_published_numbers_below_the_measured() -> None:
     lines = text.splitlines()
     assert lines[0] == "linear probe, over mask ratio"
     assert lines[3].split()[0] == "published" and "73.5" in lines[3]
+
+
+def test_a_table_has_a_column_per_axis(tmp_path: Path) -> None:
+    found = [row("a", 60.0, {"mask_ratio": 0.75}), row("b", 61.0, {"target": "pixels"})]
+    write_parquet(found, tmp_path / "rows.parquet")
+    write_csv(found, tmp_path / "rows.csv")
+    table = parquet.read_table(tmp_path / "rows.parquet")
+    assert table.column_names[-2:] == ["axis.mask_ratio", "axis.target"]
+    assert [str(table.schema.field(n).type) for n in table.column_names[-2:]] == [
+        "double",
+        "string",
+    ]
+    assert table["axis.mask_ratio"].to_pylist() == [0.75, None]
+    assert table["axis.target"].to_pylist() == [None, "pixels"]
+    with (tmp_path / "rows.csv").open(newline="") as stream:
+        assert [line["axis.mask_ratio"] for line in csv.DictReader(stream)] == ["0.75", ""]

@@ -80,9 +80,7 @@ def test_losses_are_read_at_one_reference_only() -> None:
 
 def over_mask_ratio(value: dict[float, float]) -> list[ResultRow]:
     return [
-        evaluated(
-            f"m{m}/s{s}", "knn", v + 0.1 * s, size="S", seed=s, axes=json.dumps({"mask_ratio": m})
-        )
+        evaluated(f"m{m}/s{s}", "knn", v + 0.1 * s, size="S", seed=s, places={"mask_ratio": m})
         for m, v in value.items()
         for s in range(3)
     ]

@@ -1,0 +1,62 @@
+"""Where a cell stands: its coordinates as values, read off its recipes and never off its address.
+
+Rows of the results table, comparisons, figures and MLflow's params are told apart by these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mae_core.config import Duration
+from studies.result_row import Place
+from studies.spec.axes import places, size_name
+from studies.spec.canonical_json import canonical, digest
+from studies.spec.cell import Cell, Stage
+
+SEEDS = ("seed", "label_seed")
+"""Settings of a recipe that only draw: cells that differ in nothing else repeat each other."""
+DATA_SEEDS = ("split_seed", "subset_seed")
+"""The same of a recipe's data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinates:
+    """Of one cell of a study."""
+
+    seed: int | None
+    """Of pretraining; of the first stage where the cell trains no encoder."""
+    size: str | None
+    """What its encoder is called; None of a cell without one."""
+    duration: Duration | None
+    """Of pretraining; None of a cell without, and of an imported encoder."""
+    axes: Mapping[str, Place]
+    """Where its encoder stands on the axes that the study names."""
+    family: str
+    """What is left of the cell without its seeds, as a digest: alike in cells that repeat it."""
+
+
+def coordinates(cell: Cell, axes: Sequence[str] = ()) -> Coordinates:
+    """Read the coordinates of a cell off its recipes; `axes` are those of its study."""
+    start = cell.pretrain or next(iter(cell.stages), None)
+    duration = getattr(cell.pretrain.recipe, "duration", None) if cell.pretrain else None
+    return Coordinates(
+        seed=start.recipe.seed if start else None,
+        size=size_name(cell.encoder) if cell.encoder else None,
+        duration=duration if isinstance(duration, Duration) else None,
+        axes=places(axes, cell, start) if start else {},
+        family=digest([_repeated(stage) for stage in cell.stages]),
+    )
+
+
+def seedless(stage: Stage) -> dict[str, object]:
+    """A stage's recipe in canonical form, without what only draws."""
+    plain: dict[str, object] = canonical(stage.recipe, stage.name)
+    found = {key: value for key, value in plain.items() if key not in SEEDS}
+    data = plain["data"]
+    assert isinstance(data, dict)
+    return found | {"data": {key: data[key] for key in data if key not in DATA_SEEDS}}
+
+
+def _repeated(stage: Stage) -> list[object]:
+    return [stage.name, stage.kind, seedless(stage), list(stage.parents)]
