@@ -68,7 +68,7 @@ from mae_core.config.probes import (
     FeaturesRecipe,
     PartialFinetuneRecipe,
 )
-from mae_core.config.recipe import Recipe
+from mae_core.config.recipe import EncoderUse, Family, Recipe, Training
 
 __all__ = [
     "AdoptedRecipe",
@@ -115,6 +115,9 @@ __all__ = [
     "PretrainRecipe",
     "RECIPES",
     "Recipe",
+    "EncoderUse",
+    "Family",
+    "Training",
     "ReconstructionRecipe",
     "STATE_FILE",
     "ScratchRecipe",

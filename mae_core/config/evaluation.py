@@ -26,7 +26,7 @@ from mae_core.config.parts import (
     OptimizerConfig,
     check_global_batch,
 )
-from mae_core.config.recipe import Recipe
+from mae_core.config.recipe import EncoderUse, Family, Recipe, Training
 
 Option = tuple[str, float | int | str]
 """Name and value."""
@@ -35,6 +35,8 @@ Option = tuple[str, float | int | str]
 @dataclass(frozen=True, kw_only=True)
 class EvalRecipe(Recipe):
     """What every evaluation's recipe has."""
+
+    IS_EVALUATION: ClassVar[bool] = True
 
     features: FeatureKind = "cls"
     """Class token, mean of patch tokens (both after the final LN), or raw pixels (no encoder)."""
@@ -73,6 +75,29 @@ class EvalRecipe(Recipe):
         """It looks at the dev split, whatever it is scored on."""
         return False
 
+    @property
+    def scored_on(self) -> EvalSplit:
+        """What it is asked to score."""
+        return self.eval_split
+
+    def tuned_blocks(self, depth: int) -> float | None:
+        """Blocks of an encoder of `depth` blocks that it tunes; None if that says nothing."""
+        return None
+
+    def check_labels(self, num_labelled: int, num_train: int, num_classes: int) -> None:
+        """Refuse (`ConfigError`) labels that a data set does not have; counts of 0 are unknown."""
+        if self.num_labels is None:
+            return
+        require(
+            self.num_labels >= max(num_classes, 1),
+            f"{self.num_labels} labels for {num_classes} classes: ask for at least one per class",
+        )
+        require(
+            not num_train or self.num_labels <= num_train,
+            f"{self.num_labels} labels are more than the {num_train} training images: ask for "
+            "fewer",
+        )
+
 
 def check_features_parent(
     recipe: EvalRecipe, layers: tuple[int | None, ...], parents: Mapping[str, Recipe]
@@ -106,6 +131,8 @@ class KnnRecipe(EvalRecipe):
     """Weighted k-nearest neighbours on frozen features (Wu et al. 2018, arXiv 1805.01978)."""
 
     KIND: ClassVar[str] = "knn"
+    FAMILY: ClassVar[Family] = Family.KNN
+    ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.FROZEN
     ENTRY: ClassVar[str] = "mae_core.evaluate.knn:run_knn"
 
     features: FeatureKind = "mean"
@@ -127,6 +154,15 @@ class KnnRecipe(EvalRecipe):
         """Refuse features of another kind, other images, or without the layer."""
         check_features_parent(self, (self.layer,), parents)
 
+    def check_labels(self, num_labelled: int, num_train: int, num_classes: int) -> None:
+        """Refuse more neighbours than there are labelled images, too."""
+        super().check_labels(num_labelled, num_train, num_classes)
+        require(
+            not num_labelled or self.k <= num_labelled,
+            f"k = {self.k} is more than the {num_labelled} training images: choose a smaller k or "
+            "more labels",
+        )
+
     def __post_init__(self) -> None:
         require(self.k >= 1, f"k = {self.k}: must be ≥ 1")
         require(self.temperature > 0, f"temperature {self.temperature}: must be > 0")
@@ -138,6 +174,8 @@ class LinearProbeRecipe(EvalRecipe):
     """Affine-free BatchNorm and one linear layer on a frozen encoder (paper Table 10, A.1)."""
 
     KIND: ClassVar[str] = "linear_probe"
+    FAMILY: ClassVar[Family] = Family.LINEAR_PROBE
+    ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.FROZEN
     ENTRY: ClassVar[str] = "mae_core.evaluate.probes.linear_probe:run_linear_probe"
 
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -155,6 +193,20 @@ class LinearProbeRecipe(EvalRecipe):
         """Name of the protocol."""
         return "linear probe"
 
+    @property
+    def training(self) -> Training:
+        """Its own settings."""
+        return Training(self.duration, self.global_batch, self.optimizer.base_lr)
+
+    @property
+    def encodes_once(self) -> bool:
+        """An image has one vector, which is kept for all epochs."""
+        return self.augmentation.is_deterministic
+
+    def tuned_blocks(self, depth: int) -> float:
+        """None of them."""
+        return 0.0
+
     def __post_init__(self) -> None:
         check_global_batch(self.global_batch)
 
@@ -164,6 +216,8 @@ class FinetuneRecipe(EvalRecipe):
     """End-to-end fine-tuning of the encoder (paper Table 9)."""
 
     KIND: ClassVar[str] = "finetune"
+    FAMILY: ClassVar[Family] = Family.FINETUNE
+    ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.TUNES
     ENTRY: ClassVar[str] = "mae_core.evaluate.finetune:run_finetune"
     YIELDS: ClassVar[tuple[str, ...]] = (CLASSIFIER_FILE,)
     TRAINS: ClassVar[bool] = True
@@ -198,6 +252,15 @@ class FinetuneRecipe(EvalRecipe):
         """Name of the protocol."""
         return f"fine-tune ({self.duration})"
 
+    @property
+    def training(self) -> Training:
+        """Its own settings."""
+        return Training(self.duration, self.global_batch, self.optimizer.base_lr, self.precision)
+
+    def tuned_blocks(self, depth: int) -> float | None:
+        """All of them."""
+        return float(depth)
+
     def __post_init__(self) -> None:
         check_global_batch(self.global_batch)
         require(self.features != "pixels", "fine-tuning needs an encoder: features cls or mean")
@@ -216,6 +279,8 @@ class ScratchRecipe(FinetuneRecipe):
     """Supervised training from scratch (paper Table 11): the baseline curve of Figure 8."""
 
     KIND: ClassVar[str] = "scratch"
+    FAMILY: ClassVar[Family] = Family.FINETUNE
+    ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.TRAINS
 
     encoder: EncoderConfig
     duration: Duration = field(default_factory=lambda: Duration.epochs(300))
@@ -234,6 +299,19 @@ class ScratchRecipe(FinetuneRecipe):
         return ()
 
     @property
+    def new_encoder(self) -> EncoderConfig:
+        """Its own."""
+        return self.encoder
+
+    @property
+    def objective_name(self) -> str:
+        """Labels, without a pretraining."""
+        return "from scratch"
+
+    def tuned_blocks(self, depth: int) -> None:
+        """Nothing was there to be tuned."""
+
+    @property
     def label(self) -> str:
         """Name of the protocol."""
         return f"from scratch ({self.duration})"
@@ -244,6 +322,7 @@ class CustomEvalRecipe(EvalRecipe):
     """An evaluation that the user's code makes; see `docs/extending.md` for its contract."""
 
     KIND: ClassVar[str] = "custom_eval"
+    FAMILY: ClassVar[Family] = Family.CUSTOM_EVAL
     ENTRY: ClassVar[str] = "mae_core.evaluate.custom:run_custom_eval"
 
     entry: str = field(metadata=DOTTED)

@@ -17,7 +17,8 @@ from mae_core.config.base import (
 )
 from mae_core.config.evaluation import EvalRecipe
 from mae_core.config.parts import num_keep, num_patches
-from mae_core.config.recipe import Recipe
+from mae_core.config.pretraining import PretrainRecipe
+from mae_core.config.recipe import EncoderUse, Family, Recipe
 
 FAMILIES = (
     "gaussian_noise",
@@ -78,6 +79,7 @@ class CorruptionRecipe(InferenceRecipe):
     """Corruptions computed on the fly (Hendrycks & Dietterich, arXiv 1903.12261; Table 13)."""
 
     KIND: ClassVar[str] = "corruptions"
+    FAMILY: ClassVar[Family] = Family.CORRUPTIONS
     ENTRY: ClassVar[str] = "mae_core.evaluate.robustness:run_corruptions"
 
     families: tuple[str, ...] = FAMILIES
@@ -114,6 +116,7 @@ class ShiftRecipe(InferenceRecipe):
     """Another labelled image set: ImageNet-A, -R, -Sketch as data that the user has (Table 13)."""
 
     KIND: ClassVar[str] = "shift"
+    FAMILY: ClassVar[Family] = Family.SHIFT
     ENTRY: ClassVar[str] = "mae_core.evaluate.robustness:run_shift"
 
     class_pairs: tuple[tuple[str, str], ...] = ()
@@ -140,6 +143,7 @@ class ReconstructionRecipe(Recipe):
     """
 
     KIND: ClassVar[str] = "reconstruction"
+    FAMILY: ClassVar[Family] = Family.RECONSTRUCTION
     ENTRY: ClassVar[str] = "mae_core.evaluate.reconstruction:run_reconstruction"
 
     mask_ratio: float = 0.75
@@ -163,11 +167,16 @@ class ReconstructionRecipe(Recipe):
         """Both halves of the network."""
         return (ENCODER_FILE, DECODER_FILE)
 
+    @property
+    def scored_on(self) -> EvalSplit:
+        """What it is asked to score."""
+        return self.eval_split
+
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
         """Refuse networks that do not predict pixels, and ratios that leave no patch."""
         for parent in parents.values():
-            if DECODER_FILE in parent.YIELDS and hasattr(parent, "encoder"):
-                check_pixels(getattr(parent, "target", ""), getattr(parent, "objective", ""))
+            if isinstance(parent, PretrainRecipe):
+                check_pixels(parent.target, parent.objective)
                 self.check_ratios(parent.encoder.patch_size)
 
     def check_ratios(self, patch_size: int) -> None:
@@ -210,6 +219,8 @@ class BestOfRecipe(EvalRecipe):
     """
 
     KIND: ClassVar[str] = "best_of"
+    FAMILY: ClassVar[Family] = Family.FINETUNE
+    ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.TUNES
     ENTRY: ClassVar[str] = "mae_core.evaluate.best_of:run_best_of"
     YIELDS: ClassVar[tuple[str, ...]] = (CLASSIFIER_FILE,)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mae_core.config.evaluation import (
     CustomEvalRecipe,
     FinetuneRecipe,
@@ -30,6 +28,7 @@ from mae_core.config.probes import (
     FeaturesRecipe,
     PartialFinetuneRecipe,
 )
+from mae_core.config.recipe import Recipe
 
 AnyRecipe = (
     AdoptedRecipe
@@ -51,7 +50,7 @@ AnyRecipe = (
     | CorruptionRecipe
     | ShiftRecipe
 )
-RECIPES: dict[str, type[Any]] = {
+RECIPES: dict[str, type[Recipe]] = {
     r.KIND: r
     for r in (
         AdoptedRecipe,

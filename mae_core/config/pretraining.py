@@ -30,7 +30,7 @@ from mae_core.config.parts import (
     num_keep,
     num_patches,
 )
-from mae_core.config.recipe import Recipe
+from mae_core.config.recipe import EncoderUse, Family, Recipe, Training
 
 NUM_VIEWS = 2
 
@@ -61,6 +61,8 @@ class PretrainRecipe(Recipe):
     """MAE pretraining (paper Table 8)."""
 
     KIND: ClassVar[str] = "pretrain"
+    FAMILY: ClassVar[Family] = Family.PRETRAINING
+    ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.TRAINS
     ENTRY: ClassVar[str] = "mae_core.pretrain.masked:run_pretrain"
     YIELDS: ClassVar[tuple[str, ...]] = (ENCODER_FILE, DECODER_FILE)
     TRAINS: ClassVar[bool] = True
@@ -135,6 +137,21 @@ class PretrainRecipe(Recipe):
         )
 
     @property
+    def new_encoder(self) -> EncoderConfig:
+        """Its own."""
+        return self.encoder
+
+    @property
+    def training(self) -> Training:
+        """Its own settings."""
+        return Training(self.duration, self.global_batch, self.optimizer.base_lr, self.precision)
+
+    @property
+    def objective_name(self) -> str:
+        """`MAE`, or the path of the user's."""
+        return "MAE" if self.objective == "mae" else self.objective
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The tokenizer or the basis that makes its targets."""
         return {"tokens": (TOKENIZER_FILE,), "pca": (BASIS_FILE,)}.get(self.target, ())
@@ -185,6 +202,7 @@ class BasisRecipe(Recipe):
     """Principal components of the training set's patches, a target (paper Table 1d)."""
 
     KIND: ClassVar[str] = "basis"
+    FAMILY: ClassVar[Family] = Family.BASIS
     ENTRY: ClassVar[str] = "mae_core.pretrain.pca:run_basis"
     YIELDS: ClassVar[tuple[str, ...]] = (BASIS_FILE,)
 
@@ -220,6 +238,7 @@ class TokenizerRecipe(Recipe):
     """Small VQ-VAE whose codes are a target (paper Table 1d; arXiv 1711.00937)."""
 
     KIND: ClassVar[str] = "tokenizer"
+    FAMILY: ClassVar[Family] = Family.TOKENIZER
     ENTRY: ClassVar[str] = "mae_core.pretrain.tokenizer:run_tokenizer"
     YIELDS: ClassVar[tuple[str, ...]] = (TOKENIZER_FILE,)
     TRAINS: ClassVar[bool] = True
@@ -256,6 +275,11 @@ class TokenizerRecipe(Recipe):
         require(self.code_dim >= 1, f"code_dim {self.code_dim}: must be ≥ 1")
 
     @property
+    def training(self) -> Training:
+        """Its own settings."""
+        return Training(self.duration, self.global_batch, self.optimizer.base_lr, self.precision)
+
+    @property
     def protocol(self) -> str:
         """Name for people."""
         return f"tokenizer, {self.vocabulary} codes of {self.patch_size} px"
@@ -266,6 +290,7 @@ class AdoptedRecipe(Recipe):
     """An encoder that `mae-study adopt` took in, as a finished stage: a point of its own."""
 
     KIND: ClassVar[str] = "adopted"
+    FAMILY: ClassVar[Family] = Family.ADOPTED
     ENTRY: ClassVar[str] = "mae_core.pretrain.adopted:run_adopted"
     YIELDS: ClassVar[tuple[str, ...]] = (ENCODER_FILE,)
 
@@ -279,6 +304,11 @@ class AdoptedRecipe(Recipe):
     def __post_init__(self) -> None:
         check_patches(self.data, self.encoder)
         require(bool(self.sha256 or self.name), "an adopted encoder needs a name or a sha256")
+
+    @property
+    def new_encoder(self) -> EncoderConfig:
+        """Its own."""
+        return self.encoder
 
     @property
     def protocol(self) -> str:
@@ -297,6 +327,8 @@ class ContrastiveRecipe(Recipe):
     """
 
     KIND: ClassVar[str] = "contrastive"
+    FAMILY: ClassVar[Family] = Family.PRETRAINING
+    ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.TRAINS
     ENTRY: ClassVar[str] = "mae_core.pretrain.contrastive:run_contrastive"
     YIELDS: ClassVar[tuple[str, ...]] = (ENCODER_FILE,)
     TRAINS: ClassVar[bool] = True
@@ -348,6 +380,21 @@ class ContrastiveRecipe(Recipe):
             "augmentation.color_jitter and augmentation.custom do not serve a contrastive stage: "
             "colours are changed as `views` says, for each view on its own",
         )
+
+    @property
+    def new_encoder(self) -> EncoderConfig:
+        """Its own."""
+        return self.encoder
+
+    @property
+    def training(self) -> Training:
+        """Its own settings."""
+        return Training(self.duration, self.global_batch, self.optimizer.base_lr, self.precision)
+
+    @property
+    def objective_name(self) -> str:
+        """Name of the method."""
+        return "MoCo v3"
 
     def check_execution(self, execution: Execution) -> None:
         """Refuse ZeRO-3: the momentum update and the heads need the whole weights at once."""

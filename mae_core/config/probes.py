@@ -22,7 +22,7 @@ from mae_core.config.parts import (
     OptimizerConfig,
     check_global_batch,
 )
-from mae_core.config.recipe import Recipe
+from mae_core.config.recipe import EncoderUse, Family, Recipe, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class FeaturesRecipe(Recipe):
     """Vectors of every image, computed once for all probes of an encoder, as Parquet."""
 
     KIND: ClassVar[str] = "features"
+    FAMILY: ClassVar[Family] = Family.FEATURES
     ENTRY: ClassVar[str] = "mae_core.evaluate.feature_file:run_features"
     YIELDS: ClassVar[tuple[str, ...]] = (FEATURES_FILE,)
 
@@ -72,6 +73,8 @@ class FeatureProbeRecipe(EvalRecipe):
     """
 
     KIND: ClassVar[str] = "feature_probe"
+    FAMILY: ClassVar[Family] = Family.FEATURE_PROBE
+    ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.FROZEN
     ENTRY: ClassVar[str] = "mae_core.evaluate.probes.feature_probe:run_feature_probe"
 
     layers: tuple[int, ...] = ()
@@ -112,6 +115,11 @@ class FeatureProbeRecipe(EvalRecipe):
         return self.num_heads > 1
 
     @property
+    def training(self) -> Training:
+        """Its own settings."""
+        return Training(self.duration, self.global_batch, None)
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """The features."""
         return (FEATURES_FILE,)
@@ -146,8 +154,8 @@ def check_depth(what: str, number: float, depth: int | None) -> None:
 def encoder_depth(parents: Mapping[str, Recipe]) -> int | None:
     """Blocks of the encoder that a parent leaves, as far as its recipe says."""
     for parent in parents.values():
-        if ENCODER_FILE in parent.YIELDS and hasattr(parent, "encoder"):
-            return int(parent.encoder.depth)
+        if ENCODER_FILE in parent.YIELDS and parent.new_encoder is not None:
+            return parent.new_encoder.depth
     return None
 
 
@@ -168,6 +176,8 @@ class AttentiveProbeRecipe(EvalRecipe):
     """
 
     KIND: ClassVar[str] = "attentive_probe"
+    FAMILY: ClassVar[Family] = Family.ATTENTIVE_PROBE
+    ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.FROZEN
     ENTRY: ClassVar[str] = "mae_core.evaluate.probes.attentive_probe:run_attentive_probe"
     TRAINS: ClassVar[bool] = True
 
@@ -196,8 +206,8 @@ class AttentiveProbeRecipe(EvalRecipe):
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
         """Refuse a layer that the encoder does not have, and heads that do not divide its width."""
         for parent in parents.values():
-            if ENCODER_FILE in parent.YIELDS and hasattr(parent, "encoder"):
-                self.check_encoder(parent.encoder)
+            if ENCODER_FILE in parent.YIELDS and parent.new_encoder is not None:
+                self.check_encoder(parent.new_encoder)
 
     def check_encoder(self, encoder: EncoderConfig) -> None:
         """Refuse (`ConfigError`) an encoder without the layer, or of another width."""
@@ -216,12 +226,18 @@ class AttentiveProbeRecipe(EvalRecipe):
     def _features_text(self) -> str:
         return ""
 
+    @property
+    def training(self) -> Training:
+        """Its own settings."""
+        return Training(self.duration, self.global_batch, self.optimizer.base_lr)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PartialFinetuneRecipe(FinetuneRecipe):
     """Fine-tuning of the last blocks only, the rest frozen (paper section 4.3, Figure 9)."""
 
     KIND: ClassVar[str] = "partial_finetune"
+    FAMILY: ClassVar[Family] = Family.PARTIAL_FINETUNE
 
     num_blocks: float = 1.0
     """Blocks to tune, from the last: 0 = only the head and the LN before it; 0.5 = also the MLP
@@ -240,6 +256,10 @@ class PartialFinetuneRecipe(FinetuneRecipe):
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
         """Refuse more blocks than the encoder has."""
         check_depth("num_blocks", self.num_blocks, encoder_depth(parents))
+
+    def tuned_blocks(self, depth: int) -> float:
+        """As many as it says."""
+        return float(self.num_blocks)
 
     @property
     def label(self) -> str:

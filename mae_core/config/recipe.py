@@ -3,11 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mae_core.config.parts import DataConfig
+from mae_core.config.base import Duration, EvalSplit, Precision
+from mae_core.config.parts import DataConfig, EncoderConfig
+
+
+class Family(enum.Enum):
+    """Kinds whose results one figure may show together, in the order of figures."""
+
+    KNN = "k-NN"
+    LINEAR_PROBE = "Linear probe"
+    FINETUNE = "Fine-tune"
+    """Supervised runs and the best of a search on dev are compared with fine-tunes."""
+    PRETRAINING = "Pretraining"
+    PARTIAL_FINETUNE = "Partial fine-tune"
+    FEATURE_PROBE = "Probe of cached features"
+    ATTENTIVE_PROBE = "Attentive probe"
+    SHIFT = "Another set, no tuning"
+    CORRUPTIONS = "Corrupted images, no tuning"
+    RECONSTRUCTION = "Reconstruction"
+    ADOPTED = "Adopted"
+    BASIS = "Basis"
+    CUSTOM_EVAL = "Custom eval"
+    FEATURES = "Features"
+    TOKENIZER = "Tokenizer"
+
+
+class EncoderUse(enum.Enum):
+    """What a stage does with an encoder."""
+
+    TRAINS = "trains"
+    """From random weights."""
+    FROZEN = "frozen"
+    """Judges what its features hold, as they are."""
+    TUNES = "tunes"
+    """Goes on from trained weights."""
+    NEITHER = "neither"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a stage trains in steps."""
+
+    duration: Duration
+    global_batch: int
+    base_lr: float | None
+    """None where several are tried."""
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +70,11 @@ class Recipe:
     INSTEAD: ClassVar[Mapping[str, str]] = {}
     """A needed file, and another that may stand in for it: features for an encoder."""
     TRAINS: ClassVar[bool] = False
-    """It has steps and checkpoints, and needs a process group even on one rank."""
+    """It has checkpoints, and needs a process group even on one rank."""
+    FAMILY: ClassVar[Family]
+    ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.NEITHER
+    IS_EVALUATION: ClassVar[bool] = False
+    """It scores classes: its result is an accuracy."""
 
     data: DataConfig
     seed: int = 0
@@ -33,6 +83,26 @@ class Recipe:
     def needs(self) -> tuple[str, ...]:
         """Files of its parents that it reads; exactly one parent yields each."""
         return ()
+
+    @property
+    def new_encoder(self) -> EncoderConfig | None:
+        """Shape of the encoder that a cell has from this stage; None if none begins here."""
+        return None
+
+    @property
+    def training(self) -> Training | None:
+        """How it trains; None if it has no steps."""
+        return None
+
+    @property
+    def scored_on(self) -> EvalSplit | None:
+        """Split that its result is of; None for a stage that scores nothing."""
+        return None
+
+    @property
+    def objective_name(self) -> str:
+        """What an encoder that begins here is trained for, for people."""
+        return self.KIND
 
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
         """Refuse (`ConfigError`) parents, given by the name of their stage, that do not fit."""

@@ -9,6 +9,7 @@ activations and softmax add about 0.1 %.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 from mae_core.config import (
@@ -140,11 +141,7 @@ def contrastive_flops_per_image(
     """
     data, encoder = recipe.data, recipe.encoder
     forward = encoder_forward_flops(encoder, data.image_size, data.num_channels)
-    embedding = _linear(
-        num_patches(data.image_size, encoder.patch_size),
-        _patch_dim(encoder, data.num_channels),
-        encoder.width,
-    )
+    embedding = _embedding(encoder, data.image_size, data.num_channels)
     project = sum(_linear(1, inputs, outputs) for inputs, outputs in _projector(recipe))
     predict = sum(_linear(1, inputs, outputs) for inputs, outputs in _predictor(recipe))
     # Keys get no gradient: the similarities have one product forward and one backward.
@@ -167,8 +164,8 @@ def _predictor(recipe: ContrastiveRecipe) -> list[tuple[int, int]]:
 
 def tokenizer_params(recipe: TokenizerRecipe) -> int:
     """Count the parameters of a tokenizer's encoder, code book and decoder."""
-    return sum(inputs * outputs * kernel**2 + outputs for inputs, outputs, kernel, _ in
-               tokenizer_layers(recipe)) + recipe.vocabulary * recipe.code_dim  # fmt: skip
+    layers = sum(i * o * kernel**2 + o for i, o, kernel, _ in tokenizer_layers(recipe))
+    return layers + recipe.vocabulary * recipe.code_dim
 
 
 def tokenizer_flops_per_image(recipe: TokenizerRecipe) -> FlopCount:
@@ -192,8 +189,8 @@ def tokenizer_layers(recipe: TokenizerRecipe) -> list[tuple[int, int, int, int]]
     code = recipe.code_dim
     body = [(width, width, 3, grid), (width, code, 1, grid), (code, width, 3, grid)]
     # A transposed convolution multiplies kernel² values for each pixel of its input.
-    up = [(width, width if i + 1 < halvings else channels, 4, side)
-          for i, side in enumerate(reversed(sides))]  # fmt: skip
+    outputs = [width] * (halvings - 1) + [channels]
+    up = [(width, out, 4, side) for out, side in zip(outputs, reversed(sides), strict=True)]
     return down + body + up
 
 
@@ -210,6 +207,7 @@ def encoder_forward_flops(
     return embedding + _encoder_blocks(encoder, patches + 1)
 
 
+@functools.singledispatch
 def eval_flops_per_image(recipe: EvalRecipe, encoder: EncoderConfig, num_classes: int) -> EvalFlops:
     """Count an evaluation per image; `num_classes` is the width of the head (k-NN has none).
 
@@ -217,53 +215,50 @@ def eval_flops_per_image(recipe: EvalRecipe, encoder: EncoderConfig, num_classes
     from a deterministic view are an implementation's saving on the number of images encoded.
     The search among k-NN's neighbours (2 · width per stored image) is left out.
     """
-    data = recipe.data
-    embedding = _linear(
-        num_patches(data.image_size, encoder.patch_size),
-        _patch_dim(encoder, data.num_channels),
-        encoder.width,
-    )
-    forward = encoder_forward_flops(encoder, data.image_size, data.num_channels)
-    features = encoder.width
-    if recipe.features == "pixels":
-        embedding = forward = 0
-        features = data.num_channels * data.image_size**2
-    head = _linear(1, features, num_classes)
-    if isinstance(recipe, FeatureProbeRecipe):
-        # Nothing is encoded; one head of the grid is scored in the end.
-        grid = head * recipe.num_heads
-        return EvalFlops(FlopCount(3 * grid, 2 * grid), FlopCount(head, head))
-    if isinstance(recipe, AttentiveProbeRecipe):
-        pooled = _attentive_flops(recipe, encoder) + head
-        train = FlopCount(forward + 3 * pooled, forward + 3 * pooled)
-        return EvalFlops(train, FlopCount(forward + pooled, forward + pooled))
-    if isinstance(recipe, FinetuneRecipe):
-        whole = forward + head
-        if isinstance(recipe, PartialFinetuneRecipe) and recipe.num_blocks < encoder.depth:
-            return EvalFlops(
-                _partial_flops(recipe, encoder, forward, head), FlopCount(whole, whole)
-            )
-        return EvalFlops(FlopCount(3 * whole, 3 * whole - embedding), FlopCount(whole, whole))
-    if isinstance(recipe, LinearProbeRecipe):
-        # The frozen encoder needs no gradient, so the head's input needs none either.
-        train = FlopCount(forward + 3 * head, forward + 2 * head)
-        return EvalFlops(train, FlopCount(forward + head, forward + head))
-    if isinstance(recipe, BestOfRecipe | InferenceRecipe):
-        return EvalFlops(FlopCount(0, 0), FlopCount(forward + head, forward + head))
+    forward = _forward(recipe, encoder)
     return EvalFlops(FlopCount(forward, forward), FlopCount(forward, forward))
 
 
-def _attentive_flops(recipe: AttentiveProbeRecipe, encoder: EncoderConfig) -> int:
-    """Keys and values of all tokens, one query's attention, and its projection."""
+@eval_flops_per_image.register
+def _feature_probe_flops(
+    recipe: FeatureProbeRecipe, encoder: EncoderConfig, num_classes: int
+) -> EvalFlops:
+    """Nothing is encoded; one head of the grid is scored in the end."""
+    head = _head(recipe, encoder, num_classes)
+    grid = head * recipe.num_heads
+    return EvalFlops(FlopCount(3 * grid, 2 * grid), FlopCount(head, head))
+
+
+@eval_flops_per_image.register
+def _attentive_probe_flops(
+    recipe: AttentiveProbeRecipe, encoder: EncoderConfig, num_classes: int
+) -> EvalFlops:
+    """Keys and values of all tokens, one query's attention and its projection, then the head."""
+    forward = _forward(recipe, encoder)
     tokens = 1 + num_patches(recipe.data.image_size, encoder.patch_size)
     keys_values = _linear(tokens, encoder.width, 2 * encoder.width)
-    return keys_values + 4 * tokens * encoder.width + _linear(1, encoder.width, encoder.width)
+    attention = 4 * tokens * encoder.width + _linear(1, encoder.width, encoder.width)
+    pooled = keys_values + attention + _head(recipe, encoder, num_classes)
+    train = FlopCount(forward + 3 * pooled, forward + 3 * pooled)
+    return EvalFlops(train, FlopCount(forward + pooled, forward + pooled))
 
 
-def _partial_flops(
-    recipe: PartialFinetuneRecipe, encoder: EncoderConfig, forward: int, head: int
-) -> FlopCount:
+@eval_flops_per_image.register
+def _finetune_flops(recipe: FinetuneRecipe, encoder: EncoderConfig, num_classes: int) -> EvalFlops:
+    data = recipe.data
+    embedding = _embedding(encoder, data.image_size, data.num_channels)
+    whole = _forward(recipe, encoder) + _head(recipe, encoder, num_classes)
+    return EvalFlops(FlopCount(3 * whole, 3 * whole - embedding), FlopCount(whole, whole))
+
+
+@eval_flops_per_image.register
+def _partial_finetune_flops(
+    recipe: PartialFinetuneRecipe, encoder: EncoderConfig, num_classes: int
+) -> EvalFlops:
     """Forward through all, backward through what is trained; LNs before it want its input's."""
+    if recipe.num_blocks >= encoder.depth:
+        return _finetune_flops(recipe, encoder, num_classes)
+    forward, head = _forward(recipe, encoder), _head(recipe, encoder, num_classes)
     tokens = 1 + num_patches(recipe.data.image_size, encoder.patch_size)
     hidden = hidden_width(encoder.width, encoder.mlp_ratio)
     if recipe.num_blocks == 0.5:
@@ -273,7 +268,43 @@ def _partial_flops(
     algorithmic = forward + 2 * trained + 3 * head
     # With the class token and no block, the LN before the head is the encoder's, and frozen.
     nothing_before = recipe.num_blocks == 0 and recipe.features == "cls"
-    return FlopCount(algorithmic, algorithmic - (head if nothing_before else 0))
+    train = FlopCount(algorithmic, algorithmic - (head if nothing_before else 0))
+    return EvalFlops(train, FlopCount(forward + head, forward + head))
+
+
+@eval_flops_per_image.register
+def _linear_probe_flops(
+    recipe: LinearProbeRecipe, encoder: EncoderConfig, num_classes: int
+) -> EvalFlops:
+    """The frozen encoder needs no gradient, so the head's input needs none either."""
+    forward, head = _forward(recipe, encoder), _head(recipe, encoder, num_classes)
+    train = FlopCount(forward + 3 * head, forward + 2 * head)
+    return EvalFlops(train, FlopCount(forward + head, forward + head))
+
+
+@eval_flops_per_image.register(BestOfRecipe)
+@eval_flops_per_image.register(InferenceRecipe)
+def _inference_flops(recipe: EvalRecipe, encoder: EncoderConfig, num_classes: int) -> EvalFlops:
+    whole = _forward(recipe, encoder) + _head(recipe, encoder, num_classes)
+    return EvalFlops(FlopCount(0, 0), FlopCount(whole, whole))
+
+
+def _forward(recipe: EvalRecipe, encoder: EncoderConfig) -> int:
+    """One image through the encoder; nothing where raw pixels are the features."""
+    if recipe.features == "pixels":
+        return 0
+    return encoder_forward_flops(encoder, recipe.data.image_size, recipe.data.num_channels)
+
+
+def _head(recipe: EvalRecipe, encoder: EncoderConfig, num_classes: int) -> int:
+    pixels = recipe.data.num_channels * recipe.data.image_size**2
+    return _linear(1, pixels if recipe.features == "pixels" else encoder.width, num_classes)
+
+
+def _embedding(encoder: EncoderConfig, image_size: int, num_channels: int) -> int:
+    """All patches of an image."""
+    patches = num_patches(image_size, encoder.patch_size)
+    return _linear(patches, _patch_dim(encoder, num_channels), encoder.width)
 
 
 def _patch_dim(encoder: EncoderConfig, num_channels: int) -> int:

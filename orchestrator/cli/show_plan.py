@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mae_core.model.cost import Cost
 from orchestrator.cli.live import duration_text
-from orchestrator.plan.cost import Cost
 from orchestrator.plan.plan import Plan, PlannedStage, Status, SweepPlan, plan_findings
 from orchestrator.sweep.optuna_driver import JOURNAL
 from studies.spec.checks import Finding

@@ -10,7 +10,8 @@ from typing import Any
 
 from mae_core.config import AdoptedRecipe, EncoderConfig
 from mae_core.errors import ConfigError
-from orchestrator.plan.cost import Cost, Rates, Sample, cost_of
+from mae_core.model.cost import Cost
+from orchestrator.plan.cost import Rates, Sample, cost_of
 from orchestrator.store.adopted import with_digests
 from orchestrator.store.data_facts import Datasets, data_paths
 from orchestrator.store.records import DoneRecord, Records

@@ -8,30 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mae_core.config import DataConfig
 from mae_core.data.facts import DataFacts, dev_size, find_facts, split_sizes, subset_size
 from mae_core.errors import DataError
+from mae_core.model.cost import DataSize
 from orchestrator.store.driver import Store
 from studies.spec.identity import UNKNOWN_DATA
 from studies.spec.study import Study
-
-
-@dataclass(frozen=True)
-class DataSize:
-    """Counts that costs depend on."""
-
-    num_train: int
-    """0 = unknown: nobody has read the data yet, and the study does not say what it expects."""
-    num_eval: int
-    num_classes: int
-    is_measured: bool = True
-    """False if these are the study's own expectation."""
-    num_dev: int = 0
-    num_test: int = 0
-
 
 UNPLANNED = DataSize(num_train=0, num_eval=0, num_classes=0, is_measured=False)
 Progress = Callable[[int, int], None]

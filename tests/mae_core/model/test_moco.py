@@ -30,6 +30,7 @@ from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import open_data
 from mae_core.errors import ConfigError
 from mae_core.model import sizes
+from mae_core.model.cost import DataSize
 from mae_core.model.flops import (
     contrastive_flops_per_image,
     contrastive_params,
@@ -38,7 +39,6 @@ from mae_core.model.flops import (
 from mae_core.model.moco import MoCo, info_nce, momentum_at
 from mae_core.pretrain.contrastive import TwoPass
 from orchestrator.plan.cost import cost_of
-from orchestrator.store.data_facts import DataSize
 from studies.spec.cell import Cell, Stage
 from studies.spec.codec import recipe_from_plain, to_plain
 

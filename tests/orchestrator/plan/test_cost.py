@@ -22,9 +22,9 @@ from mae_core.config import (
     ReconstructionRecipe,
 )
 from mae_core.errors import ConfigError
+from mae_core.model.cost import Cost, DataSize
 from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
-from orchestrator.plan.cost import Cost, cost_of
-from orchestrator.store.data_facts import DataSize
+from orchestrator.plan.cost import cost_of
 from studies.spec.cell import Cell, Stage
 
 DIGITS = DataConfig(path="digits", image_size=8, num_channels=1, pixel_mean=(0.3,),
