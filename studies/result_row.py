@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from mae_core.config import RECIPES, EvalRecipe
+from mae_core.config import RECIPES
 
 Role = Literal["grid", "untrained", "baseline", "sweep", "repeat"]
 Place = float | str
@@ -109,5 +109,5 @@ def columns_of(rows: Iterable[ResultRow]) -> list[str]:
     return [*COLUMNS, *axes]
 
 
-EVALUATIONS = tuple(kind for kind, recipe in RECIPES.items() if issubclass(recipe, EvalRecipe))
+EVALUATIONS = tuple(kind for kind, recipe in RECIPES.items() if recipe.IS_EVALUATION)
 """Kinds that have an accuracy, in the order of figures."""

@@ -40,7 +40,7 @@ from mae_core.config.inference import (
     ReconstructionRecipe,
     ShiftRecipe,
 )
-from mae_core.config.kinds import RECIPES, AnyRecipe
+from mae_core.config.kinds import RECIPES, AnyRecipe, kinds_that
 from mae_core.config.parts import (
     NO_AUGMENTATION,
     AugmentationConfig,
@@ -126,6 +126,7 @@ __all__ = [
     "TokenizerRecipe",
     "check_global_batch",
     "check_patches",
+    "kinds_that",
     "num_keep",
     "num_patches",
     "require",

@@ -28,7 +28,7 @@ from mae_core.config.probes import (
     FeaturesRecipe,
     PartialFinetuneRecipe,
 )
-from mae_core.config.recipe import Recipe
+from mae_core.config.recipe import EncoderUse, Recipe
 
 AnyRecipe = (
     AdoptedRecipe
@@ -73,3 +73,8 @@ RECIPES: dict[str, type[Recipe]] = {
         ShiftRecipe,
     )
 }
+
+
+def kinds_that(use: EncoderUse) -> tuple[str, ...]:
+    """Kinds that do this with an encoder."""
+    return tuple(kind for kind, recipe in RECIPES.items() if recipe.ENCODER_USE is use)

@@ -139,9 +139,10 @@ def _matrix(plan: Plan) -> tuple[list[str], list[str], dict[tuple[str, str], tup
         if planned.cell.role == "sweep":
             continue
         pretrain = planned.cell.pretrain
-        recipe: Any = pretrain.recipe if pretrain else None
-        size = (recipe.encoder.name or "?") if recipe else "(no encoder)"
-        span = getattr(recipe, "duration", None)  # none of an encoder made elsewhere
+        encoder = pretrain.recipe.new_encoder if pretrain else None
+        size = (encoder.name or "?") if encoder else "(no encoder)"
+        training = pretrain.recipe.training if pretrain else None
+        span = training.duration if training else None  # none of an encoder made elsewhere
         duration = "·" if span is None else str(span)
         sizes[size] = None
         durations[duration] = -1.0 if span is None else span.value

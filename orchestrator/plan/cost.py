@@ -51,7 +51,7 @@ def _reads_features(cell: Cell, stage: Stage) -> bool:
 
 
 @dataclass(frozen=True)
-class Sample:
+class TimedStage:
     """A finished stage, as evidence for the next one's time."""
 
     kind: str
@@ -62,7 +62,7 @@ class Sample:
 class Rates:
     """Seconds a stage takes: by what finished here, else by stated assumptions."""
 
-    def __init__(self, samples: Iterable[Sample]) -> None:
+    def __init__(self, samples: Iterable[TimedStage]) -> None:
         ratios: dict[str, list[float]] = {}
         for s in samples:
             if not s.cost.is_known:

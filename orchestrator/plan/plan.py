@@ -11,7 +11,7 @@ from typing import Any
 from mae_core.config import AdoptedRecipe, EncoderConfig
 from mae_core.errors import ConfigError
 from mae_core.model.cost import Cost
-from orchestrator.plan.cost import Rates, Sample, cost_of
+from orchestrator.plan.cost import Rates, TimedStage, cost_of
 from orchestrator.store.adopted import with_digests
 from orchestrator.store.data_facts import Datasets, data_paths
 from orchestrator.store.records import DoneRecord, Records
@@ -201,7 +201,7 @@ def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
     trials = [planned for sweep in sweeps for planned in _plan_trials(sweep, planner)]
     stages = (*trials, *grid)
     samples = [
-        Sample(s.stage.kind, s.cost, s.record.seconds) for s in stages if s.record is not None
+        TimedStage(s.stage.kind, s.cost, s.record.seconds) for s in stages if s.record is not None
     ]
     unknown = tuple(p for p, f in fingerprints.items() if f == UNKNOWN_DATA)
     return Plan(
@@ -299,7 +299,7 @@ class Planner:
 
     def cost(self, cell: Cell, stage: Stage) -> Cost:
         """Parameters, steps and FLOPs of a stage."""
-        split = getattr(stage.recipe, "eval_split", "test")
+        split = stage.recipe.scored_on or "test"
         return cost_of(cell, stage, self._datasets.size(stage.recipe.data, split))
 
     def num_train(self, stage: Stage) -> int:

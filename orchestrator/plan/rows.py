@@ -6,9 +6,9 @@ from typing import Any
 
 from mae_core.config import (
     AdoptedRecipe,
-    ContrastiveRecipe,
     CorruptionRecipe,
     EvalRecipe,
+    Family,
     PretrainRecipe,
 )
 from orchestrator.plan.corruption_rows import by_condition
@@ -55,7 +55,7 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
         stage_flops=planned.cost.flops,
         num_labels=evaluation.num_labels if evaluation else None,
         label_seed=evaluation.label_seed if evaluation and evaluation.num_labels else None,
-        eval_split=getattr(recipe, "eval_split", None),
+        eval_split=recipe.scored_on,
         num_eval_images=metrics.get("num_images"),
         top1=metrics.get("top1"),
         top5=metrics.get("top5"),
@@ -81,7 +81,8 @@ def role_of(planned: PlannedStage) -> Role:
     pretrain = planned.cell.pretrain
     if planned.cell.role == "grid" and pretrain is not None:
         recipe = pretrain.recipe
-        if isinstance(recipe, PretrainRecipe | ContrastiveRecipe) and not recipe.duration.value:
+        has_steps = recipe.training is None or recipe.training.duration.value > 0
+        if recipe.FAMILY is Family.PRETRAINING and not has_steps:
             return "untrained"
     return planned.cell.role
 

@@ -137,7 +137,7 @@ def _results(plan: Plan, prefix: str, stage: str | None) -> dict[str, PlannedSta
             continue
         if planned.record.metrics.get("top1") is None or stage not in (None, planned.stage.name):
             continue
-        if getattr(planned.stage.recipe, "eval_split", "test") == "test":
+        if planned.stage.recipe.scored_on in (None, "test"):
             found[f"{address[len(prefix) :].strip('/')}#{planned.stage.name}"] = planned
     return found
 

@@ -215,7 +215,7 @@ def next_runs(plan: Plan, rows: Sequence[ResultRow]) -> list[str]:
 
 def _is_scored(planned: PlannedStage) -> bool:
     recipe = planned.stage.recipe
-    return getattr(recipe, "eval_split", None) == "test" and planned.stage.kind != "reconstruction"
+    return recipe.IS_EVALUATION and recipe.scored_on == "test"
 
 
 def _forecast(

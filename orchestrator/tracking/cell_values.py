@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mae_core.config import EvalRecipe
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.rows import axes_of
 from studies.result_row import ResultRow
@@ -54,8 +53,8 @@ def axes(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
         more = {name: place(name, planned.cell, start) for name in MORE_AXES}
         more |= {
             "image_size": recipe.data.image_size,
-            "global_batch": getattr(recipe, "global_batch", None),
-            "base_lr": getattr(getattr(recipe, "optimizer", None), "base_lr", None),
+            "global_batch": recipe.training.global_batch if recipe.training else None,
+            "base_lr": recipe.training.base_lr if recipe.training else None,
         }
         found |= {name: value for name, value in more.items() if value is not None}
     swept = plan.study.sweep.space if plan.study.sweep else ()
@@ -106,7 +105,7 @@ def cell_metrics(
 
 def protocols(stages: Iterable[PlannedStage]) -> dict[str, str]:
     """Tags that say what a cell's accuracies mean: `protocol.linear_probe_100`."""
-    evaluations = [s for s in stages if isinstance(s.stage.recipe, EvalRecipe)]
+    evaluations = [s for s in stages if s.stage.recipe.IS_EVALUATION]
     names = metric_names(evaluations)
     return {
         f"protocol.{name}": s.stage.recipe.protocol
@@ -133,7 +132,7 @@ def metric_names(stages: Sequence[PlannedStage]) -> dict[str, list[str]]:
 
 def _split(planned: PlannedStage) -> str:
     """Values on dev are no values on test, whatever else is alike."""
-    return "_dev" if getattr(planned.stage.recipe, "eval_split", "test") == "dev" else ""
+    return "_dev" if planned.stage.recipe.scored_on == "dev" else ""
 
 
 def final_results(metrics: dict[str, Any]) -> dict[str, float]:

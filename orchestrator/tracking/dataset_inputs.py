@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mae_core.config import EvalRecipe
 from mae_core.data.facts import DataFacts, split_sizes
 from orchestrator.plan.plan import PlannedStage
 from orchestrator.store.data_facts import Datasets
@@ -24,14 +23,13 @@ def data_use(planned: PlannedStage, datasets: Datasets) -> DataUse | None:
     sizes = split_sizes(facts, recipe.data)
     cut: dict[str, Any] = {f"num_{split}": count for split, count in sizes.items()}
     cut |= {"split_seed": recipe.data.split_seed, "image_size": recipe.data.image_size}
-    is_evaluation = isinstance(recipe, EvalRecipe)
-    if hasattr(recipe, "eval_split"):
-        cut["eval_split"] = recipe.eval_split
+    if recipe.scored_on is not None:
+        cut["eval_split"] = recipe.scored_on
     return DataUse(
         name=Path(recipe.data.path).name or recipe.data.path,
         digest=facts.fingerprint[:DIGEST_LENGTH],
         source=recipe.data.path,
-        context="evaluation" if is_evaluation else "training",
+        context="evaluation" if recipe.IS_EVALUATION else "training",
         profile=_profile(facts),
         cut=cut,
     )

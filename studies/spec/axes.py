@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mae_core.config import RECIPES, EncoderConfig
+from mae_core.config import (
+    RECIPES,
+    BestOfRecipe,
+    EncoderConfig,
+    EvalRecipe,
+    InferenceRecipe,
+    Recipe,
+)
 from mae_core.model.sizes import ENCODERS
 from studies.errors import unknown
 from studies.result_row import Place
@@ -151,7 +158,7 @@ def tick(name: str, at: Place) -> str:
 
 def origin(cell: Cell, stage: Stage) -> Stage | None:
     """The stage that starts the encoder this stage has or reads; None for a basis, raw pixels."""
-    return next((s for s in _chain(cell, stage) if hasattr(s.recipe, "encoder")), None)
+    return next((s for s in _chain(cell, stage) if s.recipe.new_encoder is not None), None)
 
 
 def size_name(encoder: EncoderConfig) -> str:
@@ -197,15 +204,12 @@ def _augmentation(recipe: Any) -> str:
     return crop or ("flip" if views.flip else "none")
 
 
-def _objective(recipe: Any) -> str:
-    if recipe.KIND == "pretrain":
-        return "MAE" if recipe.objective == "mae" else str(recipe.objective)
-    named = {"scratch": "from scratch", "contrastive": "MoCo v3"}
-    return named.get(recipe.KIND, str(recipe.KIND))
+def _objective(recipe: Recipe) -> str:
+    return recipe.objective_name
 
 
-def _epochs(recipe: Any) -> float | None:
-    duration = getattr(recipe, "duration", None)
+def _epochs(recipe: Recipe) -> float | None:
+    duration = recipe.training.duration if recipe.training else None
     return float(duration.value) if duration is not None and duration.unit == "epochs" else None
 
 
@@ -220,23 +224,18 @@ def _size(cell: Cell, stage: Stage) -> str | None:
 
 
 def _num_labels(cell: Cell, stage: Stage) -> float | None:
-    number = getattr(stage.recipe, "num_labels", None)
+    number = stage.recipe.num_labels if isinstance(stage.recipe, EvalRecipe) else None
     return None if number is None else float(number)
 
 
 def _tuned_blocks(cell: Cell, stage: Stage) -> float | None:
     """0 for a probe of frozen features, all of them for a full fine-tune (paper Figure 9)."""
-    start = origin(cell, stage)
-    if start is None:
+    start, recipe = origin(cell, stage), stage.recipe
+    if start is None or start.recipe.new_encoder is None or not isinstance(recipe, EvalRecipe):
         return None
-    if stage.kind == "linear_probe":
-        return 0.0
-    if stage.kind == "best_of":  # of candidates that tune as many blocks
+    if isinstance(recipe, BestOfRecipe):  # of candidates that tune as many blocks
         return _tuned_blocks(cell, cell.stage(stage.parents[0]))
-    if stage.kind == "finetune":
-        return float(start.recipe.encoder.depth)  # type: ignore[union-attr]
-    blocks = getattr(stage.recipe, "num_blocks", None)
-    return None if blocks is None else float(blocks)
+    return recipe.tuned_blocks(start.recipe.new_encoder.depth)
 
 
 def _dataset(cell: Cell, stage: Stage) -> str | None:
@@ -249,7 +248,7 @@ def _dataset(cell: Cell, stage: Stage) -> str | None:
         return None
     choices = [s.name for s in cell.stages if s.kind == "best_of" and stage.name in s.parents]
     is_other = stage.recipe.data.path != start.recipe.data.path
-    is_named = is_other or stage.kind in ("corruptions", "shift")
+    is_named = is_other or isinstance(stage.recipe, InferenceRecipe)
     return (choices or [stage.name])[0] if is_named else None
 
 

@@ -74,13 +74,12 @@ class Cell:
     @property
     def pretrain(self) -> Stage | None:
         """The stage that starts this cell's encoder, None for a baseline without one."""
-        return next((s for s in self.stages if hasattr(s.recipe, "encoder")), None)
+        return next((s for s in self.stages if s.recipe.new_encoder is not None), None)
 
     @property
     def encoder(self) -> EncoderConfig | None:
         """What that stage trains, None of a cell without one."""
-        encoder = getattr(self.pretrain.recipe, "encoder", None) if self.pretrain else None
-        return encoder if isinstance(encoder, EncoderConfig) else None
+        return self.pretrain.recipe.new_encoder if self.pretrain else None
 
 
 def _check_stage(cell: str, stage: Stage, earlier: dict[str, Stage]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mae_core.config import AdoptedRecipe, Duration, EvalRecipe, PretrainRecipe, num_keep
+from mae_core.config import AdoptedRecipe, Duration, PretrainRecipe, num_keep
 from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
 from studies.spec.axes import size_name
 from studies.spec.canonical_json import digest
@@ -238,7 +238,7 @@ def _evaluations_by_size(study: Study, cells: list[Cell]) -> Iterator[Finding]:
         if cell.encoder is None:
             continue
         for stage in cell.stages:
-            if isinstance(stage.recipe, EvalRecipe) and not hasattr(stage.recipe, "encoder"):
+            if stage.recipe.IS_EVALUATION and stage.recipe.new_encoder is None:
                 plain = {
                     k: v
                     for k, v in to_plain(stage.recipe).items()

@@ -39,11 +39,11 @@ class Coordinates:
 def coordinates(cell: Cell, axes: Sequence[str] = ()) -> Coordinates:
     """Read the coordinates of a cell off its recipes; `axes` are those of its study."""
     start = cell.pretrain or next(iter(cell.stages), None)
-    duration = getattr(cell.pretrain.recipe, "duration", None) if cell.pretrain else None
+    training = cell.pretrain.recipe.training if cell.pretrain else None
     return Coordinates(
         seed=start.recipe.seed if start else None,
         size=size_name(cell.encoder) if cell.encoder else None,
-        duration=duration if isinstance(duration, Duration) else None,
+        duration=training.duration if training else None,
         axes=places(axes, cell, start) if start else {},
         family=digest([_repeated(stage) for stage in cell.stages]),
     )

@@ -231,7 +231,7 @@ def _at_size(sweep: Sweep, encoder: EncoderConfig) -> Sweep:
     before: Any = trunk.recipe
 
     def change(stage: Stage) -> Stage:
-        if getattr(stage.recipe, "encoder", None) != before.encoder:
+        if stage.recipe.new_encoder != before.encoder:
             return stage
         recipe: Any = stage.recipe
         return replace(stage, recipe=replace(recipe, encoder=encoder))

@@ -11,30 +11,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mae_core.config import RECIPES, EncoderUse, Family, LinearProbeRecipe, kinds_that
 from studies.analysis.curves.curves import PairedDifference, Point, paired
 from studies.analysis.curves.results import filled, is_number
 from studies.reference import Published, published_set
 from studies.result_row import EVALUATIONS, Place, ResultRow
 from studies.spec.axes import AXES, Axis, axis, joined, shown, tick
 
-FAMILIES = {
-    "knn": "k-NN",
-    "linear_probe": "Linear probe",
-    "finetune": "Fine-tune",
-    "scratch": "Fine-tune",
-    "pretrain": "Pretraining",
-    "contrastive": "Pretraining",
-    "partial_finetune": "Partial fine-tune",
-    "feature_probe": "Probe of cached features",
-    "attentive_probe": "Attentive probe",
-    "best_of": "Fine-tune",
-    "shift": "Another set, no tuning",
-    "corruptions": "Corrupted images, no tuning",
-    "reconstruction": "Reconstruction",
-}
+FAMILIES = {kind: recipe.FAMILY.value for kind, recipe in RECIPES.items()}
 """Kinds that a figure may show together: a supervised run, and the best of a search on dev, are
 compared with fine-tunes."""
-TUNED = ("linear_probe", "partial_finetune", "best_of", "finetune")
+TUNED = (LinearProbeRecipe.KIND, *kinds_that(EncoderUse.TUNES))
 """Kinds of the paper's Figure 9, from nothing fine-tuned to everything."""
 
 WITHIN = {"severity", "corruption"}
@@ -134,7 +121,7 @@ def _scored(groups: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def _group_rank(group: tuple[str, ...]) -> tuple[object, ...]:
-    families = list(dict.fromkeys(FAMILIES.values()))
+    families = [family.value for family in Family]
     return families.index(group[0]) if group[0] in families else len(families), group
 
 

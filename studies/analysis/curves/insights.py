@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mae_core.config import EncoderUse, kinds_that
 from studies.analysis.curves.axis_curves import AxisCurve
 from studies.analysis.curves.curves import Curve, paired, spread
 from studies.analysis.curves.results import filled, is_number, with_labels
@@ -33,7 +34,7 @@ MIN_CELLS_FOR_RANKS = 5
 RESAMPLES = 2000
 MAX_CELLS_FOR_INFLUENCE = 40
 """A refit for each cell: more would take longer than the rest of a report."""
-TRAINS = ("pretrain", "contrastive", "scratch")
+TRAINS = kinds_that(EncoderUse.TRAINS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,8 +236,8 @@ def _resamples(points: int) -> int:
     return max(200, min(RESAMPLES, 400_000 // points))
 
 
-PROBES = ("linear_probe", "feature_probe", "attentive_probe", "knn")
-TUNES = ("finetune", "best_of", "partial_finetune")
+PROBES = kinds_that(EncoderUse.FROZEN)
+TUNES = kinds_that(EncoderUse.TUNES)
 
 
 def probe_against_tune(rows: Sequence[ResultRow]) -> list[RankRelation]:

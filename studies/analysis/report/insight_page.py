@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from studies.analysis.curves.axis_curves import AxisCurve
 from studies.analysis.curves.curves import plus_minus
 from studies.analysis.curves.insights import (
+    TRAINS,
     CostFrontier,
     Doubling,
     Influence,
@@ -115,7 +116,7 @@ def _cost_table(rows: Sequence[ResultRow], curves: Sequence[AxisCurve]) -> list[
     hours: dict[object, list[float]] = defaultdict(list)
     for r in filled(rows):
         at = r.places.get(name)
-        if at is None or r.role != "grid" or r.kind not in ("pretrain", "contrastive", "scratch"):
+        if at is None or r.role != "grid" or r.kind not in TRAINS:
             continue
         if is_number(r.pretrain_flops):
             flops[at].append(r.pretrain_flops or 0.0)
