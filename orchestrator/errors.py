@@ -51,7 +51,7 @@ class Preempted(UserError):
     exit_code = 9
 
     def __init__(self) -> None:
-        super().__init__("preempted: checkpoints are committed; the same command continues")
+        super().__init__("preempted: checkpoints are committed; run the same command to continue")
 
 
 def explain_os_error(error: OSError) -> str | None:

@@ -40,9 +40,9 @@ from studies.analysis.report.page import summary_text
 from studies.spec.study import Study
 
 RANK_BYTES = 2 << 30
-"""Memory set aside for a rank on a CPU: torch and DeepSpeed take a quarter of it."""
+"""Memory reserved for a rank on a CPU: torch and DeepSpeed take a quarter of it."""
 MAX_RECONNECTS = 3
-"""An embedded Ray that goes away is started anew this often."""
+"""An embedded Ray that dies is restarted this often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def run_study(
 
 
 def _scan_data(study: Study, datasets: Datasets, view: View) -> None:
-    """Compute the facts of data sets that nobody has looked at yet, with a progress bar."""
+    """Compute the facts of data sets that have not been read yet, with a progress bar."""
     for path in data_paths(study):
         if datasets.facts(path) is None:
             with view.progress(escape(f"reading {path}")) as advance:
@@ -202,7 +202,7 @@ class _Session:
     def _drive(
         self, lease: Lease, observers: tuple[Observer, ...]
     ) -> tuple[list[Task], str | None]:
-        """Drive all stages to their end, starting an embedded Ray anew where it goes away."""
+        """Drive all stages to their end, restarting an embedded Ray that dies."""
         history: dict[str, list[PastAttempt]] = {}
         plan = self.plan
         for left in reversed(range(MAX_RECONNECTS + 1)):
@@ -235,7 +235,7 @@ class _Session:
         raise AssertionError("unreachable: the last round returns or raises")
 
     def _control(self, controller: Controller) -> None:
-        """Run until everything is done or somebody wants it to stop."""
+        """Run until everything is done or a stop is requested."""
         grace_s = self.options.grace_s
         try:
             with self.notice.deferred():

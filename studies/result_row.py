@@ -53,7 +53,7 @@ class ResultRow:
     decoder_depth: int | None = None
     decoder_width: int | None = None
     objective: str | None = None
-    """What trained the encoder: `MAE`, `MoCo v3`, `from scratch`, or one's own `module:name`."""
+    """What trained the encoder: `MAE`, `MoCo v3`, `from scratch`, or a custom `module:name`."""
     places: Mapping[str, Place] = field(default_factory=dict)
     """Where it stands on the axes that the study names: `{"mask_ratio": 0.75}`. In a table each
     axis has a column of its own, `axis.mask_ratio`."""

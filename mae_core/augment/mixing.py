@@ -106,7 +106,7 @@ def draw_mix(
 def mix_images(images_NCHW: Tensor, partners_NCHW: Tensor, mix: Mix) -> Tensor:
     """Mix normalised float images with their partners; returns new images.
 
-    Mixup: λ · own + (1 − λ) · partner. CutMix: the partner's pixels inside the box, one's own
+    Mixup: λ · own + (1 − λ) · partner. CutMix: the partner's pixels inside the box, the image's own
     outside.
     """
     if not images_NCHW.is_floating_point():

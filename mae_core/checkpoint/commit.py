@@ -3,7 +3,7 @@
 Each rank copies its state aside and writes it, in a thread, with digests; when the writers of all
 ranks are done, rank 0 publishes a manifest that names every file. A reader knows only manifests:
 it checks every byte before anything is unpickled, agrees with the other ranks on one checkpoint,
-and passes over a damaged one, aloud. Nothing here follows a `latest` pointer.
+and skips a damaged one with a message. Nothing here follows a `latest` pointer.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def save_encoder(
 def load_encoder(path: Path) -> Encoder:
     """Build the encoder of a file, on the CPU in eval mode; errors as `read_encoder`.
 
-    A file that holds `positions` (an encoder made elsewhere, which may have learned them) is
+    A file that holds `positions` (an imported encoder, which may have learned them) is
     read with these in place of the fixed table.
     """
     file = read_encoder(path)

@@ -139,7 +139,7 @@ class ReconstructionRecipe(Recipe):
     patch's pixels less its mean, over its deviation. A network that predicts raw pixels has its
     prediction put through the *true* patch's mean and deviation; it had to predict these too, so
     between the two targets the comparison is in favour of normalised pixels. Principal components,
-    codes and one's own targets say nothing about all pixels of a patch and are refused.
+    codes and custom targets say nothing about all pixels of a patch and are refused.
     """
 
     KIND: ClassVar[str] = "reconstruction"

@@ -25,7 +25,7 @@ class EncoderConfig:
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over `width`."""
     norm_eps: float = 1e-6
-    """Added to the variance by every LN; some encoders made elsewhere have 1e-12."""
+    """Added to the variance by every LN; some imported encoders have 1e-12."""
     name: str = field(default="", metadata=EXECUTION)
     """Name for people, such as `B`; the numbers above are the identity."""
 
@@ -116,7 +116,7 @@ class AugmentationConfig:
     color_jitter: float = 0.0
     """Strength of brightness, contrast and saturation (Table 1e: 0.4); 0 = none."""
     custom: str | None = field(default=None, metadata=DOTTED)
-    """One's own, after the others: `module:function` (see `docs/extending.md`)."""
+    """Custom augmentation, after the others: `module:function` (see `docs/extending.md`)."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale or (1.0, 1.0)

@@ -40,7 +40,7 @@ class MaskConfig:
     """Which patches are hidden (paper Table 1f, Figure 6); how many is `mask_ratio`'s to say."""
 
     sampling: str = field(default="random", metadata=DOTTED)
-    """`random`, `block`, `grid`, or one's own as `module:function` (see `docs/extending.md`)."""
+    """`random`, `block`, `grid`, or a custom one as `module:function` (see `docs/extending.md`)."""
     min_block: int = 4
     """Smallest rectangle of block-wise sampling, in patches (BEiT, arXiv 2106.08254)."""
     min_aspect: float = 0.3
@@ -79,14 +79,14 @@ class PretrainRecipe(Recipe):
     mask_tokens_in_encoder: bool = False
     """Encode mask tokens in place of hidden patches (paper Table 1c): about 3.3 × the compute."""
     target: str = field(default="pixels", metadata=DOTTED)
-    """`pixels`, `pca`, `tokens` (paper Table 1d), or one's own as `module:function`."""
+    """`pixels`, `pca`, `tokens` (paper Table 1d), or a custom one as `module:function`."""
     target_dim: int = 96
     """Width of a target that is not pixels: leading principal components (paper: 96), the
-    tokenizer's vocabulary (paper: 8192), or what one's own target has."""
+    tokenizer's vocabulary (paper: 8192), or the width of a custom target."""
     loss_on: Literal["masked", "all"] = "masked"
     """Patches in the loss; the paper's 0.5 points worse variant takes all (section 3)."""
     objective: str = field(default="mae", metadata=DOTTED)
-    """`mae`, or one's own module with an `encoder`, as `module:function`."""
+    """`mae`, or a custom module with an `encoder`, as `module:function`."""
     duration: Duration = field(default_factory=lambda: Duration.epochs(800))
     global_batch: int = 4096
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -287,7 +287,7 @@ class TokenizerRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptedRecipe(Recipe):
-    """An encoder that `mae-study adopt` took in, as a finished stage: a point of its own."""
+    """An encoder that `mae-study adopt` imported, as a finished stage and a point of its own."""
 
     KIND: ClassVar[str] = "adopted"
     FAMILY: ClassVar[Family] = Family.ADOPTED
@@ -318,7 +318,7 @@ class AdoptedRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveRecipe(Recipe):
-    """Tell each image's two views from all other images' (MoCo v3, Algorithm 1 and Table 1).
+    """Match the two views of each image against all other images (MoCo v3, Alg. 1 and Table 1).
 
     The encoder and its initialisation are MAE's: only the objective differs. The class token is
     what is contrasted. Biases and norms get no weight decay, unlike in the published code.
@@ -337,7 +337,7 @@ class ContrastiveRecipe(Recipe):
     augmentation: AugmentationConfig = field(
         default_factory=lambda: AugmentationConfig(crop_scale=(0.08, 1.0))
     )
-    """Crop and flip, drawn anew for each view; colours are `views`' to change."""
+    """Crop and flip, drawn for each view; `views` says how colours change."""
     views: tuple[ViewConfig, ViewConfig] = MOCO_V3_VIEWS
     """What happens to the first and to the second view after its crop."""
     head_width: int = 4096

@@ -32,7 +32,7 @@ def strength_set(height: int, width: int) -> StrengthSet:
 
 
 def strength(family: str, severity: int, height: int, width: int) -> tuple[Any, ...]:
-    """Published strengths of a family (their meaning is told where they are used).
+    """Published strengths of a family (their meaning is explained where they are used).
 
     Raises:
         ConfigError: no such family or severity.

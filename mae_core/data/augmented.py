@@ -1,4 +1,4 @@
-"""What happens to a batch of cropped images before the network: jitter, one's own, normalisation.
+"""Between crop and network: jitter, custom augmentation, normalisation.
 
 It runs where the network is. Legend: B images, C channels, S image size.
 """
@@ -20,7 +20,7 @@ def augmented(batch: Batch, config: AugmentationConfig, seed: int, device: torch
     """Augment what the loader has cropped: uint8 (B, C, S, S) on the device.
 
     Raises:
-        ConfigError: one's own augmentation returns something else.
+        ConfigError: a custom augmentation returns something else.
     """
     images = batch.images.to(device, non_blocking=True)
     strength = config.color_jitter

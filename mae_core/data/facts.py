@@ -1,4 +1,4 @@
-"""What is known of a data set without opening it: counts, classes, sizes, fingerprint.
+"""Facts of a data set, known without opening it: counts, classes, sizes, fingerprint.
 
 Importers write these facts beside the Parquet files. This module imports only the standard
 library, so that `plan` can look facts up at once.
@@ -69,7 +69,7 @@ class DataFacts:
         try:
             return cls(**{name: _frozen(value) for name, value in plain.items()})
         except (TypeError, AttributeError) as error:
-            raise DataError(f"these are no data set facts: {error}; scan the data again") from error
+            raise DataError(f"not the facts of a data set: {error}; scan the data again") from error
 
 
 def _frozen(value: Any) -> Any:

@@ -68,7 +68,7 @@ def import_any(
 
 def _is_cifar(path: Path) -> bool:
     if not path.exists():
-        raise DataError(f"{path}: there is nothing here; check the path")
+        raise DataError(f"{path}: nothing found; check the path")
     if path.is_file():
         if not tarfile.is_tarfile(path):
             raise DataError(f"{path}: neither a folder of images nor a CIFAR archive (.tar.gz)")

@@ -254,7 +254,7 @@ def find_files(path: str) -> tuple[pafs.FileSystem, list[str]]:
         filesystem, root = _filesystem(path)
         info = filesystem.get_file_info(root)
         if info.type == pafs.FileType.NotFound:
-            raise DataError(f"{path}: there is nothing here; check the path")
+            raise DataError(f"{path}: nothing found; check the path")
         if info.type == pafs.FileType.File:
             return filesystem, [_nonempty(info)]
         inside = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))

@@ -34,7 +34,7 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Sample:
-    """What one look at an encoded image tells."""
+    """What an encoded image's header and digest say."""
 
     digest: bytes
     """SHA-256 of the encoded bytes."""

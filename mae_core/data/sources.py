@@ -151,7 +151,7 @@ def decode_image(encoded: Any) -> Image.Image:
         image = Image.open(io.BytesIO(encoded))
         image.load()
     except UnidentifiedImageError:
-        raise DataError(f"{len(encoded)} bytes that are no image of a known format") from None
+        raise DataError(f"{len(encoded)} bytes that are not an image of a known format") from None
     except Exception as error:  # decoders raise whatever their plug-in raises on damaged input
         raise DataError(f"undecodable: {error}") from error
     if image.mode.startswith(("I", "F")):

@@ -66,14 +66,14 @@ def _chosen(rows: Rows, wanted: Sequence[str], source: str, where: str) -> list[
     """Rows of the wanted names, ascending."""
     named = [(row, name) for row, name in enumerate(rows.image_names()) if name]
     if not named:
-        raise DataError(f"{source}: its images have no names (`image.path`); import the set anew")
+        raise DataError(f"{source}: its images have no names (`image.path`); import the set again")
     by_key: dict[str, list[tuple[int, str]]] = {}
     for row, name in named:
         by_key.setdefault(key(name), []).append((row, name))
     matches = {name: _matching(name, by_key.get(key(name), [])) for name in wanted}
     _refuse(
         [name for name, found in matches.items() if not found],
-        f"{where}: {{count}} of {len(wanted)} names are no training image of {source}: {{shown}}",
+        f"{where}: {{count}} of {len(wanted)} names are not training images of {source}: {{shown}}",
     )
     _refuse(
         [name for name, found in matches.items() if len(found) > 1],

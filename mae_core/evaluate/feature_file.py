@@ -65,7 +65,7 @@ def run_features(
 
     Raises:
         ConfigError: no encoder, one that does not fit the data, or one of fewer blocks.
-        Stopped: somebody asked to stop.
+        Stopped: a stop was requested.
     """
     path = ctx.input(ENCODER_FILE)
     require(path is not None, "a features stage needs the encoder of a parent stage")
@@ -154,7 +154,7 @@ def _encode_split(
             if part is not None and writer is not None:
                 writer.add(split.name, part)
         if collectives.any_rank(ctx.should_stop())[0]:
-            raise Stopped("stopped on request while encoding; run again to encode anew")
+            raise Stopped("stopped on request while encoding; run again to encode from the start")
     if writer is not None:
         writer.flush()  # a row group never holds two splits
 

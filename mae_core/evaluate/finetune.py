@@ -39,7 +39,7 @@ def run_finetune(
         ConfigError: no encoder to start from; sizes that do not fit; a batch that does not split
             over the ranks.
         NumericsError: the loss became non-finite.
-        Stopped: somebody asked to stop; a checkpoint is committed.
+        Stopped: a stop was requested; a checkpoint is committed.
     """
     encoder_path = ctx.input(ENCODER_FILE)
     split = labelled_split(recipe, data)

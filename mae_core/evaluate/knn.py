@@ -40,7 +40,7 @@ def run_knn(
 
     Raises:
         ConfigError: k exceeds the training set; the encoder is missing or does not fit the data.
-        Stopped: somebody asked to stop.
+        Stopped: a stop was requested.
     """
     split = labelled_split(recipe, data)
     check_k(recipe.k, len(split))
@@ -144,4 +144,4 @@ def _unit(vectors_ND: npt.NDArray[np.float32]) -> torch.Tensor:
 
 def _stop_if_asked(ctx: RunContext) -> None:
     if collectives.any_rank(ctx.should_stop())[0]:
-        raise Stopped("stopped on request while encoding; run again to start this evaluation anew")
+        raise Stopped("stopped on request while encoding; run again to start from the beginning")

@@ -61,7 +61,7 @@ def run_corruptions(
 
     Raises:
         ConfigError: no classifier, one that does not fit the data or its classes, no baseline.
-        Stopped: somebody asked to stop.
+        Stopped: a stop was requested.
     """
     model, class_names = _classifier(ctx, recipe.data)
     split = data.split(recipe.eval_split)
@@ -107,7 +107,7 @@ def run_shift(
     Raises:
         ConfigError: no classifier, one that does not fit the images, or a class of the set that
             maps to none of the classifier's.
-        Stopped: somebody asked to stop.
+        Stopped: a stop was requested.
     """
     model, class_names = _classifier(ctx, recipe.data)
     split = data.split(recipe.eval_split)
@@ -132,7 +132,7 @@ def map_classes(
     columns = {name: number for number, name in enumerate(of_classifier)}
     renamed = dict(pairs)
     if strangers := sorted(set(renamed) - set(of_set)):
-        raise ConfigError(f"class_pairs name {strangers[0]!r}, which is no class of the set")
+        raise ConfigError(f"class_pairs name {strangers[0]!r}, which is not a class of the set")
     missing = [name for name in of_set if renamed.get(name, name) not in columns]
     if missing:
         shown = ", ".join(map(repr, missing[:5])) + (", …" if len(missing) > 5 else "")
@@ -157,12 +157,14 @@ def _classifier(ctx: RunContext, data: DataConfig) -> tuple[Classifier, tuple[st
 
 
 def _batches(split: Split, data: DataConfig, ctx: RunContext) -> Iterator[Batch]:
-    """This rank's share; ends with `Stopped` where somebody asked for it."""
+    """This rank's share; ends with `Stopped` where a stop was requested."""
     for batch in eval_batches(
         split, data, BATCH_SIZE, rank=collectives.rank(), world=collectives.world()
     ):
         if ctx.should_stop():
-            raise Stopped("stopped on request while predicting; run again to start anew")
+            raise Stopped(
+                "stopped on request while predicting; run again to start from the beginning"
+            )
         yield batch
 
 

@@ -49,7 +49,7 @@ class DataSize:
     """Counts that costs depend on."""
 
     num_train: int
-    """0 = unknown: nobody has read the data yet, and the study does not say what it expects."""
+    """0 = unknown: the data have not been read yet, and the study does not say what it expects."""
     num_eval: int
     num_classes: int
     is_measured: bool = True
@@ -68,7 +68,7 @@ class Cost:
     flops_per_image: FlopCount | None = None
     """Training on one image."""
     steps: int | None = None
-    """None if there are none (k-NN), or if they depend on data that nobody has read yet."""
+    """None if there are none (k-NN), or if they depend on data that has not been read yet."""
     is_known: bool = True
     """False if the number of training images is unknown: what follows is a lower bound."""
     images: int = 0

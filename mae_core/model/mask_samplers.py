@@ -51,7 +51,7 @@ MaskSampler = Callable[[MaskDraw], Tensor]
 
 
 def mask_sampler(recipe: PretrainRecipe) -> Callable[[I64, I64], Tensor]:
-    """Return (epoch, index) → noise (N, L) for a recipe; one's own is checked at each draw."""
+    """Return (epoch, index) → noise (N, L) for a recipe; a custom one is checked at each draw."""
     config, num_patches = recipe.mask, recipe.num_patches
     grid = recipe.data.image_size // recipe.encoder.patch_size
     kept = num_keep(num_patches, recipe.mask_ratio)

@@ -1,4 +1,4 @@
-"""Targets other than pixels: principal components, a tokenizer's codes, one's own (Table 1d).
+"""Targets other than pixels: principal components, a tokenizer's codes, custom ones (Table 1d).
 
 They are made from whole images outside the network, because what makes them is not trained.
 Legend: N images, C channels, H, W pixels, L patches, P values of a patch, Q width of a target.
@@ -17,7 +17,7 @@ from mae_core.model.vq_vae import Tokenizer
 
 
 class Target(Protocol):
-    """What a decoder is asked for; one's own is `make(recipe) -> Target`, named by dotted path."""
+    """What a decoder predicts; a custom one is `make(recipe) -> Target`, named by dotted path."""
 
     dim: int
     """Width Q of the decoder's head: of the floats, or number of codes."""

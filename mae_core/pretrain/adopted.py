@@ -9,7 +9,7 @@ from mae_core.errors import ConfigError
 
 
 def run_adopted(recipe: AdoptedRecipe, *_: Any) -> NoReturn:
-    """Raise `ConfigError`: nothing computes an encoder that was made elsewhere."""
+    """Raise `ConfigError`: an imported encoder is not computed."""
     name = recipe.name or recipe.sha256
     raise ConfigError(
         f"encoder {name!r} has not been adopted into this store: "

@@ -42,7 +42,7 @@ def run_contrastive(
         ConfigError: the batch does not split over the ranks; ZeRO-3; images that are neither grey
             nor of three channels.
         NumericsError: the loss became non-finite.
-        Stopped: somebody asked to stop; a checkpoint is committed.
+        Stopped: a stop was requested; a checkpoint is committed.
     """
     recipe.check_execution(execution)
     model = MoCo(recipe)

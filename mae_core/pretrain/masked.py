@@ -46,7 +46,7 @@ def run_pretrain(
     Raises:
         ConfigError: the batch does not split over the ranks.
         NumericsError: the loss became non-finite.
-        Stopped: somebody asked to stop; a checkpoint is committed.
+        Stopped: a stop was requested; a checkpoint is committed.
     """
     module = build_module(recipe)
     target = make_target(recipe, ctx, collectives.device())
@@ -88,11 +88,11 @@ def run_pretrain(
 
 
 def build_module(recipe: PretrainRecipe) -> nn.Module:
-    """The network that `objective` names; raises `ConfigError` if one's own has no encoder.
+    """The network that `objective` names; raises `ConfigError` if a custom one has no encoder.
 
-    One's own is `make(recipe) -> nn.Module` with an `encoder` of `mae_core.model.vit`; its forward
-    takes (images, noise) and, where the target is not pixels, the targets, and returns a scalar
-    loss.
+    A custom one is `make(recipe) -> nn.Module` with an `encoder` of `mae_core.model.vit`; its
+    forward takes (images, noise) and, where the target is not pixels, the targets, and returns a
+    scalar loss.
     """
     if recipe.objective == "mae":
         return MAE(recipe)

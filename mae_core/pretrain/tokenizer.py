@@ -39,7 +39,7 @@ def run_tokenizer(
     Raises:
         ConfigError: the batch does not split over the ranks.
         NumericsError: the loss became non-finite.
-        Stopped: somebody asked to stop; a checkpoint is committed.
+        Stopped: a stop was requested; a checkpoint is committed.
     """
     config = TokenizerConfig.of(recipe)
     module = Tokenizer(config, torch.Generator().manual_seed(recipe.seed))

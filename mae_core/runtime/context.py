@@ -32,7 +32,7 @@ FAULT_POINTS = (
 
 
 def _ignore_metrics(step: int, metrics: Mapping[str, float]) -> None:
-    """Drop metrics: the sink of a run that nobody watches."""
+    """Drop metrics: the sink of a run without an observer."""
 
 
 def _never() -> bool:
@@ -44,7 +44,7 @@ def _no_fault(name: str) -> None:
 
 
 def _no_beat(section: str, step: int) -> None:
-    """Tell nobody: a run that nobody watches."""
+    """Report to no one: a run without an observer."""
 
 
 def _no_event(name: str, fields: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ class RunContext:
     log_metrics: Callable[[int, Mapping[str, float]], None] = field(default=_ignore_metrics)
     """`log_metrics(step, {"loss": 0.7})`; called on every rank, cheap, never blocks."""
     should_stop: Callable[[], bool] = field(default=_never)
-    """True once somebody asked this rank to stop; the ranks agree on the step."""
+    """True once this rank was asked to stop; the ranks agree on the step."""
     fault_point: Callable[[str], None] = field(default=_no_fault)
     """Called by name where a fault may be rehearsed; a no-op outside rehearsals."""
     beat: Callable[[str, int], None] = field(default=_no_beat)

@@ -66,7 +66,7 @@ def _origin(dotted: str) -> Path:
         raise ConfigError(f"{dotted!r}: module {module!r} cannot be found: {error}") from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise ConfigError(
-            f"{dotted!r}: no Python file for module {module!r}; put it beside the study file, or "
+            f"{dotted!r}: no Python file for module {module!r}; put it next to the study file, or "
             "on PYTHONPATH"
         )
     return Path(spec.origin)

@@ -1,6 +1,6 @@
 """The global random generators of a process.
 
-Nothing of ours draws from them (see `keyed`); what a study brings along may. So they begin each
+Our code does not draw from them (see `keyed`); what a study brings along may. So they begin each
 training at a known state, whatever the process has done before, and are saved with it.
 """
 

@@ -90,7 +90,7 @@ class Storage(ABC):
         """Remove a file, or a directory and all below it; no error if it does not exist."""
 
     def free_bytes(self) -> int | None:
-        """Room left, None where nobody knows."""
+        """Room left, None where it is unknown."""
         return None
 
     def local(self, name: str) -> Path | None:

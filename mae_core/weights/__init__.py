@@ -1,6 +1,6 @@
 """Weights in other libraries' layouts, in and out: official MAE, Hugging Face, timm.
 
-`take_in` reads somebody else's checkpoint, `write_layout` writes ours as theirs. A layout is a
+`import_weights` reads another library's checkpoint, `write_layout` writes one. A layout is a
 table of names (`timm.py`, `huggingface.py`); `layout.py` converts by any of them, key by key.
 """
 
@@ -11,7 +11,7 @@ from mae_core.weights.files import write_layout as write_layout
 from mae_core.weights.foreign import LAYOUTS as LAYOUTS
 from mae_core.weights.foreign import Conversion as Conversion
 from mae_core.weights.foreign import LayoutName as LayoutName
-from mae_core.weights.foreign import take_in as take_in
+from mae_core.weights.foreign import import_weights as import_weights
 from mae_core.weights.huggingface import hf_config as hf_config
 from mae_core.weights.huggingface import mae_to_hf as mae_to_hf
 from mae_core.weights.infer import Hints as Hints

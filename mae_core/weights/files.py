@@ -96,7 +96,7 @@ def load_own(path: Path, *, with_decoder: bool = False) -> Network:
     decoder, facts = None, dict[str, str]()
     if with_decoder:
         beside = path.with_name(DECODER_FILE)
-        require(beside.is_file(), f"{path}: no {DECODER_FILE} beside it; leave --with-decoder away")
+        require(beside.is_file(), f"{path}: no {DECODER_FILE} beside it; remove --with-decoder")
         tensors, facts = tensor_file.read_tensors(beside)
         state |= tensors
         decoder = _decoder_config(beside, tensors, facts)

@@ -1,4 +1,4 @@
-"""Checkpoints made elsewhere, taken in: layout found, sizes inferred, every key accounted for."""
+"""Import of other libraries' checkpoints: layout found, sizes inferred, every key accounted for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAME_POSITIONS = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """A network that was taken in, and every decision on the way."""
+    """An imported network, and every decision on the way."""
 
     network: Network
     layout: LayoutName
@@ -40,8 +40,8 @@ class Conversion:
     """What was assumed or changed, in sentences."""
 
 
-def take_in(path: Path, layout: str = "auto", hints: Hints | None = None) -> Conversion:
-    """Read and convert somebody else's checkpoint; `layout` is `auto` or one of `LAYOUTS`.
+def import_weights(path: Path, layout: str = "auto", hints: Hints | None = None) -> Conversion:
+    """Read and convert another library's checkpoint; `layout` is `auto` or one of `LAYOUTS`.
 
     Raises:
         ConfigError: it is not of that layout; the message lists what is missing, unexpected or of
@@ -76,7 +76,7 @@ def take_in(path: Path, layout: str = "auto", hints: Hints | None = None) -> Con
 
 
 def detect_layout(source: Source) -> LayoutName:
-    """Tell the layout by its keys; raises `ConfigError` if it is none that is known.
+    """Recognise the layout by its keys; raises `ConfigError` if it is unknown.
 
     The official code and timm name an encoder alike; the decoder, or the official container
     `model`, tells them apart, and nothing depends on it.

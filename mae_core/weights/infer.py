@@ -117,8 +117,8 @@ def _grid(num_positions: int) -> int:
     side = math.isqrt(max(num_positions - 1, 0))
     require(
         num_positions > 1 and side * side == num_positions - 1,
-        f"{num_positions} positions are no class token and a square of patches: models with other "
-        "grids, or with more tokens than one beside the patches, are not supported",
+        f"{num_positions} positions are not one class token and a square of patches: models with "
+        "other grids, or with more than one token besides the patches, are not supported",
     )
     return side
 
@@ -156,7 +156,7 @@ def _heads(width: int, config: Mapping[str, Any], hints: Hints) -> tuple[int, st
         return HEADS_OF_H[width], f"{HEADS_OF_H[width]} heads of 80, as in ViT-H (assumed)"
     require(
         width % HEAD_WIDTH == 0,
-        f"no file of this layout says its number of heads, and width {width} is no multiple of "
+        f"no file of this layout says its number of heads, and width {width} is not a multiple of "
         f"{HEAD_WIDTH}: name it with --heads",
     )
     return (
@@ -233,7 +233,7 @@ def _numbers_of(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("num_attention_heads", "decoder_num_attention_heads", "layer_norm_eps"):
         value = found.get(key, 1)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        require(is_number and value > 0, f"config.json: {key} = {value!r} is no number above 0")
+        require(is_number and value > 0, f"config.json: {key} = {value!r} is not a number above 0")
     return found
 
 

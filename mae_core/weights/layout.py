@@ -1,4 +1,4 @@
-"""A layout is a naming: where each tensor of ours is found in somebody else's file, key by key.
+"""A layout is a naming: where each of our tensors is found in another library's file, key by key.
 
 Names are the only difference between layouts but for three tensors, whose form differs too: patch
 embeddings are convolutions elsewhere, positions carry a batch axis, and q, k, v may be apart.
@@ -23,7 +23,7 @@ SHOWN = 12
 
 
 class Layout(Protocol):
-    """How somebody else names the tensors of a network."""
+    """How another library names the tensors of a network."""
 
     @property
     def name(self) -> str:

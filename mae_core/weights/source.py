@@ -40,7 +40,7 @@ WRAPPER = "module."
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What somebody else's file holds."""
+    """What another library's file holds."""
 
     path: Path
     tensors: dict[str, Tensor]

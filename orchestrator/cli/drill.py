@@ -34,7 +34,7 @@ EXIT_FAILED = 4
 )
 @click.option("--kills", type=click.IntRange(1, 500), default=3, show_default=True)
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="The same seed, the same kills."
+    "--seed", type=int, default=0, show_default=True, help="The same seed gives the same kills."
 )
 @click.option("--world-size", type=click.IntRange(1, 64), default=2, show_default=True)
 @click.option("--zero", "zero_stage", type=click.IntRange(0, 3), default=2, show_default=True)
@@ -113,7 +113,7 @@ def text_of(found: Certificate) -> str:
         f"{options['precision']}, seed {options['seed']}",
         f"  kills             {len(found.kills)} of {options['kills']} ({points})",
         f"  bit-exact         {exact}",
-        f"  steps done again  at most {values['max_lost_steps']} per kill "
+        f"  repeated steps    at most {values['max_lost_steps']} per kill "
         f"(checkpoints every {values['interval']})",
         f"  recovery          median {median:.1f} s, longest {recovery[-1]:.1f} s"
         if recovery

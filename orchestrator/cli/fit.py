@@ -1,4 +1,4 @@
-"""`mae-study fit`: laws of a table of results that was made elsewhere."""
+"""`mae-study fit`: laws of a table of results from elsewhere."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ if TYPE_CHECKING:
               show_default=True, help="What --y is; error and accuracy in per cent.")  # fmt: skip
 @click.option("--law", "laws", multiple=True, metavar="NAME",
               help="power, power-floor, broken, saturating, frontier, product, additive, "
-              "additive-shared or bounded; default: all that suit compete.")  # fmt: skip
-@click.option("--top", type=float, help="Error of chance, which lets the bounded law compete.")
-@click.option("--by", metavar="COLUMN", help="A law for each of its values.")
+              "additive-shared or bounded; default: all that fit the axes compete.")  # fmt: skip
+@click.option(
+    "--top", type=float, help="Error of guessing, in per cent; lets the bounded law compete."
+)
+@click.option("--by", metavar="COLUMN", help="Fit one law for each value of this column.")
 @click.option("--where", multiple=True, metavar="COLUMN=VALUE", help="Only these rows.")
-@click.option("--at", multiple=True, metavar="COLUMN=NUMBER,...", help="Predict here.")
-@click.option("--huber", type=float, help="Corner of Huber's loss; default: least squares.")
-@click.option("--scale", type=click.Choice(["absolute", "log"]), help="Of the residuals.")
+@click.option("--at", multiple=True, metavar="COLUMN=NUMBER,...", help="Predict at this point.")
+@click.option(
+    "--huber", type=float, help="Use Huber's loss with this corner; default: least squares."
+)
+@click.option("--scale", type=click.Choice(["absolute", "log"]), help="Scale of the residuals.")
 @click.option("--out", metavar="DIR", help="Draw laws and residuals there, as PNG and PDF.")
 @json_option
 def fit(
@@ -48,9 +52,10 @@ def fit(
     out: str | None,
     as_json: bool,
 ) -> None:
-    """Fit laws to a CSV or Parquet table of runs made elsewhere: one row per run.
+    """Fit laws to any CSV or Parquet table of results: one row per run.
 
-    The same engine as `laws`: chosen by hold-out at the large end, with intervals and refusals.
+    Laws are chosen as by `laws`: by what they predict of the largest runs, with intervals and
+    refusals.
     """
     from studies.analysis.laws.any_table import Question, fit_table, read_table
     from studies.analysis.laws.fit import Method
@@ -117,5 +122,5 @@ def _target(text: str) -> dict[str, float]:
         try:
             found[name] = float(value)
         except ValueError:
-            raise click.UsageError(f"--at {text}: {value!r} is no number") from None
+            raise click.UsageError(f"--at {text}: {value!r} is not a number") from None
     return found

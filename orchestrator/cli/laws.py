@@ -86,7 +86,7 @@ def predict(
 
 @click.command()
 @study_options
-@click.option("--target", required=True, metavar="CELL", help="The cell one wants to know.")
+@click.option("--target", required=True, metavar="CELL", help="The cell to predict.")
 @click.option("--budget", required=True, type=float, metavar="HOURS", help="GPU-hours to spend.")
 @click.option("--stage", default=None, help="Evaluation of the target; needed if it has several.")
 @json_option
@@ -100,7 +100,7 @@ def advise(
     stage: str | None,
     as_json: bool,
 ) -> None:
-    """Which cells or repeated seeds narrow the target's interval most per GPU-hour."""
+    """Name the cells or repeated seeds that narrow the target's interval most per GPU-hour."""
     from orchestrator.plan.rows import make_rows
     from orchestrator.report.predictions import advise_cells
     from studies.analysis.laws.next_runs import go_or_no_go
@@ -167,7 +167,7 @@ def compare(
     store: str,
     as_json: bool,
 ) -> None:
-    """Differences of studies to the first of them, and whether they are chance.
+    """Compare studies with the first of them, and say which differences may be chance.
 
     A SIDE is STUDY, STUDY@N (its Nth state in the store), or either with :PREFIX for a family of
     cells. Cells are paired by what follows PREFIX in their address, stages by name, seeds by seed,

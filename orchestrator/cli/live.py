@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a live table on a terminal, plain lines elsewhere."""
+"""What is shown while a study runs: a live table on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 

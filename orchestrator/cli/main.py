@@ -263,7 +263,7 @@ def debug(
 ) -> None:
     """Run one stage in this process, without Ray: breakpoints work.
 
-    The result goes to a directory of its own and never counts as done. Under torchrun every
+    The result goes to a separate directory and never counts as done. Under torchrun every
     process is one rank: `torchrun --nproc-per-node 2 -m orchestrator.cli.main debug STUDY ...`.
     """
     from orchestrator.rank.in_process import leave_gang, run_one, stdout_to_stderr

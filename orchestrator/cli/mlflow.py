@@ -1,4 +1,4 @@
-"""`mae-study mlflow`: the UI on a store's runs, the database made again, encoders as models."""
+"""`mae-study mlflow`: the UI on a store's runs, the database rebuilt, encoders as models."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def mlflow(context: click.Context, store: str, port: int) -> None:
 @store_option
 @json_option
 def rebuild(context: click.Context, store: str, as_json: bool) -> None:
-    """Make the store's MLflow database again from its records.
+    """Rebuild the store's MLflow database from its records.
 
     Runs, curves, tables, data sets and registered models are equal but for ids and addresses. The
-    database that is there is kept beside it.
+    old database is kept.
     """
     from orchestrator.store.records import Records
     from orchestrator.tracking.rebuild import rebuild as make_again
@@ -49,12 +49,12 @@ def rebuild(context: click.Context, store: str, as_json: bool) -> None:
     local.check_writable()
     found = make_again(Records(local), lambda text: click.echo(text, err=True))
     if as_json:
-        aside = found.set_aside and str(found.set_aside)
-        print_json(asdict(found) | {"set_aside": aside})
+        archived = found.archived_to and str(found.archived_to)
+        print_json(asdict(found) | {"archived_to": archived})
         return
     click.echo(f"{len(found.studies)} studies and {found.models} models in MLflow again")
-    if found.set_aside:
-        click.echo(f"what was there before is in {found.set_aside}; restart an open MLflow UI")
+    if found.archived_to:
+        click.echo(f"what was there before is in {found.archived_to}; restart an open MLflow UI")
 
 
 @mlflow.command()

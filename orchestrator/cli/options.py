@@ -1,4 +1,4 @@
-"""What the verbs of `mae-study` share: options, and errors told as messages with exit codes."""
+"""What the verbs of `mae-study` share: options, and errors as messages with exit codes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _fail("interrupted; the same command continues", EXIT_INTERRUPTED)
+        _fail("interrupted; run the same command to continue", EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
@@ -135,7 +135,7 @@ def load_plan(
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C: what is half-written is taken down."""
+    """Treat SIGTERM as Ctrl-C: half-written files are removed."""
     import signal
 
     def interrupt(number: int, frame: Any) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.drive.outcome import RunOutcome
 
 UNKNOWN = "?"
-"""Stands for what depends on data that nobody has read yet."""
+"""Stands for what depends on data that has not been read yet."""
 
 
 def print_plan(plan: Plan, console: Console, *, show_all: bool) -> None:

@@ -169,7 +169,7 @@ def _started(plan: Plan, records: Records) -> list[tuple[PlannedStage, list[dict
 def _failed(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Ends of the attempts that did not succeed, each with its `number`."""
     # What came before another attempt is over, even if its driver could not write it down.
-    lost = {"cause": DRIVER_LOST, "message": "its driver was killed before it ended"}
+    lost = {"cause": DRIVER_LOST, "message": "its driver was killed first"}
     over = [a for a in attempts if a["end"] is not None or a is not attempts[-1]]
     ends = [{"number": a["number"], **(a["end"] or lost)} for a in over]
     return [end for end in ends if end["cause"] != SUCCESS]

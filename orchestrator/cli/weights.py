@@ -19,15 +19,17 @@ LAYOUTS = ("official", "hf", "timm")
 
 @click.command()
 @click.argument("file")
-@click.option("--name", required=True, help="What studies and people call it, such as mae_b.")
+@click.option("--name", required=True, help="Its name in studies, such as mae_b.")
 @click.option(
     "--layout",
     type=click.Choice(["auto", *LAYOUTS]),
     default="auto",
     show_default=True,
-    help="Whose key names the file has.",
+    help="Whose names the file's keys have.",
 )
-@click.option("--size", help="Size that it must have, such as B (see `mae_core/model/sizes.py`).")
+@click.option(
+    "--size", help="Refuse another size than this, such as B (see `mae_core/model/sizes.py`)."
+)
 @click.option(
     "--heads",
     type=click.IntRange(min=1),
@@ -56,7 +58,7 @@ def adopt(
     store: str,
     as_json: bool,
 ) -> None:
-    """Take a checkpoint made elsewhere into the store, for studies to name.
+    """Import a checkpoint of another library into the store, for use in studies.
 
     FILE is a .pth of the official MAE code, a folder or safetensors of Hugging Face's ViT or
     ViTMAE, or a state dict of timm. Nothing in a pickle is run.
@@ -127,7 +129,7 @@ def recipe_text(name: str, adopted: Adopted) -> str:
 
 
 def adopted_text(name: str, adopted: Adopted) -> str:
-    """What was taken in and how, as people read it."""
+    """What was imported and how, for people."""
     record, encoder = adopted.record, adopted.encoder
     size = f"{encoder.name} " if encoder.name else ""
     decoder = record["decoder"]

@@ -117,7 +117,7 @@ class Plan:
     rates: Rates
     planner: Planner
     unknown_data: tuple[str, ...] = ()
-    """Data sets that nobody has scanned yet; `run` does."""
+    """Data sets that have not been scanned yet; `run` does."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     duplicates: dict[str, dict[str, int]] = field(default_factory=dict)
     """Images of dev and test that are in train too, by data path and split."""
@@ -144,7 +144,7 @@ class Plan:
         )
 
     def _unread_path(self, planned: PlannedStage) -> str:
-        """Sets that nobody has read share the fingerprint `unknown`: their paths differ."""
+        """Sets that have not been read share the fingerprint `unknown`: their paths differ."""
         path = planned.stage.recipe.data.path
         return path if path in self.unknown_data else ""
 
@@ -323,7 +323,7 @@ class Planner:
         has_result = accepted is not None and self._records.done(accepted["hash"]) is not None
         if cell.uses_winner:
             if has_result:
-                return Status.CHANGED, "its sweep changed and will be run anew", ()
+                return Status.CHANGED, "its sweep changed and will run again", ()
             return Status.AFTER_SWEEP, "its settings come from the sweep's winner", ()
         if record is not None:
             current = {p.science_hash: p.outputs for p in parents if p is not None}

@@ -97,7 +97,7 @@ def _parents(planned: PlannedStage, records: Records, encoder: Path | None) -> l
     hashes = tuple(planned.identity.science["parents"])
     if encoder is not None:
         if ENCODER_FILE not in stage.recipe.needs:
-            raise UserError(f"{planned.address} reads no encoder: leave --encoder away")
+            raise UserError(f"{planned.address} reads no encoder: remove --encoder")
         if not encoder.is_file():
             raise UserError(f"--encoder {encoder}: no such file; name an encoder.safetensors")
         files = {ENCODER_FILE: str(encoder)}

@@ -37,7 +37,7 @@ class Side:
     """What figures and tables call it."""
 
     def rows(self, records: Records) -> list[ResultRow]:
-        """Results of the side's cells, each named by what tells the sides apart."""
+        """Results of the side's cells, each named by what distinguishes the sides."""
         return [
             replace(
                 row,
@@ -64,7 +64,7 @@ def split_side(text: str) -> tuple[str, int | None, str]:
 def read_sides(
     texts: Sequence[str], records: Records, plan_of: Callable[[str], Plan]
 ) -> list[Side]:
-    """Plan every side, and find names that tell them apart.
+    """Plan every side, and find names that distinguish them.
 
     Args:
         plan_of: plans a study as it is now; `@N` is the Nth state that the store has of it.

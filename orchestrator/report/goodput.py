@@ -57,7 +57,7 @@ def from_store(
 
 
 def _by_result(records: Records, science_hash: str) -> list[list[dict[str, Any]]]:
-    """Attempts, in groups that led to a result each: what is set aside is done anew, not again."""
+    """Attempts, in groups that led to one result each; an archived result was not replayed."""
     key = f"{stage_key(science_hash)}/superseded"
     aside = [records.store.read_json(f"{key}/{name}") or {} for name in records.store.list(key)]
     results = sorted(int(record.get("attempt", 0)) for record in aside)

@@ -44,7 +44,7 @@ class Forecast:
     level: float | None
     law: str | None
     statements: tuple[str, ...]
-    """What must be said beside it."""
+    """Warnings that go with it."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -94,8 +94,8 @@ def forecast_cell(plan: Plan, rows: Sequence[ResultRow], address: str) -> list[F
     done = [s.stage.name for s in stages if s.record is not None]
     if done:
         raise UserError(
-            f"cell {address} has results already ({', '.join(done)}): a prediction after the fact "
-            "is none; choose a cell that has not run"
+            f"cell {address} has results already ({', '.join(done)}): a prediction "
+            "must be registered before the cell runs; choose a cell that has not run"
         )
     target = _place(plan, cell)
     return [_forecast(plan, rows, planned, target) for planned in stages]

@@ -19,7 +19,7 @@ MIN_PREFIX = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Adopted:
-    """An encoder made elsewhere, in the store."""
+    """An imported encoder, in the store."""
 
     sha256: str
     """Of its tensors and shape, whatever file they came in."""
@@ -59,7 +59,7 @@ def adopted_names(records: Records) -> list[str]:
 def with_digests(study: Study, records: Records) -> Study:
     """Fill in the digest of every adopted encoder that a study knows by name only.
 
-    A name that nobody has adopted yet is left alone: the plan says so, and a run stops there.
+    A name that has not been adopted yet is left alone: the plan says so, and a run stops there.
     """
     held = adopted_names(records) if _adopts(study) else []
 

@@ -1,4 +1,4 @@
-"""What is known of a data set without reading its images: counts, classes, fingerprint.
+"""Facts of a data set, known without reading its images: counts, classes, fingerprint.
 
 Facts are computed once, at import or by `run`; `plan` only looks them up.
 """

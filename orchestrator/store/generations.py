@@ -1,6 +1,6 @@
 """What the store says of a stage's results, each with the attempts that led to it.
 
-A result that was set aside and the one that replaced it have the same science and the same steps;
+A result that was archived and the one that replaced it have the same science and the same steps;
 to people they are two runs. Tracking shows them as such, and can do so again from here.
 """
 
@@ -18,7 +18,7 @@ from orchestrator.store.records import DoneRecord, Records, stage_key
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Attempts up to a result, or since the last one that was set aside."""
+    """Attempts up to a result, or since the last one that was archived."""
 
     science_hash: str
     after: int
@@ -85,8 +85,8 @@ class Generation:
 
 
 def generations(records: Records, science_hash: str) -> list[Generation]:
-    """All of a stage, oldest first: one per result that was set aside, and the present one."""
-    done = [*_set_aside(records, science_hash), records.done(science_hash)]
+    """All of a stage, oldest first: one per archived result, and the present one."""
+    done = [*_archived(records, science_hash), records.done(science_hash)]
     attempts = records.attempts(science_hash)
     decisions = records.decisions(science_hash)
     found, after = [], 0
@@ -117,7 +117,7 @@ def _until(decisions: Sequence[dict[str, Any]], started_at: str) -> list[dict[st
     return mine[:-1] if started_at and mine and mine[-1].get("decision") == "start" else mine
 
 
-def _set_aside(records: Records, science_hash: str) -> list[DoneRecord]:
+def _archived(records: Records, science_hash: str) -> list[DoneRecord]:
     key = f"{stage_key(science_hash)}/superseded"
     found = []
     for name in records.store.list(key):

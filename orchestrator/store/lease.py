@@ -82,7 +82,7 @@ def acquire(store: Store, study: str) -> Lease:
         "heartbeat": f"{prefix}/{epoch:06d}.heartbeat",
     }
     if not store.create_json(f"{prefix}/{epoch:06d}.json", holder):
-        raise StudyBusy(f"study {study!r} was taken by another driver this very moment")
+        raise StudyBusy(f"study {study!r} was just taken by another driver")
     return Lease(store, study, epoch, holder)
 
 

@@ -100,7 +100,7 @@ class Records:
         return found
 
     def lineage(self, science_hash: str) -> list[dict[str, Any]]:
-        """Attempts that led to the present result: those after one that was set aside."""
+        """Attempts that led to the present result: those after an archived one."""
         aside = self.store.last_numbered(f"{stage_key(science_hash)}/superseded")
         before = int(aside[1]["attempt"]) if aside else 0
         return [a for a in self.attempts(science_hash) if a["number"] > before]
@@ -117,7 +117,7 @@ class Records:
         return [decision for decision in found if decision is not None]
 
     def complete(self, record: DoneRecord) -> bool:
-        """Create the completion record; False if the stage was completed by somebody else."""
+        """Create the completion record; False if another driver completed the stage."""
         key = f"{stage_key(record.science_hash)}/done.json"
         return self.store.create_json(key, asdict(record))
 

@@ -26,7 +26,7 @@ MIN_FOR_IMPORTANCE = 8
 
 
 class SweepDriver:
-    """Optuna's side of a sweep: at most one driver at a time asks and tells.
+    """Optuna's side of a sweep: at most one driver at a time asks for trials and reports scores.
 
     A driver gives up after as many failed trials as the sweep wants finished ones; the next
     command has a driver of its own and may fail as often again.

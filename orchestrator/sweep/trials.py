@@ -75,7 +75,7 @@ _OF_SEVERAL = ("rule", "values", "front")
 class Trials:
     """Trials of one plain sweep. Its identity is base cell, space, objectives, sampler and seed.
 
-    The number of trials is no part of it: a sweep of 24 goes on from one of 12 and decides anew.
+    The number of trials is no part of it: a sweep of 24 goes on from one of 12 and decides again.
     Nor is the rule: another one decides by the same trials.
     """
 

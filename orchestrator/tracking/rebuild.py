@@ -26,7 +26,7 @@ class Rebuilt:
 
     studies: tuple[str, ...]
     models: int
-    set_aside: Path | None
+    archived_to: Path | None
     """Where the old database is now; None if there was none."""
 
 
@@ -44,7 +44,7 @@ def rebuild(records: Records, say: Callable[[str], None]) -> Rebuilt:
     with contextlib.ExitStack() as leases:
         for study in studies:
             leases.enter_context(hold(records.store, study))
-        aside = _set_aside(records.store)
+        aside = _archive(records.store)
         for study in studies:
             say(f"rebuilding {study}")
             problem = _rebuild_study(records, study)
@@ -59,10 +59,10 @@ def rebuild(records: Records, say: Callable[[str], None]) -> Rebuilt:
                 records, one["reference"], name=one["name"], features=features,
                 science_hash=one["science_hash"],
             )  # fmt: skip
-    return Rebuilt(studies=studies, models=len(again), set_aside=aside)
+    return Rebuilt(studies=studies, models=len(again), archived_to=aside)
 
 
-def _set_aside(store: Store) -> Path | None:
+def _archive(store: Store) -> Path | None:
     """Move database and artifacts to a folder of their own; nothing is deleted."""
     if not database_exists(store):
         return None

@@ -182,7 +182,7 @@ def _judge(answer: requests.Response, shown: str) -> str | None:
     except ValueError:
         is_mlflow = False
     if not is_mlflow:
-        raise _refusal(shown, f"it is no MLflow server (its API answers with status {status})")
+        raise _refusal(shown, f"it is not an MLflow server (its API answers with status {status})")
     return None
 
 

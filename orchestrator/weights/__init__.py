@@ -1,1 +1,1 @@
-"""Checkpoints of others taken in, ours written in their layouts."""
+"""Import of other libraries' checkpoints, export in their layouts."""

@@ -1,8 +1,8 @@
-"""Encoders made elsewhere: converted once, kept by content, found by studies as finished stages.
+"""Imported encoders: converted once, kept by content, found by studies as finished stages.
 
 adopted/<hh>/<sha256>/files/          encoder.safetensors, and the decoder or classifier with it
                      /record.json     provenance: source, layout, every decision; created last
-adopted/names/<name>.json             what a name stands for, for good
+adopted/names/<name>.json             what a name stands for, permanently
 
 `<sha256>` is the digest of the tensors, so the same weights from a `.pth` and from safetensors are
 one encoder. A study names it; `finish_adopted` makes that stage a finished one.
@@ -53,10 +53,10 @@ def adopt(
         UserError: the name stands for another encoder, or the class names are not as many.
         StoreError: the store cannot be written.
     """
-    from mae_core.weights import take_in, tensors_digest
+    from mae_core.weights import import_weights, tensors_digest
 
     _check_name(name)
-    conversion = take_in(source, layout, hints)
+    conversion = import_weights(source, layout, hints)
     classes = conversion.network.num_classes
     if class_names and len(class_names) != classes:
         raise UserError(f"{len(class_names)} class names for a head of {classes or 0} classes")

@@ -47,7 +47,7 @@ def export(
         ConfigError: the layout has no place for a part of the network.
         CheckpointError: the file is damaged.
     """
-    from mae_core.weights import Hints, load_own, take_in, tensors_digest, write_layout
+    from mae_core.weights import Hints, import_weights, load_own, tensors_digest, write_layout
 
     source = find_file(reference, records)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -59,7 +59,7 @@ def export(
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
     decoder_heads = network.decoder.num_heads if network.decoder else None
     hints = Hints(num_heads=network.encoder.num_heads, decoder_heads=decoder_heads)
-    back = replace(take_in(out, layout, hints).network, encoder=network.encoder)
+    back = replace(import_weights(out, layout, hints).network, encoder=network.encoder)
     sha256 = tensors_digest(back)
     if sha256 != tensors_digest(network):
         raise UserError(f"{out} is not what was written: its disk changed it; export again")

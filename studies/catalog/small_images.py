@@ -1,4 +1,4 @@
-"""Question: does MAE pretraining help on a folder of one's own small images, on a laptop?
+"""Question: does MAE pretraining help on a folder of small images, on a laptop?
 
 Command:  mae-study run small/images --data FOLDER
           (FOLDER from `mae-study data import`, or any Parquet in the Hugging Face convention)

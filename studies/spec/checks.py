@@ -170,7 +170,7 @@ def _mixed_curves(study: Study, cells: list[Cell]) -> Iterator[Finding]:
                 code="mixed-curve",
                 level="warning",
                 message=f"{size}: {len(odd)} of {len(members)} cells have another {key} "
-                f"({odd[0][0]}: {odd[0][1]}, the others {usual}): they are no points of one "
+                f"({odd[0][0]}: {odd[0][1]}, the others {usual}): they are not points of one "
                 "curve; give them the same, or make it an axis of the study",
                 cells=tuple(address for address, _ in odd),
             )
@@ -252,7 +252,7 @@ def _evaluations_by_size(study: Study, cells: list[Cell]) -> Iterator[Finding]:
                 level="note",
                 message=f"stage {name} has other settings at other sizes ({', '.join(by_size)}): "
                 "each size is at its own best, and the difference between sizes is of both; a "
-                "control with one recipe for all tells them apart",
+                "control with one recipe for all separates them",
             )
 
 
@@ -310,14 +310,14 @@ def _few_sizes(study: Study, cells: list[Cell]) -> Iterator[Finding]:
 
 
 def _one_seed(study: Study, cells: list[Cell]) -> Iterator[Finding]:
-    """Curves whose seed noise nobody measures."""
+    """Curves whose seed noise is not measured."""
     seeds = {recipe.seed for _, recipe in _trained(cells)}
     if len(seeds) == 1:
         yield Finding(
             code="one-seed",
             level="note",
             message="every pretraining has the same seed: a difference between two cells cannot be "
-            "told from chance; repeat at least one cell at other seeds",
+            "distinguished from chance; repeat at least one cell at other seeds",
         )
 
 
@@ -333,7 +333,7 @@ def _sweep_seed(study: Study, cells: list[Cell]) -> Iterator[Finding]:
             level="warning",
             message=f"the sweep and {len(shared)} cells of the grid ({shared[0]}, …) share the "
             f"seed {', '.join(map(str, sorted(used)))}: its winner was chosen for its luck there; "
-            "give the sweep a seed of its own",
+            "give the sweep a different seed",
             cells=tuple(shared),
         )
 
@@ -351,9 +351,9 @@ def _sweep_budget(study: Study, cells: list[Cell]) -> Iterator[Finding]:
     if not others or not searched:
         return
     if sweep.sizes:
-        message = "have settings of their own: sizes are tuned with different budgets; search them"
+        message = "have their own settings: sizes are tuned with different budgets; search them"
     else:
-        message = "take that winner or settings of their own: that it is best there too is assumed"
+        message = "take that winner or their own settings: that it is best there too is assumed"
     yield Finding(
         code="sweep-budget",
         level="warning" if sweep.sizes else "note",

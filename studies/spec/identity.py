@@ -11,7 +11,7 @@ from studies.spec.canonical_json import canonical, digest
 from studies.spec.cell import Cell, Stage
 
 UNKNOWN_DATA = "unknown"
-"""Fingerprint of data that nobody has looked at yet; such a stage is never done."""
+"""Fingerprint of data that has not been read yet; such a stage is never done."""
 
 
 @dataclass(frozen=True)

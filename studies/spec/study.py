@@ -83,7 +83,7 @@ def check_winner_fits(sweep: Sweep, cells: Iterable[Cell]) -> None:
 
 
 def check_figures(study: Study) -> None:
-    """Refuse an axis, a measure or a published set that nobody knows; raises `StudyError`."""
+    """Refuse an axis, a measure or an unknown published set; raises `StudyError`."""
     for name in study.axes:
         axis(name)
     for measure in study.measures:

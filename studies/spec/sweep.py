@@ -19,7 +19,7 @@ from studies.spec.overrides import check_section, override_cell
 METRICS = ("top1", "top5")
 """What a sweep may maximise: accuracies in percent, the same at every mask ratio."""
 MAX_COMBINATIONS = 10_000
-"""A grid beyond this is a mistake: nobody runs it."""
+"""A larger grid is a mistake."""
 
 
 @dataclass(frozen=True, kw_only=True)

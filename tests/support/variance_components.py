@@ -121,7 +121,7 @@ def _component(
     if levels < _MIN_LEVELS:
         why = "it never varies here: repeat it with another value"
     elif name in usable:
-        why = "it varies together with another source: the two cannot be told apart"
+        why = "it varies together with another source: the two cannot be separated"
     else:
         why = "every result has its own: it cannot be told from the residual"
     return Component(name=name, sd=math.nan, levels=levels, is_identified=False, why=why)

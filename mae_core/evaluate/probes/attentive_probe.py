@@ -99,7 +99,7 @@ def run_attentive_probe(
     Raises:
         ConfigError: no encoder, one that does not fit; a batch that does not split over the ranks.
         NumericsError: the loss became non-finite.
-        Stopped: somebody asked to stop; a checkpoint is committed.
+        Stopped: a stop was requested; a checkpoint is committed.
     """
     path = ctx.input(ENCODER_FILE)
     require(path is not None, "an attentive probe needs the encoder of a parent stage")

@@ -51,7 +51,7 @@ def run_feature_probe(
         ConfigError: no features; a batch of one image (BatchNorm needs two).
         CheckpointError: the features are of other images, or lack a layer.
         NumericsError: no point of the grid has finite scores.
-        Stopped: somebody asked to stop.
+        Stopped: a stop was requested.
     """
     path = ctx.input(FEATURES_FILE)
     require(path is not None, "a feature probe needs the features of a parent stage")

@@ -82,7 +82,7 @@ def run_linear_probe(
         ConfigError: a batch of one image (BatchNorm needs two); with random augmentation, a batch
             that does not split over the ranks; no encoder, or one that does not fit the data.
         NumericsError: the loss became non-finite.
-        Stopped: somebody asked to stop.
+        Stopped: a stop was requested.
     """
     split = labelled_split(recipe, data)
     extractor = Extractor.for_recipe(recipe, ctx)

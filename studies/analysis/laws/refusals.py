@@ -236,7 +236,7 @@ def _flat(table: CellTable) -> Statement | None:
 
 
 def _confounded(law: Law, table: CellTable) -> list[Statement]:
-    """Axes that rise together cannot be told apart."""
+    """Axes that rise together cannot be separated."""
     for a, b in combinations(law.axes, 2):
         x, y = np.log(table.axes[a]), np.log(table.axes[b])
         if np.ptp(x) < _SAME or np.ptp(y) < _SAME:
@@ -244,7 +244,7 @@ def _confounded(law: Law, table: CellTable) -> list[Statement]:
         if 1 - abs(float(np.corrcoef(x, y)[0, 1])) < 1e-4:
             return [
                 refused(
-                    f"{a} and {b} rise together in every cell: their effects cannot be told apart. "
+                    f"{a} and {b} rise together in every cell: their effects cannot be separated. "
                     f"Vary one with the other held."
                 )
             ]

@@ -84,7 +84,7 @@ def test_trees_that_cannot_be_imported(tmp_path: Path) -> None:
         import_image_folder(file, out)
     with pytest.raises(DataError, match="neither a folder of images nor a CIFAR"):
         import_any(file, out)
-    with pytest.raises(DataError, match="there is nothing here"):
+    with pytest.raises(DataError, match="nothing found"):
         import_any(tmp_path / "absent", out)
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -180,7 +180,7 @@ def test_errors_of_threads_reach_the_consumer(tmp_path: Path, threads: int) -> N
     write_parquet(tmp_path / "train.parquet", images, [0] * 30)
     write_set(tmp_path, 0, 3)
     before = threading.active_count()
-    with pytest.raises(DataError, match="train.parquet row 11: 4 bytes that are no image"):
+    with pytest.raises(DataError, match="train.parquet row 11: 4 bytes that are not an image"):
         list(loader(data(tmp_path), threads=threads).steps(0, 3))
     assert threading.active_count() == before
 

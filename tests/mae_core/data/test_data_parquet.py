@@ -73,7 +73,7 @@ def test_files_without_split_among_named_ones(tmp_path: Path) -> None:
 
 
 def test_nothing_usable(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is nothing here"):
+    with pytest.raises(DataError, match="nothing found"):
         find_files(str(tmp_path / "absent"))
     with pytest.raises(DataError, match="no Parquet file in this folder"):
         find_files(str(tmp_path))
@@ -261,7 +261,7 @@ def test_bad_images_are_counted_and_named(tmp_path: Path) -> None:
         scan(str(tmp_path))
     facts = scan(str(tmp_path), strict=False)
     assert facts.num_bad == 4
-    assert "train.parquet row 7: 4 bytes that are no image" in facts.first_bad[1]
+    assert "train.parquet row 7: 4 bytes that are not an image" in facts.first_bad[1]
     assert "undecodable" in facts.first_bad[2] and "mode I;16" in facts.first_bad[3]
     assert inspect(str(path))["bad_images"] == 4
     with pytest.raises(DataError, match="4 null or undecodable"):

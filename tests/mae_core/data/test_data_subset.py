@@ -60,7 +60,10 @@ def test_imagenet_is_one_set_however_it_was_packed() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["0.png", "x.png", "y.png"], r"2 of 3 names are no training image of .*'x.png', 'y.png'"),
+        (
+            ["0.png", "x.png", "y.png"],
+            r"2 of 3 names are not training images of .*'x.png', 'y.png'",
+        ),
         (["0.png", "a/0.png"], r"2 images are listed more than once: '0.png', 'a/0.png'"),
         ([""], "an empty list"),
     ],

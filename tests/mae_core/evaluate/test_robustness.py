@@ -122,7 +122,7 @@ def test_classes_map_by_name_or_by_pair() -> None:
         map_classes(("bee", "cat", "ant"), known, ())
     with pytest.raises(ConfigError, match="two classes of the set map to one"):
         map_classes(("hund", "dog"), known, (("hund", "dog"),))
-    with pytest.raises(ConfigError, match="'katze', which is no class of the set"):
+    with pytest.raises(ConfigError, match="'katze', which is not a class of the set"):
         map_classes(("cat",), known, (("katze", "cat"),))
 
 

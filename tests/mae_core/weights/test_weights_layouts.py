@@ -30,7 +30,7 @@ from transformers import (
 from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import ENCODER_FILE
 from mae_core.evaluate.classifier import load_classifier
-from mae_core.weights import Hints, load_own, save_own, take_in, tensors_digest, write_layout
+from mae_core.weights import Hints, import_weights, load_own, save_own, tensors_digest, write_layout
 
 TOLERANCE = 1e-5
 
@@ -42,7 +42,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 def adopted(source: Path, folder: Path, **options: Any) -> Path:
     """Take a checkpoint in and leave the files that stages read."""
     folder.mkdir()
-    conversion = take_in(source, **options)
+    conversion = import_weights(source, **options)
     save_own(conversion.network, folder, {})
     return folder / ENCODER_FILE
 
@@ -93,7 +93,7 @@ def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_timm_features_with_learned_positions_equal_a_vit_written_out(tmp_path: Path) -> None:
     state = timm_state()
     save_file(state, tmp_path / "vit.safetensors")
-    conversion = take_in(tmp_path / "vit.safetensors")
+    conversion = import_weights(tmp_path / "vit.safetensors")
     path = adopted(tmp_path / "vit.safetensors", tmp_path / "own")
     assert conversion.layout == "timm"
     assert conversion.position_error > 0.1
@@ -119,7 +119,7 @@ def test_official_encoder_and_decoder_come_back_byte_for_byte(tmp_path: Path) ->
 
 def test_fixed_positions_are_recognised(tmp_path: Path) -> None:
     torch.save({"model": official_full_state()}, tmp_path / "full.pth")
-    conversion = take_in(tmp_path / "full.pth")
+    conversion = import_weights(tmp_path / "full.pth")
     assert conversion.layout == "official"
     assert conversion.position_error < 1e-6
     assert any("sin-cos table" in note for note in conversion.notes)
@@ -141,7 +141,7 @@ def test_vit_mae_pretraining_files_of_both_versions(tmp_path: Path, version: int
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     save_file(old_names(state) if version == 4 else state, tmp_path / "model.safetensors")
     config.save_pretrained(tmp_path)
-    conversion = take_in(tmp_path)
+    conversion = import_weights(tmp_path)
     own = adopted(tmp_path, tmp_path / "own")
     order = torch.arange(16.0).repeat(3, 1)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_the_epsilon_of_a_hugging_face_vit_is_kept(tmp_path: Path, eps: float) -
     with torch.no_grad():
         expected = model(images()).last_hidden_state
     assert relative(features(own), expected) < TOLERANCE
-    assert take_in(tmp_path).left_out  # the pooler
+    assert import_weights(tmp_path).left_out  # the pooler
 
 
 def test_export_to_transformers_gives_the_same_features(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_classifier_of_the_class_token_goes_to_transformers_and_back(tmp_path:
         assert relative(ours.logits(images()), expected) < TOLERANCE
         assert relative(theirs(images()).logits, expected) < TOLERANCE
     assert names == ("0", "1", "2", "3", "4")
-    again = take_in(tmp_path / "hf").network
+    again = import_weights(tmp_path / "hf").network
     assert torch.equal(again.state["head.weight"], state["head.weight"])
 
 
@@ -228,17 +228,17 @@ def test_a_fine_tuned_official_model_keeps_its_norm_after_the_mean(tmp_path: Pat
 @pytest.mark.parametrize("layout", ["official", "timm", "hf"])
 def test_every_layout_leads_back_to_the_same_digest(tmp_path: Path, layout: Any) -> None:
     save_file(timm_state(), tmp_path / "vit.safetensors")
-    network = take_in(tmp_path / "vit.safetensors").network
+    network = import_weights(tmp_path / "vit.safetensors").network
     out = tmp_path / {"official": "a.pth", "timm": "a.safetensors", "hf": "a"}[layout]
     write_layout(network, layout, out)
-    assert tensors_digest(take_in(out).network) == tensors_digest(network)
-    other = take_in(out, hints=Hints(num_heads=4)).network if layout != "hf" else None
+    assert tensors_digest(import_weights(out).network) == tensors_digest(network)
+    other = import_weights(out, hints=Hints(num_heads=4)).network if layout != "hf" else None
     assert other is None or tensors_digest(other) != tensors_digest(network)
 
 
 def test_exported_files_are_plain(tmp_path: Path) -> None:
     save_file(timm_state(), tmp_path / "vit.safetensors")
-    network = take_in(tmp_path / "vit.safetensors").network
+    network = import_weights(tmp_path / "vit.safetensors").network
     [out] = write_layout(network, "timm", tmp_path / "out.safetensors")
     back = load_file(out)
     assert all(torch.equal(back[key], value) for key, value in timm_state().items())
@@ -249,7 +249,7 @@ def test_exported_files_are_plain(tmp_path: Path) -> None:
 def test_hugging_face_folders_of_every_kind(tmp_path: Path, kind: str) -> None:
     model = randomised(ViTModel(ViTConfig(**vit_config(layer_norm_eps=1e-6))))
     model.save_pretrained(tmp_path / "whole")
-    expected = take_in(tmp_path / "whole")
+    expected = import_weights(tmp_path / "whole")
     folder = tmp_path / kind
     model.save_pretrained(folder, max_shard_size="60KB" if kind == "shards" else "1GB")
     if kind == "bin":
@@ -259,6 +259,6 @@ def test_hugging_face_folders_of_every_kind(tmp_path: Path, kind: str) -> None:
         (folder / "config.json").unlink()
         (folder / "model.safetensors").rename(folder / "weights.safetensors")
         folder = folder / "weights.safetensors"
-    found = take_in(folder, hints=Hints(num_heads=3))
+    found = import_weights(folder, hints=Hints(num_heads=3))
     assert (len(found.source.digests) > 1) == (kind == "shards")
     assert tensors_digest(found.network) == tensors_digest(expected.network)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from support.foreign_weights import WIDTH, official_full_state, timm_state
 
 from mae_core.errors import CheckpointError, ConfigError
-from mae_core.weights import Hints, load_own, save_own, take_in, write_layout
+from mae_core.weights import Hints, import_weights, load_own, save_own, write_layout
 
 
 class Payload:
@@ -40,7 +40,7 @@ def test_what_does_not_match_is_listed_key_by_key(tmp_path: Path) -> None:
     state["blocks.1.norm2.weight"] = torch.zeros(7)
     state["blocks.0.ls1.gamma"] = torch.zeros(WIDTH)
     with pytest.raises(ConfigError) as refused:
-        take_in(written(tmp_path, state))
+        import_weights(written(tmp_path, state))
     text = str(refused.value)
     assert "missing (1): blocks.0.attn.proj.bias" in text
     assert "unexpected (1): blocks.0.ls1.gamma" in text
@@ -50,13 +50,13 @@ def test_what_does_not_match_is_listed_key_by_key(tmp_path: Path) -> None:
 def test_a_block_that_is_missing_in_the_middle_is_named(tmp_path: Path) -> None:
     state = {k: v for k, v in timm_state().items() if not k.startswith("blocks.0.norm1")}
     with pytest.raises(ConfigError, match=r"missing \(2\): blocks.0.norm1.weight"):
-        take_in(written(tmp_path, state))
+        import_weights(written(tmp_path, state))
 
 
 def test_a_decoder_has_no_place_in_timms_layout(tmp_path: Path) -> None:
     torch.save({"model": official_full_state()}, tmp_path / "full.pth")
     with pytest.raises(ConfigError, match=r"unexpected \(\d+\): decoder_blocks"):
-        take_in(tmp_path / "full.pth", "timm")
+        import_weights(tmp_path / "full.pth", "timm")
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
@@ -67,7 +67,7 @@ def test_a_pickle_with_code_is_refused_by_the_name_of_its_type_and_not_run(
     content = {"model": timm_state(), "extra": Payload(trap)}
     torch.save(content, tmp_path / "bad.pth", _use_new_zipfile_serialization=is_zip)
     with pytest.raises(ConfigError, match="its pickle asks for .*mkdir") as refused:
-        take_in(tmp_path / "bad.pth")
+        import_weights(tmp_path / "bad.pth")
     assert "may run code" in str(refused.value)
     assert not trap.exists()
 
@@ -79,7 +79,7 @@ def test_the_command_line_of_official_fine_tuned_files_is_read_as_plain_data(
     arguments = argparse.Namespace(model="vit_base_patch16", lr=1e-3)
     content = {"model": state, "optimizer": {"state": {}}, "epoch": 99, "args": arguments}
     torch.save(content, tmp_path / "tuned.pth")
-    found = take_in(tmp_path / "tuned.pth")
+    found = import_weights(tmp_path / "tuned.pth")
     assert found.source.left_out == ("args", "epoch", "model", "optimizer")
     assert found.network.num_classes == 3
 
@@ -88,42 +88,42 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file.pth"
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
-        take_in(path)
+        import_weights(path)
     path.write_bytes(pickle.dumps([1, 2]))
     with pytest.raises((CheckpointError, ConfigError)):
-        take_in(path)
+        import_weights(path)
     torch.save([torch.zeros(1)], path)
     with pytest.raises(ConfigError, match="holds a list"):
-        take_in(path)
+        import_weights(path)
     torch.save({"weights": timm_state()}, path)
     with pytest.raises(ConfigError, match="no weights under model or state_dict, only: weights"):
-        take_in(path)
+        import_weights(path)
     torch.save({"model": timm_state() | {"epoch": 3}}, path)
     with pytest.raises(ConfigError, match="not tensors among the weights: epoch"):
-        take_in(path)
+        import_weights(path)
     with pytest.raises(ConfigError, match="no such file"):
-        take_in(tmp_path / "absent.pth")
+        import_weights(tmp_path / "absent.pth")
     with pytest.raises(ConfigError, match="neither model.safetensors nor"):
-        take_in(tmp_path)
+        import_weights(tmp_path)
     with pytest.raises(ConfigError, match="no known layout"):
-        take_in(written(tmp_path, {"conv1.weight": torch.zeros(1)}))
+        import_weights(written(tmp_path, {"conv1.weight": torch.zeros(1)}))
 
 
 def test_a_file_of_our_own_needs_no_conversion(tmp_path: Path) -> None:
-    network = take_in(written(tmp_path, timm_state())).network
+    network = import_weights(written(tmp_path, timm_state())).network
     save_own(network, tmp_path, {})
     with pytest.raises(ConfigError, match="file of mae-study itself"):
-        take_in(tmp_path / "encoder.safetensors")
+        import_weights(tmp_path / "encoder.safetensors")
 
 
 def test_sizes_and_heads_must_agree(tmp_path: Path) -> None:
     path = written(tmp_path, timm_state())
-    assert take_in(path).network.encoder.num_heads == 2
-    assert take_in(path, hints=Hints(num_heads=4)).network.encoder.num_heads == 4
+    assert import_weights(path).network.encoder.num_heads == 2
+    assert import_weights(path, hints=Hints(num_heads=4)).network.encoder.num_heads == 4
     with pytest.raises(ConfigError, match="--size B has width 768 and depth 12, but the file has"):
-        take_in(path, hints=Hints(size="B"))
+        import_weights(path, hints=Hints(size="B"))
     with pytest.raises(ConfigError, match="not divisible by its 3 heads"):
-        take_in(path, hints=Hints(num_heads=3))
+        import_weights(path, hints=Hints(num_heads=3))
 
 
 def test_the_heads_of_h_are_eighty_wide(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_heads_of_h_are_eighty_wide(tmp_path: Path) -> None:
     for name, value in state.items():
         shape = [n // WIDTH * width if n % WIDTH == 0 else n for n in value.shape]
         wide[name] = torch.zeros(shape, dtype=torch.bfloat16)
-    found = take_in(written(tmp_path, wide))
+    found = import_weights(written(tmp_path, wide))
     assert (found.network.encoder.num_heads, found.network.encoder.depth) == (16, 1)
     assert any("stored as float32, was bfloat16" in note for note in found.notes)
 
@@ -143,13 +143,13 @@ def test_an_unknown_width_asks_for_the_heads(tmp_path: Path) -> None:
     narrow = {k: v[..., :48] if v.shape[-1] == WIDTH else v for k, v in state.items()}
     narrow["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:48]
     with pytest.raises(ConfigError, match="name it with --heads"):
-        take_in(written(tmp_path, {k: v.contiguous() for k, v in narrow.items()}))
+        import_weights(written(tmp_path, {k: v.contiguous() for k, v in narrow.items()}))
 
 
 def test_positions_that_are_no_square_are_refused(tmp_path: Path) -> None:
     state = timm_state() | {"pos_embed": torch.zeros(1, 19, WIDTH)}
-    with pytest.raises(ConfigError, match="19 positions are no class token and a square"):
-        take_in(written(tmp_path, state))
+    with pytest.raises(ConfigError, match="19 positions are not one class token and a square"):
+        import_weights(written(tmp_path, state))
 
 
 @pytest.mark.parametrize(
@@ -166,25 +166,25 @@ def test_a_config_that_says_something_else_is_refused(
     tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     folder = tmp_path / "hf"
-    write_layout(take_in(written(tmp_path, timm_state())).network, "hf", folder)
+    write_layout(import_weights(written(tmp_path, timm_state())).network, "hf", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(ConfigError, match=said):
-        take_in(folder)
+        import_weights(folder)
 
 
 def test_exports_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
-    network = take_in(written(tmp_path, timm_state())).network
+    network = import_weights(written(tmp_path, timm_state())).network
     with pytest.raises(ConfigError, match="hf writes a folder"):
         write_layout(network, "hf", tmp_path / "x.safetensors")
     with pytest.raises(ConfigError, match="ends in .pth"):
         write_layout(network, "official", tmp_path / "x.npz")
     torch.save({"model": official_full_state()}, tmp_path / "full.pth")
-    full = take_in(tmp_path / "full.pth").network
+    full = import_weights(tmp_path / "full.pth").network
     with pytest.raises(ConfigError, match="timm layout has no place for 'decoder"):
         write_layout(full, "timm", tmp_path / "x.pth")
     torch.save({"model": timm_state(final_norm="fc_norm", classes=3)}, tmp_path / "tuned.pth")
-    tuned = take_in(tmp_path / "tuned.pth").network
+    tuned = import_weights(tmp_path / "tuned.pth").network
     with pytest.raises(ConfigError, match="mean patch token has no place"):
         write_layout(tuned, "hf", tmp_path / "hf")
     save_own(network, tmp_path, {})
@@ -199,26 +199,26 @@ def test_a_shard_outside_its_folder_is_refused(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "../vit.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="is not in the folder"):
-        take_in(folder)
+        import_weights(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')
     with pytest.raises(CheckpointError, match="no weight_map"):
-        take_in(folder)
+        import_weights(folder)
     (folder / "model.safetensors.index.json").write_text("[")
     with pytest.raises(CheckpointError, match="not readable as JSON"):
-        take_in(folder)
+        import_weights(folder)
 
 
 def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path) -> None:
     state = timm_state()
     state["blocks.1.attn.qkv.bias"][3] = float("nan")
     with pytest.raises(ConfigError, match="not finite: blocks.1.attn.qkv.bias"):
-        take_in(written(tmp_path, state))
+        import_weights(written(tmp_path, state))
     state = timm_state() | {"cls_token": torch.zeros(1, 1, WIDTH, dtype=torch.int8)}
     with pytest.raises(ConfigError, match="no floating-point numbers: cls_token"):
-        take_in(written(tmp_path, state))
+        import_weights(written(tmp_path, state))
     torch.save({"model": {1: torch.zeros(1)}}, tmp_path / "odd.pth")
     with pytest.raises(ConfigError, match="not tensors among the weights: 1"):
-        take_in(tmp_path / "odd.pth")
+        import_weights(tmp_path / "odd.pth")
 
 
 def test_an_mlp_of_any_width_is_read_exactly(tmp_path: Path) -> None:
@@ -228,5 +228,5 @@ def test_an_mlp_of_any_width_is_read_exactly(tmp_path: Path) -> None:
     for name, value in timm_state().items():
         shape = [n // WIDTH * width if n % WIDTH == 0 else n for n in value.shape]
         state[name] = torch.zeros([hidden if n == 4 * width else n for n in shape])
-    found = take_in(written(tmp_path, state), hints=Hints(num_heads=2)).network
+    found = import_weights(written(tmp_path, state), hints=Hints(num_heads=2)).network
     assert found.state["encoder.blocks.0.mlp.fc1.bias"].shape == (hidden,)

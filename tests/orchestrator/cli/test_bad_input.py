@@ -159,7 +159,7 @@ def bad_data(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("missing", "there is nothing here; check the path"),
+        ("missing", "nothing found; check the path"),
         ("no files", "no Parquet file in this folder"),
         ("empty file", "the file is empty (0 bytes)"),
         ("truncated", "not a readable Parquet file"),
@@ -210,7 +210,7 @@ def test_importers_say_what_is_wrong_and_leave_nothing(tmp_path: Path) -> None:
     for source, destination, expected in (
         (file, "out", "neither a folder of images nor a CIFAR archive"),
         (empty, "out", "no class folders (0 images lie directly in it)"),
-        (tmp_path / "absent", "out", "there is nothing here"),
+        (tmp_path / "absent", "out", "nothing found"),
         (loop, "out", "a symbolic link to a folder above it; remove the loop"),
         (tree, "file", "not an empty folder; name a new one"),
         (tree, "file/deeper/out", "cannot be written (Not a directory)"),
@@ -257,7 +257,7 @@ def test_what_an_import_left_out_is_shown(tmp_path: Path) -> None:
     shown = invoke("data", "import", tree, out)
     assert shown.exit_code == 0
     assert "1 files cannot be decoded and were left out:" in shown.stdout
-    assert "[x]/[b]roken.png: 4 bytes that are no image" in shown.stdout
+    assert "[x]/[b]roken.png: 4 bytes that are not an image" in shown.stdout
     found = plain("data", "inspect", out)
     assert found["left_out_by_import"] == 1 and "[b]roken" in found["first_left_out"][0]
     assert "[b]roken" in invoke("data", "inspect", out).stdout

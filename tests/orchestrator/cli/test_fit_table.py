@@ -109,7 +109,7 @@ def test_a_frontier_is_of_the_best_of_each_bin(tmp_path: Path) -> None:
     (("--y", "loss", "--x", "N", "--x", "D", "--x", "seed"), "3 axes"),
     (("--y", "loss", "--x", "N", "--where", "family=c"), "no row has family=c"),
     (("--y", "loss", "--x", "N", "--where", "family"), "write COLUMN=VALUE"),
-    (("--y", "loss", "--x", "N", "--at", "N=big"), "'big' is no number"),
+    (("--y", "loss", "--x", "N", "--at", "N=big"), "'big' is not a number"),
     (("--y", "loss", "--x", "N", "--at", "D=3"), "N is missing"),
     (("--y", "loss", "--x", "N", "--by", "group"), "unknown column 'group'"),
     (("--y", "loss", "--x", "N", "--huber", "0"), "huber = 0"),

@@ -221,7 +221,7 @@ def test_the_same_command_goes_on_after_notice_kill_and_lost_head(
     told.process.send_signal(signal.SIGUSR2)
     code, output = told.end()
     assert code == 9, output
-    assert "preempted: checkpoints are committed; the same command continues" in output
+    assert "preempted: checkpoints are committed; run the same command to continue" in output
     assert "Traceback" not in output
 
     killed = driver()
@@ -439,7 +439,7 @@ def test_a_rollback_marks_the_result_and_its_children(bench: Bench) -> None:
     assert inherited == [{"inherited": key} | record.intervened[0]]
 
 
-def test_attempts_of_a_result_that_was_set_aside_mark_nothing(bench: Bench) -> None:
+def test_attempts_of_an_archived_result_mark_nothing(bench: Bench) -> None:
     key, _ = bench.keys()
     old = attempt_with(bench, key, {"rollback": 1}, restored(10, "order-exact"))
     bench.records.complete(done_record(key, old))

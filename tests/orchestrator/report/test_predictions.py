@@ -122,7 +122,7 @@ def test_a_prediction_is_registered_before_and_scored_after(grid: tuple[str, str
     assert "Predictions against measurements" in page.read_text()
     again = CliRunner().invoke(main, ["predict", study, TARGET, "--store", store])
     assert again.exit_code == 2
-    assert "a prediction after the fact is none" in again.output
+    assert "a prediction must be registered before the cell runs" in again.output
 
 
 def test_advice_names_runs_within_the_budget(grid: tuple[str, str]) -> None:

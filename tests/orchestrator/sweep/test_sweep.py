@@ -257,7 +257,7 @@ def test_the_winner_is_the_earliest_of_the_best(tmp_path: Path) -> None:
     assert bench.trials.decide({0: 100.0}) == winner == bench.trials.winner()
 
 
-def test_more_trials_continue_the_sweep_and_decide_anew(tmp_path: Path) -> None:
+def test_more_trials_continue_the_sweep_and_decide_again(tmp_path: Path) -> None:
     small = Bench(tmp_path, num_trials=3)
     drive(small, small.driver())
     first = small.trials.decide(small.scores())

@@ -128,7 +128,7 @@ def test_models_are_registered_again(store: Path, registered: list[dict[str, Any
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["studies"] == ["tiny"] and said["models"] == 3
-    assert (Path(said["set_aside"]) / "mlflow.db").exists()
+    assert (Path(said["archived_to"]) / "mlflow.db").exists()
     assert_equal(dump(store), before)
 
 

@@ -306,7 +306,7 @@ def test_a_retried_stage_has_the_curve_of_its_attempts(database: str, tmp_path: 
 
 
 def test_a_stage_done_again_has_a_curve_of_its_own(database: str, tmp_path: Path) -> None:
-    """A result that was set aside keeps its run; what replaces it has the same keys and steps."""
+    """A result that was archived keeps its run; what replaces it has the same keys and steps."""
     bench = Bench(tmp_path, database)
     assert bench.sync(bench.finish({"loss": 0.6})) is None
     planned = bench.plan().stages[0]

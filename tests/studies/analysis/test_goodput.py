@@ -289,7 +289,7 @@ def test_the_store_and_plain_records_give_the_same(tmp_path: Path) -> None:
     assert from_store(records, "cd" * 10).attempts == 0
 
 
-def test_a_result_that_was_set_aside_is_done_anew_and_not_replayed(tmp_path: Path) -> None:
+def test_an_archived_result_is_computed_again_and_not_replayed(tmp_path: Path) -> None:
     records, science_hash = Records(LocalStore(tmp_path)), "ab" * 10
     training = Training(Machine(), 1e9, 100.0, 200, random.Random(1))
     training.run()
