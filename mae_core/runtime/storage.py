@@ -33,6 +33,10 @@ class UnsafeName(ValueError):
         return f"name {self.name[:80]!r} leaves the storage, or not every storage can hold it"
 
 
+def _no_fault(name: str) -> None:
+    """No fault point is set. A function, since a storage travels to ranks by pickle."""
+
+
 class Storage(ABC):
     """A tree of files under relative POSIX names.
 
@@ -54,7 +58,7 @@ class Storage(ABC):
     def __init__(self, where: str, fault: Fault | None = None) -> None:
         self.where = where
         """Directory or prefix, for messages."""
-        self._fault = fault or (lambda _: None)
+        self._fault = fault or _no_fault
         """Called by name before each write, fsync, link, rename and delete."""
 
     @abstractmethod

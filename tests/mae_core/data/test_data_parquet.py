@@ -301,7 +301,7 @@ def test_sidecar_is_believed_only_while_it_fits(tmp_path: Path) -> None:
     (path / SIDECAR).write_text("{")
     assert find_facts(str(path)) is None
     assert find_facts("s3://bucket/data") is None
-    with pytest.raises(DataError, match="no data set facts"):
+    with pytest.raises(DataError, match="not the facts of a data set"):
         DataFacts.from_json({"nonsense": 1})
 
 

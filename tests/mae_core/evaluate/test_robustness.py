@@ -24,7 +24,8 @@ from mae_core.config import (
 )
 from mae_core.data.sources import open_data
 from mae_core.errors import ConfigError
-from mae_core.evaluate import finetune, robustness
+from mae_core.evaluate import robustness
+from mae_core.evaluate.classifier import build_classifier, save_classifier
 from mae_core.evaluate.robustness import map_classes, run_corruptions, run_shift
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
@@ -44,7 +45,7 @@ NAMES = tuple("0123456789")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parent, ...]:
     """A linear classifier of the digits inside a network: enough to be right most of the time."""
     folder = tmp_path_factory.mktemp("classifier")
-    model = finetune.build_classifier(SCRATCH, None, 10)
+    model = build_classifier(SCRATCH, None, 10)
     data = open_data(DIGITS).split("train")
     images = torch.stack([torch.from_numpy(data.decode(i)) for i in range(len(data))])
     pixels = ((images.permute(0, 3, 1, 2).float() / 255) - 0.3) / 0.38
@@ -54,7 +55,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parent, ...]:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model.logits(pixels), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    finetune._save(folder / CLASSIFIER_FILE, SCRATCH, model, NAMES)
+    save_classifier(folder / CLASSIFIER_FILE, SCRATCH, model, NAMES)
     files = {CLASSIFIER_FILE: folder / CLASSIFIER_FILE}
     return (Parent(name="finetune", kind="finetune", files=files),)
 

@@ -158,8 +158,8 @@ def test_positions_that_are_no_square_are_refused(tmp_path: Path) -> None:
         ({"hidden_act": "quick_gelu"}, "hidden_act = 'quick_gelu': only 'gelu'"),
         ({"image_size": 224}, "image_size = 224, but the tensors say 16"),
         ({"qkv_bias": False}, "qkv_bias = False"),
-        ({"num_attention_heads": "many"}, "num_attention_heads = 'many' is no number"),
-        ({"layer_norm_eps": -1}, "layer_norm_eps = -1 is no number above 0"),
+        ({"num_attention_heads": "many"}, "num_attention_heads = 'many' is not a number"),
+        ({"layer_norm_eps": -1}, "layer_norm_eps = -1 is not a number above 0"),
     ],
 )
 def test_a_config_that_says_something_else_is_refused(
