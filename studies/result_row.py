@@ -34,6 +34,8 @@ class ResultRow:
     """pretrain, knn, linear_probe, finetune."""
     protocol: str
     """What a reader must know to compare two numbers: `k-NN k=20 mean tokens`."""
+    protocol_key: str = ""
+    """Alike in results that were measured in the same way (`studies.spec.protocols`)."""
     role: Role
     """grid: a curve point; untrained: duration 0; baseline: no encoder; sweep: a trial;
     repeat: the winner of a sweep at another seed, on dev."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mae_core.config import AdoptedRecipe, EncoderConfig
@@ -25,6 +26,7 @@ from studies.spec.checks import Finding, check_study
 from studies.spec.codec import to_plain
 from studies.spec.coordinates import Coordinates, coordinates
 from studies.spec.identity import UNKNOWN_DATA, Identity, identify
+from studies.spec.protocols import protocol_keys
 from studies.spec.study import Study
 from studies.spec.sweep import Settings, by_size
 
@@ -62,6 +64,8 @@ class PlannedStage:
     reason: str
     cost: Cost
     record: DoneRecord | None = None
+    sweep: str = ""
+    """Hash of the sweep whose trial it is, or whose winner it repeats; empty in the grid."""
     changes: tuple[tuple[str, Any, Any], ...] = ()
     """Dotted key, accepted value, new value; for a changed stage."""
 
@@ -94,11 +98,6 @@ class SweepPlan:
         """Of finished trials, by the protocol that names the winner."""
         at = self.trials.sweep.protocols.index(self.trials.sweep.objective)
         return {number: values[at] for number, values in self.values.items()}
-
-    @property
-    def prefix(self) -> str:
-        """What the addresses of its trials begin with."""
-        return f"{self.trials.sweep.base.address}/"
 
     @property
     def missing(self) -> int:
@@ -140,13 +139,18 @@ class Plan:
     def _is_settled(self, planned: PlannedStage) -> bool:
         """A trial that failed is left alone once its sweep is decided."""
         return planned.cell.role == "sweep" and any(
-            s.winner is not None and planned.cell.address.startswith(s.prefix) for s in self.sweeps
+            s.winner is not None and s.trials.sweep_hash == planned.sweep for s in self.sweeps
         )
 
     def _unread_path(self, planned: PlannedStage) -> str:
         """Sets that have not been read share the fingerprint `unknown`: their paths differ."""
         path = planned.stage.recipe.data.path
         return path if path in self.unknown_data else ""
+
+    @functools.cached_property
+    def protocol_keys(self) -> tuple[str, ...]:
+        """Of each stage, in their order: alike where they measure in the same way."""
+        return tuple(protocol_keys(self.stages))
 
     @property
     def has_work(self) -> bool:
@@ -169,11 +173,8 @@ class Plan:
 
     def _trial_seconds(self, sweep: SweepPlan) -> float:
         """Mean rank-seconds of a sweep's trials."""
-        trial = [
-            s
-            for s in self.stages
-            if s.cell.role == "sweep" and s.cell.address.startswith(sweep.prefix)
-        ]
+        sweep_hash = sweep.trials.sweep_hash
+        trial = [s for s in self.stages if s.cell.role == "sweep" and s.sweep == sweep_hash]
         cells = {s.cell.address for s in trial}
         return sum(self.seconds(s) * s.cost.world_size for s in trial) / max(len(cells), 1)
 
@@ -196,7 +197,7 @@ def make_plan(study: Study, records: Records, datasets: Datasets) -> Plan:
             study = apply_winner(study, sweep.winner.settings, sweep.encoder)
     accepted = load_accepted(records, study.name)
     known = records.known_stages()
-    planner = Planner(records, datasets, fingerprints, accepted, known, study.axes)
+    planner = Planner(records, datasets, fingerprints, accepted, known, study)
     grid = [p for cell in study.cells for p in planner.plan_cell(cell)]
     trials = [planned for sweep in sweeps for planned in _plan_trials(sweep, planner)]
     stages = (*trials, *grid)
@@ -250,7 +251,8 @@ def _plan_trials(sweep: SweepPlan, planner: Planner) -> list[PlannedStage]:
             stages += planner.plan_cell(cell)
     stages = stages or planner.plan_cell(sweep.trials.cell(0, {}))
     again = sweep.trials.repeats(sweep.winner) if sweep.winner else ()
-    return stages + [planned for cell in again for planned in planner.plan_cell(cell)]
+    stages += [planned for cell in again for planned in planner.plan_cell(cell)]
+    return [replace(planned, sweep=sweep.trials.sweep_hash) for planned in stages]
 
 
 class Planner:
@@ -263,15 +265,16 @@ class Planner:
         fingerprints: dict[str, str],
         accepted: dict[str, Any],
         known: set[str],
-        axes: Sequence[str],
+        study: Study,
     ) -> None:
-        self._records, self._datasets, self._axes = records, datasets, axes
+        self._records, self._datasets, self._axes = records, datasets, study.axes
+        self._swept = [axis.key for axis in study.sweep.space] if study.sweep else []
         self._fingerprints, self._accepted, self._known = fingerprints, accepted, known
 
     def plan_cell(self, cell: Cell) -> list[PlannedStage]:
         """Identity, status and cost of each stage of a cell."""
         identities = identify(cell, self._fingerprints)
-        at = coordinates(cell, self._axes)
+        at = coordinates(cell, self._axes, self._swept)
         done: dict[str, DoneRecord | None] = {}
         planned = []
         for stage in cell.stages:

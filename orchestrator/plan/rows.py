@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mae_core.config import (
@@ -19,15 +20,18 @@ from studies.spec.axes import place
 from studies.spec.cell import Cell
 
 
-def make_rows(plan: Plan, records: Records) -> list[ResultRow]:
+def make_rows(
+    plan: Plan, records: Records, protocols: Sequence[str] | None = None
+) -> list[ResultRow]:
     """One row per finished stage of every cell, trials of the sweep included.
 
-    A corruptions stage has more if the study's axes are its conditions.
+    A corruptions stage has more if the study's axes are its conditions. `protocols` are keys of
+    the plan's stages, where they are shown together with those of other plans.
     """
     rows = []
-    for planned in plan.stages:
+    for planned, key in zip(plan.stages, protocols or plan.protocol_keys, strict=True):
         if planned.record is not None:
-            row, recipe = _row(plan, planned, records), planned.stage.recipe
+            row, recipe = _row(plan, planned, key, records), planned.stage.recipe
             rows.append(row)
             if isinstance(recipe, CorruptionRecipe):
                 details = planned.record.metrics.get("details", {})
@@ -35,7 +39,7 @@ def make_rows(plan: Plan, records: Records) -> list[ResultRow]:
     return rows
 
 
-def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
+def _row(plan: Plan, planned: PlannedStage, key: str, records: Records) -> ResultRow:
     record = planned.record
     assert record is not None
     recipe, metrics = planned.stage.recipe, record.metrics
@@ -46,6 +50,7 @@ def _row(plan: Plan, planned: PlannedStage, records: Records) -> ResultRow:
         stage=planned.stage.name,
         kind=planned.stage.kind,
         protocol=recipe.protocol,
+        protocol_key=key,
         role=role_of(planned),
         science_hash=planned.identity.science_hash,
         **axes_of(planned.cell, plan.planner),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.plan.plan import plan_findings
-from orchestrator.report.comparison import Side
+from orchestrator.report.comparison import Side, rows_of
 from orchestrator.report.predictions import chance_of
 from orchestrator.report.study_report import asks_for_laws
 from orchestrator.store.records import Records, now_iso
@@ -25,7 +25,7 @@ def write_comparison(
     Curves are drawn over what all sides vary; a law of each protocol is fitted side by side, never
     to results of two sides at once.
     """
-    by_side = [side.rows(records) for side in sides]
+    by_side = rows_of(sides, records)
     studies = [side.plan.study for side in sides]
     laws = [
         replace(law, protocol=f"{side.label}: {law.protocol}")

@@ -2,12 +2,11 @@
 
 A side is `STUDY`, `STUDY@N` for its Nth state in the store, or either with `:PREFIX` for the cells
 whose address begins with it. What is left of the address, and the name of the stage, pair the
-results; seeds are averaged.
+results; pairs that differ in their cells' seeds only are averaged.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +19,10 @@ from orchestrator.plan.rows import make_rows
 from orchestrator.store.records import Records
 from studies.analysis.curves.differences import LEVEL, Difference
 from studies.result_row import ResultRow
+from studies.spec.coordinates import stage_family
+from studies.spec.protocols import protocol_keys
 
 PREDICTIONS = "predictions.parquet"
-_SEED = re.compile(r"(^|/)s\d+(?=/|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,11 @@ class Side:
     label: str = ""
     """What figures and tables call it."""
 
-    def rows(self, records: Records) -> list[ResultRow]:
-        """Results of the side's cells, each named by what distinguishes the sides."""
+    def rows(self, records: Records, protocols: Sequence[str]) -> list[ResultRow]:
+        """Results of the side's cells, each named by what distinguishes the sides.
+
+        `protocols` are keys of the plan's stages, made together with those of the other sides.
+        """
         return [
             replace(
                 row,
@@ -45,7 +48,7 @@ class Side:
                 size=f"{row.size} {self.label}" if row.size else None,
                 objective=f"{row.objective} {self.label}" if row.objective else None,
             )
-            for row in make_rows(self.plan, records)
+            for row in make_rows(self.plan, records, protocols)
             if _under(row.cell, self.prefix)
         ]
 
@@ -105,6 +108,13 @@ def _label(side: Side, *, is_one: bool) -> str:
     return " ".join(filter(None, parts)) or "now"
 
 
+def rows_of(sides: Sequence[Side], records: Records) -> list[list[ResultRow]]:
+    """Results of each side; a protocol has one key on all sides."""
+    keys = protocol_keys([stage for side in sides for stage in side.plan.stages])
+    left = iter(keys)
+    return [side.rows(records, [next(left) for _ in side.plan.stages]) for side in sides]
+
+
 def compare(
     first: Side, second: Side, records: Records, stage: str | None = None
 ) -> list[Difference]:
@@ -113,32 +123,78 @@ def compare(
     Raises:
         UserError: they have no finished evaluation in common.
     """
-    sides = [_results(side.plan, side.prefix, stage) for side in (first, second)]
-    shared: dict[str, list[tuple[PlannedStage, PlannedStage]]] = {}
-    for key, planned in sides[0].items():
-        if key in sides[1]:
-            shared.setdefault(_without_seed(key), []).append((planned, sides[1][key]))
-    if not shared:
-        shown = " and ".join(", ".join(sorted(s)[:3]) or "nothing" for s in sides)
+    sides = [_results(side, stage) for side in (first, second)]
+    families: dict[tuple[str, str, str], list[Pair]] = {}
+    for (at, name), planned in sides[0].items():
+        other = sides[1].get((at, name))
+        if other is not None:
+            key = (name, _family(planned), _family(other))
+            families.setdefault(key, []).append(Pair(at=at, first=planned, second=other))
+    if not families:
+        shown = " and ".join(", ".join(sorted(map("#".join, s))[:3]) or "nothing" for s in sides)
         raise UserError(
             f"{first.text} and {second.text} have no finished evaluation in common ({shown}, …): "
             "cells are paired by what follows the prefix in their address; give STUDY:PREFIX for "
             "each side, or run more"
         )
     named = f"{second.label} − {first.label}"
-    return [_difference(named, what, pairs, records) for what, pairs in shared.items()]
+    labels = _labels(list(families.values()))
+    return [
+        _difference(named, what, pairs, records)
+        for what, pairs in zip(labels, families.values(), strict=True)
+    ]
 
 
-def _results(plan: Plan, prefix: str, stage: str | None) -> dict[str, PlannedStage]:
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A finished evaluation of both sides."""
+
+    at: str
+    """What is left of both addresses without the prefixes of the sides."""
+    first: PlannedStage
+    second: PlannedStage
+
+    @property
+    def both(self) -> tuple[PlannedStage, PlannedStage]:
+        """In the order of the sides."""
+        return self.first, self.second
+
+
+def _family(planned: PlannedStage) -> str:
+    return stage_family(planned.cell, planned.stage)
+
+
+def _labels(families: Sequence[Sequence[Pair]]) -> list[str]:
+    """A name for each: what the addresses of its pairs have in common, else all of them."""
+    stages = [f"#{pairs[0].first.stage.name}" for pairs in families]
+    addresses = [[pair.at for pair in pairs] for pairs in families]
+    shared = [_in_common(a) + stage for a, stage in zip(addresses, stages, strict=True)]
+    return [
+        label if shared.count(label) == 1 else ", ".join(each) + stage
+        for label, each, stage in zip(shared, addresses, stages, strict=True)
+    ]
+
+
+def _in_common(addresses: Sequence[str]) -> str:
+    """The segments that addresses share, place by place."""
+    parts = zip(*(address.split("/") for address in addresses), strict=False)
+    return "/".join(p[0] for p in parts if len(set(p)) == 1)
+
+
+def _results(side: Side, stage: str | None) -> dict[tuple[str, str], PlannedStage]:
+    """Finished evaluations on test, by what is left of the address, and the stage."""
     found = {}
-    for planned in plan.stages:
+    for planned in side.plan.stages:
         address = planned.cell.address
-        if planned.record is None or not _under(address, prefix) or planned.cell.role == "sweep":
+        if planned.record is None or planned.cell.role == "sweep":
             continue
-        if planned.record.metrics.get("top1") is None or stage not in (None, planned.stage.name):
+        if not _under(address, side.prefix) or stage not in (None, planned.stage.name):
+            continue
+        if planned.record.metrics.get("top1") is None:
             continue
         if planned.stage.recipe.scored_on in (None, "test"):
-            found[f"{address[len(prefix) :].strip('/')}#{planned.stage.name}"] = planned
+            at = address[len(side.prefix) :].strip("/")
+            found[at, planned.stage.name] = planned
     return found
 
 
@@ -146,18 +202,12 @@ def _under(address: str, prefix: str) -> bool:
     return not prefix or address == prefix or address.startswith(prefix.rstrip("/") + "/")
 
 
-def _without_seed(key: str) -> str:
-    return _SEED.sub("", key.partition("#")[0]).strip("/") + "#" + key.partition("#")[2]
-
-
-def _difference(
-    sides: str, what: str, pairs: Sequence[tuple[PlannedStage, PlannedStage]], records: Records
-) -> Difference:
+def _difference(sides: str, what: str, pairs: Sequence[Pair], records: Records) -> Difference:
     import numpy as np
 
-    top1 = np.array([[_top1(p) for p in pair] for pair in pairs])
+    top1 = np.array([[_top1(p) for p in pair.both] for pair in pairs])
     means = top1.mean(axis=0)
-    images = [_both(pair, records) for pair in pairs]
+    images = [_images(pair, records) for pair in pairs]
     low, high, by = _interval(top1[:, 1] - top1[:, 0], images)
     return Difference(
         sides=sides,
@@ -169,7 +219,7 @@ def _difference(
         high=high,
         by=by,
         statement=_mcnemar(images),
-        same=all(a.identity.science_hash == b.identity.science_hash for a, b in pairs),
+        same=all(p.first.identity.science_hash == p.second.identity.science_hash for p in pairs),
     )
 
 
@@ -203,9 +253,9 @@ def _mcnemar(images: Sequence[Any]) -> str:
     return mcnemar(*images[0]).statement()
 
 
-def _both(pair: tuple[PlannedStage, PlannedStage], records: Records) -> Any:
+def _images(pair: Pair, records: Records) -> Any:
     """Whether each image was right on both sides, or None where images or files differ."""
-    first, second = (_right(planned, records) for planned in pair)
+    first, second = (_right(planned, records) for planned in pair.both)
     if first is None or second is None or first.keys() != second.keys():
         return None
     order = sorted(first)

@@ -158,7 +158,7 @@ def tick(name: str, at: Place) -> str:
 
 def origin(cell: Cell, stage: Stage) -> Stage | None:
     """The stage that starts the encoder this stage has or reads; None for a basis, raw pixels."""
-    return next((s for s in _chain(cell, stage) if s.recipe.new_encoder is not None), None)
+    return next((s for s in chain(cell, stage) if s.recipe.new_encoder is not None), None)
 
 
 def size_name(encoder: EncoderConfig) -> str:
@@ -166,7 +166,7 @@ def size_name(encoder: EncoderConfig) -> str:
     return encoder.name or f"{encoder.width}x{encoder.depth}"
 
 
-def _chain(cell: Cell, stage: Stage) -> Iterator[Stage]:
+def chain(cell: Cell, stage: Stage) -> Iterator[Stage]:
     """The stage, then what it builds on, nearest first."""
     waiting = [stage]
     while waiting:
@@ -254,7 +254,7 @@ def _dataset(cell: Cell, stage: Stage) -> str | None:
 
 def _dotted(name: str, cell: Cell, stage: Stage) -> Place | None:
     section, _, path = name.partition(".")
-    for candidate in _chain(cell, stage):
+    for candidate in chain(cell, stage):
         if section in (candidate.name, candidate.kind):
             value: Any = candidate.recipe
             for part in path.split("."):

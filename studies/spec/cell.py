@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from mae_core.config import RECIPES, AnyRecipe, EncoderConfig, Execution
 from mae_core.errors import ConfigError
@@ -103,6 +103,6 @@ def _check_stage(cell: str, stage: Stage, earlier: dict[str, Stage]) -> None:
         raise StudyError(f"cell {cell}, stage {stage.name}: {error}") from error
 
 
-def map_cell(cell: Cell, change: Any) -> Cell:
+def map_cell(cell: Cell, change: Callable[[Stage], Stage]) -> Cell:
     """Return a copy of `cell` with `change(stage)` in place of each stage."""
     return replace(cell, stages=tuple(change(s) for s in cell.stages))

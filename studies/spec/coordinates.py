@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mae_core.config import Duration
 from studies.result_row import Place
-from studies.spec.axes import places, size_name
+from studies.spec.axes import chain, place, places, size_name
 from studies.spec.canonical_json import canonical, digest
 from studies.spec.cell import Cell, Stage
 
@@ -31,22 +31,41 @@ class Coordinates:
     duration: Duration | None
     """Of pretraining; None of a cell without, and of an imported encoder."""
     axes: Mapping[str, Place]
-    """Where its encoder stands on the axes that the study names."""
+    """Where its encoder stands on the axes that the study names; of a study with a sweep also what
+    the sweep varies."""
     family: str
     """What is left of the cell without its seeds, as a digest: alike in cells that repeat it."""
 
 
-def coordinates(cell: Cell, axes: Sequence[str] = ()) -> Coordinates:
-    """Read the coordinates of a cell off its recipes; `axes` are those of its study."""
+def coordinates(cell: Cell, axes: Sequence[str] = (), swept: Sequence[str] = ()) -> Coordinates:
+    """Read the coordinates of a cell off its recipes.
+
+    Args:
+        axes: those that its study names.
+        swept: settings that its study's sweep varies, by dotted key.
+    """
     start = cell.pretrain or next(iter(cell.stages), None)
     training = cell.pretrain.recipe.training if cell.pretrain else None
+    varied = {key: _setting(key, cell) for key in swept}
     return Coordinates(
         seed=start.recipe.seed if start else None,
         size=size_name(cell.encoder) if cell.encoder else None,
         duration=training.duration if training else None,
-        axes=places(axes, cell, start) if start else {},
+        axes={key: at for key, at in varied.items() if at is not None}
+        | (places(axes, cell, start) if start else {}),
         family=digest([_repeated(stage) for stage in cell.stages]),
     )
+
+
+def _setting(key: str, cell: Cell) -> Place | None:
+    """The value of a dotted key in the first stage that has it, or builds on one that has."""
+    found = (place(key, cell, stage) for stage in cell.stages)
+    return next((at for at in found if at is not None), None)
+
+
+def stage_family(cell: Cell, stage: Stage) -> str:
+    """What is left of a stage and all that it builds on without seeds, as a digest."""
+    return digest([_repeated(one) for one in chain(cell, stage)])
 
 
 def seedless(stage: Stage) -> dict[str, object]:

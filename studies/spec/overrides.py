@@ -1,17 +1,17 @@
 """Change settings of a study by dotted key: `--set`, and the sweep's winner.
 
 `pretrain.global_batch=512` reaches every stage of that name or kind; `data.…`, `execution.…`
-reach every stage. `best.data.path=…` reaches the choice `best` and its candidates `best_…`.
+reach every stage. `best.data.path=…` reaches the choice `best` and its candidates: its parents.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
-from mae_core.config import RECIPES, Execution
+from mae_core.config import RECIPES, BestOfRecipe, Execution
 from studies.errors import StudyError, unknown
 from studies.spec.cell import Cell, Stage, map_cell
 from studies.spec.codec import field_types, from_plain
@@ -35,26 +35,34 @@ def parse(assignments: tuple[str, ...]) -> dict[str, Any]:
 
 def override_cell(cell: Cell, settings: Mapping[str, Any]) -> Cell:
     """Apply settings to every stage of one cell."""
-    return map_cell(cell, lambda stage: override_stage(stage, settings))
+    choices = [s for s in cell.stages if isinstance(s.recipe, BestOfRecipe)]
+    return map_cell(
+        cell,
+        lambda stage: _override_stage(
+            stage, settings, {c.name for c in choices if stage.name in c.parents}
+        ),
+    )
 
 
-def override_stage(stage: Stage, settings: Mapping[str, Any]) -> Stage:
-    """Apply to one stage the settings that name it; all at once, so that they may go together."""
+def _override_stage(stage: Stage, settings: Mapping[str, Any], choices: Set[str]) -> Stage:
+    """Apply to one stage the settings that name it; all at once, so that they may go together.
+
+    `choices` are the searches whose candidate it is: their names reach it too, kinds do not.
+    """
+    names = {stage.name, stage.kind} | (choices - RECIPES.keys())
     recipe: dict[str, Any] = {}
     execution: dict[str, Any] = {}
     for key, value in settings.items():
         section, _, rest = key.partition(".")
+        below, _, setting = rest.partition(".")
         if section == "execution":
             execution[rest] = value
         elif section == "data":
             recipe[key] = value
-        elif section in (stage.name, stage.kind) or _is_candidate(stage, section):
-            target, rest = (
-                (execution, rest.removeprefix("execution."))
-                if rest.startswith("execution.")
-                else (recipe, rest)
-            )
-            target[rest] = value
+        elif section in names and below == "execution" and setting:
+            execution[setting] = value
+        elif section in names:
+            recipe[rest] = value
     if not recipe and not execution:
         return stage
     return dataclasses.replace(
@@ -62,11 +70,6 @@ def override_stage(stage: Stage, settings: Mapping[str, Any]) -> Stage:
         recipe=_replace(stage.recipe, recipe, f"{stage.name}"),
         execution=_replace(stage.execution, execution, "execution"),
     )
-
-
-def _is_candidate(stage: Stage, section: str) -> bool:
-    """True for `iNat2018_lr0.001` of the choice `iNat2018`; kinds have no candidates."""
-    return section not in RECIPES and stage.name.startswith(f"{section}_")
 
 
 def check_section(key: str, stages: list[Stage], *, what: str = "key") -> None:

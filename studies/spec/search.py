@@ -6,6 +6,7 @@ has the same space and the same number of trials, so that no size is tuned harde
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ def repeats(sweep: Sweep, trial: Cell) -> tuple[Cell, ...]:
     """The winning trial at other seeds: the same data and dev set, other weights and order."""
     return tuple(
         replace(
-            map_cell(trial, lambda s, seed=seed: _reseeded(s, seed)),
+            map_cell(trial, functools.partial(_reseeded, seed=seed)),
             address=f"{trial.address}/s{seed}",
             role="repeat",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from studies.errors import StudyError, unknown
 from studies.reference import published_set
 from studies.spec.axes import MEASURES, axis, size_name
 from studies.spec.cell import Cell, Stage, check_address, map_cell
-from studies.spec.overrides import check_section, override_stage
+from studies.spec.overrides import check_section, override_cell
 from studies.spec.sweep import Sweep, with_value
 
 
@@ -54,11 +54,14 @@ class Study:
         known = [c.address for c in self.cells]
         raise unknown("cell", address, known, where=f"study {self.name}")
 
-    def map_stages(self, change: Any) -> Study:
+    def map_cells(self, change: Callable[[Cell], Cell]) -> Study:
+        """Return a copy with `change(cell)` in place of each cell, the sweep's base included."""
+        sweep = self.sweep and replace(self.sweep, base=change(self.sweep.base))
+        return replace(self, cells=tuple(map(change, self.cells)), sweep=sweep)
+
+    def map_stages(self, change: Callable[[Stage], Stage]) -> Study:
         """Return a copy with `change(stage)` in place of each stage, the sweep's base included."""
-        cells = tuple(map_cell(c, change) for c in self.cells)
-        sweep = self.sweep and replace(self.sweep, base=map_cell(self.sweep.base, change))
-        return replace(self, cells=cells, sweep=sweep)
+        return self.map_cells(lambda cell: map_cell(cell, change))
 
     def all_stages(self) -> Iterator[Stage]:
         """Every stage of the grid and of the sweep's base."""
@@ -70,7 +73,7 @@ def override_study(study: Study, settings: Mapping[str, Any]) -> Study:
     """Apply settings to every stage of the study; raises `StudyError` for an unknown key."""
     for key in settings:
         check_section(key, list(study.all_stages()))
-    return study.map_stages(lambda stage: override_stage(stage, settings))
+    return study.map_cells(lambda cell: override_cell(cell, settings))
 
 
 def check_winner_fits(sweep: Sweep, cells: Iterable[Cell]) -> None:

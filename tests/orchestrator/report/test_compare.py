@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,16 +44,25 @@ def fill(tmp_path: Path, seeds: int, better: float, k: int = 5) -> tuple[str, st
     """
     path, store = tmp_path / "two.py", LocalStore(tmp_path / "store")
     path.write_text(STUDY.replace("SEEDS", f"range({seeds})").replace('"a", 5', f'"a", {k}'))
+
+    def right(address: str) -> np.ndarray:
+        family, seed = address[0], int(address[-1])
+        share = 0.6 + (better if family == "b" else 0.1 * (k - 5))
+        return np.random.default_rng(seed).random(200) < share  # the same images are hard for both
+
+    finish(path, store, right)
+    return str(path), str(tmp_path / "store")
+
+
+def finish(path: Path, store: LocalStore, right_of: Callable[[str], np.ndarray]) -> None:
+    """Results of every cell that has none: which of 200 images were right, by address."""
     records = Records(store)
     plan = make_plan(load_study(str(path)), records, Datasets(store))
     accept(records, plan)
     for planned in plan.stages:
         if planned.record is not None:
             continue
-        family, seed = planned.cell.address[0], int(planned.cell.address[-1])
-        rng = np.random.default_rng(seed)
-        share = 0.6 + (better if family == "b" else 0.1 * (k - 5))
-        right = rng.random(200) < share  # the same images are hard for both
+        right = right_of(planned.cell.address)
         key = planned.identity.science_hash
         records.write_identity(key, planned.identity.science)
         number = records.begin_attempt(key, {})
@@ -77,7 +87,6 @@ def fill(tmp_path: Path, seeds: int, better: float, k: int = 5) -> tuple[str, st
                 provenance={},
             )  # fmt: skip
         )
-    return str(path), str(tmp_path / "store")
 
 
 def compare(study: str, store: str, first: str = ":a", second: str = ":b") -> Result:
@@ -102,6 +111,49 @@ def test_one_seed_is_compared_image_by_image(tmp_path: Path) -> None:
     assert found["by"] == "images"
     assert found["low"] > 0
     assert "The second is better on these images" in found["statement"]
+
+
+SIZES = """
+from dataclasses import replace
+from studies.catalog import quickstart as base
+from studies.spec import Cell, Study
+
+
+def cell(family, size, k):
+    knn = base.evaluations(0, features="pixels")[0]
+    return Cell(address=f"{family}/{size}", stages=(replace(knn, recipe=replace(knn.recipe, k=k)),))
+
+
+def study():
+    kinds = (("a", "s16", 3), ("a", "s32", 5), ("b", "s16", 7), ("b", "s32", 9))
+    return Study(name="two", question="which?", cells=tuple(cell(*kind) for kind in kinds))
+"""
+
+
+def test_sizes_that_look_like_seeds_are_sizes(tmp_path: Path) -> None:
+    """The networks S/16 and S/32 at one seed are two comparisons, each over images."""
+    path = tmp_path / "two.py"
+    path.write_text(SIZES)
+    top1 = {"a/s16": 0.5, "a/s32": 0.7, "b/s16": 0.6, "b/s32": 0.72}
+    finish(path, LocalStore(tmp_path / "store"), lambda at: np.arange(200) < 200 * top1[at])
+    done = compare(str(path), str(tmp_path / "store"))
+    found = json.loads(done.stdout)["comparisons"][0]["differences"]
+    assert [(d["what"], d["seeds"], d["by"]) for d in found] == [
+        ("s16#knn", 1, "images"),
+        ("s32#knn", 1, "images"),
+    ]
+    assert [d["difference"] for d in found] == pytest.approx([10.0, 2.0])
+    assert all(0 < d["low"] <= d["difference"] <= d["high"] < 20 for d in found[:1])
+
+
+def test_seeds_are_seeds_whatever_the_cells_are_called(tmp_path: Path) -> None:
+    text = STUDY.replace("SEEDS", "range(3)").replace("{family}/s{seed}", "{family}/{'xyz'[seed]}")
+    (tmp_path / "two.py").write_text(text)
+    store = LocalStore(tmp_path / "store")
+    finish(tmp_path / "two.py", store, lambda at: np.arange(200) < 100 + 20 * (at < "b"))
+    done = compare(str(tmp_path / "two.py"), str(tmp_path / "store"))
+    (found,) = json.loads(done.stdout)["comparisons"][0]["differences"]
+    assert (found["what"], found["seeds"], found["difference"]) == ("#knn", 3, -10.0)
 
 
 def test_a_side_against_itself_and_nothing_in_common(tmp_path: Path) -> None:

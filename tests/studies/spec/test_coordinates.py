@@ -53,3 +53,9 @@ def test_a_trial_stands_at_its_settings_and_its_repeats_are_its_family() -> None
     again = [coordinates(cell) for cell in repeats(sweep, trials[0])]
     assert again and {at.family for at in again} == {found[0].family}
     assert [at.seed for at in again] == list(sweep.repeat_seeds)
+
+
+def test_a_trial_stands_where_its_sweep_varies_it() -> None:
+    sweep = quickstart.sweep()
+    cell = override_cell(sweep.base, {"pretrain.mask_ratio": 0.5})
+    assert coordinates(cell, (), ("pretrain.mask_ratio",)).axes == {"pretrain.mask_ratio": 0.5}

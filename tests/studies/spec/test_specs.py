@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mae_core.config import Duration, EncoderConfig, Execution, PretrainRecipe, split_batch
 from mae_core.errors import ConfigError
-from studies.catalog import CATALOG
+from studies.catalog import CATALOG, quickstart
 from studies.errors import StudyError
 from studies.spec.cell import Cell, Stage
 from studies.spec.codec import to_plain
 from studies.spec.load import load_study, study_from_plain
-from studies.spec.overrides import parse
+from studies.spec.overrides import override_cell, parse
 from studies.spec.study import Study, override_study
 from studies.spec.sweep import Choices, Sweep
 
@@ -167,3 +168,29 @@ def test_durations() -> None:
 def test_widths_that_heads_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="not divisible by its 3 heads"):
         EncoderConfig(width=64, depth=1, num_heads=3, patch_size=4)
+
+
+def test_a_choice_reaches_its_candidates_and_no_stage_that_is_named_alike() -> None:
+    """Candidates are the parents of a `best_of` stage, whatever they are called."""
+    cell = next(c for c in load_study("small/transfer").cells if c.address == "mae/s0")
+    pretrain, *candidates, choice = cell.stages
+    stages = (
+        pretrain,
+        *(replace(one, name=f"rate-{i}") for i, one in enumerate(candidates)),
+        replace(candidates[0], name=f"{choice.name}_few"),
+        replace(choice, parents=tuple(f"rate-{i}" for i in range(len(candidates)))),
+    )
+    cell = replace(cell, stages=stages)
+    changed = override_cell(cell, {f"{choice.name}.data.path": "another"})
+    moved = [s.name for s in changed.stages if s.recipe.data.path == "another"]
+    assert moved == [*stages[-1].parents, "elsewhere"]
+    assert changed.stage("elsewhere_few") == stages[-2]
+
+
+def test_a_stage_is_not_changed_by_the_name_of_another() -> None:
+    probe, few = quickstart.evaluations(0, features="pixels")[1:3]
+    stages = (replace(probe, name="probe"), replace(few, name="probe_few"))
+    study = Study(name="x", question="?", cells=(Cell(address="a", stages=stages),))
+    first, second = override_study(study, {"probe.global_batch": 7}).cells[0].stages
+    assert first.recipe.global_batch == 7  # type: ignore[union-attr]
+    assert second == stages[1]
