@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from mae_core.checkpoint.manifest import (
     MANIFEST,
@@ -71,7 +70,7 @@ class Checkpoints:
         science_hash: str,
         lease_epoch: int,
         keep: int,
-        types: Iterable[Any],
+        types: Iterable[type],
     ) -> None:
         self._storage, self._science_hash, self._epoch = storage, science_hash, lease_epoch
         self._keep, self._types = max(1, keep), tuple(types)
@@ -90,11 +89,11 @@ class Checkpoints:
         """True while this rank's thread writes."""
         return self._pending is not None and not self._pending.result.done()
 
-    def copy(self, files: Mapping[str, Any]) -> dict[str, Any]:
+    def copy(self, files: Mapping[str, object]) -> dict[str, object]:
         """Copy state aside: until the copy is written, training may change the original."""
         return {name: self._copier.copy(name, tree) for name, tree in files.items()}
 
-    def begin(self, facts: Manifest, files: Mapping[str, Any]) -> str | None:
+    def begin(self, facts: Manifest, files: Mapping[str, object]) -> str | None:
         """Start to write this rank's files (collective); return why not, if there is no room."""
         sizes = collectives.all_gather_object(num_bytes(dict(files)))
         directory = directory_name(facts.step, self._epoch)
@@ -207,7 +206,7 @@ class Checkpoints:
             return f"{path} cannot be read ({error.strerror or error})"
         return f"{path} asks for {foreign[0]}" if foreign else None
 
-    def _write(self, directory: str, files: Mapping[str, Any]) -> Digests:
+    def _write(self, directory: str, files: Mapping[str, object]) -> Digests:
         return {
             name: write_shard(self._storage, f"{directory}/{name}", tree)
             for name, tree in files.items()

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -114,8 +113,7 @@ def parse_description(path: Path, metadata: Mapping[str, str]) -> tuple[EncoderC
     if missing:
         raise CheckpointError(f"{path}: metadata lacks {', '.join(sorted(missing))}; export again")
     try:
-        fields: dict[str, Any] = json.loads(metadata["encoder"])
-        config = EncoderConfig(**fields)
+        config = EncoderConfig(**json.loads(metadata["encoder"]))
         return config, int(metadata["image_size"]), int(metadata["num_channels"])
     except (TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: metadata describes no encoder: {error}") from error

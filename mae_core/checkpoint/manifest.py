@@ -10,8 +10,8 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
 
 from mae_core.errors import CheckpointError
 from mae_core.runtime.storage import is_safe
@@ -101,11 +101,11 @@ def _checked(name: str) -> str:
     return name
 
 
-def _encode(body: dict[str, Any]) -> bytes:
+def _encode(body: Mapping[str, object]) -> bytes:
     return json.dumps(body, sort_keys=True, indent=1, allow_nan=False).encode()
 
 
-def _digest(body: dict[str, Any]) -> str:
+def _digest(body: Mapping[str, object]) -> str:
     """Of the manifest itself, so that not one bit of it can change unseen."""
     return hashlib.sha256(_encode(body)).hexdigest()
 

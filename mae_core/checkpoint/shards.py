@@ -26,7 +26,7 @@ class Copier:
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
-    def copy(self, name: str, tree: Any) -> Any:
+    def copy(self, name: str, tree: object) -> object:
         """Copy a tree of containers; tensors are copied, everything else is shared."""
         if isinstance(tree, Tensor):
             return self._tensor(name, tree)
@@ -34,8 +34,10 @@ class Copier:
             return OrderedDict((k, self.copy(f"{name}/{k}", v)) for k, v in tree.items())
         if isinstance(tree, dict):
             return {k: self.copy(f"{name}/{k}", v) for k, v in tree.items()}
-        if type(tree) in (list, tuple):
-            return type(tree)(self.copy(f"{name}/{i}", v) for i, v in enumerate(tree))
+        if type(tree) is list:
+            return [self.copy(f"{name}/{i}", v) for i, v in enumerate(tree)]
+        if type(tree) is tuple:
+            return tuple(self.copy(f"{name}/{i}", v) for i, v in enumerate(tree))
         return tree
 
     def _tensor(self, name: str, tensor: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class Copier:
         return buffer
 
 
-def num_bytes(tree: Any) -> int:
+def num_bytes(tree: object) -> int:
     """Bytes of all tensors in a tree."""
     if isinstance(tree, Tensor):
         return tree.numel() * tree.element_size()
@@ -60,7 +62,7 @@ def num_bytes(tree: Any) -> int:
     return 0
 
 
-def write_shard(storage: Storage, name: str, tree: Any) -> tuple[int, str]:
+def write_shard(storage: Storage, name: str, tree: object) -> tuple[int, str]:
     """Write one file; return its size and SHA-256. Raises `OSError`."""
     with storage.writer(name) as stream:
         hashing = _Hashing(stream)
@@ -80,7 +82,7 @@ class _Hashing:
         self._stream, self.sha, self.size = stream, hashlib.sha256(), 0
         self.error: OSError | None = None
 
-    def write(self, content: Any) -> int:
+    def write(self, content: bytes | memoryview) -> int:
         view = memoryview(content)
         try:
             self._stream.write(view)
@@ -95,7 +97,7 @@ class _Hashing:
         self._stream.flush()
 
 
-def read_shard(content: bytes, name: str, extra: Iterable[Any] = ()) -> Any:
+def read_shard(content: bytes, name: str, extra: Iterable[type] = ()) -> Any:
     """Build what the bytes of a shard hold, whose digest the caller has checked.
 
     Args:
@@ -112,7 +114,7 @@ def read_shard(content: bytes, name: str, extra: Iterable[Any] = ()) -> Any:
         raise CheckpointError(f"{name} is refused: {first[:300]}") from error
 
 
-def foreign_types(stream: BinaryIO, extra: Iterable[Any] = ()) -> list[str]:
+def foreign_types(stream: BinaryIO, extra: Iterable[type] = ()) -> list[str]:
     """Types that a shard would build and that are not allowed, found without building anything."""
     try:
         with torch.serialization.safe_globals(list(extra)):

@@ -23,12 +23,12 @@ ShardReader = Callable[[Path], bytes | None]
 
 
 @contextlib.contextmanager
-def restricted(read: ShardReader, types: Iterable[Any]) -> Iterator[None]:
+def restricted(read: ShardReader, types: Iterable[type]) -> Iterator[None]:
     """Make every `torch.load` in the block safe, whatever it was asked to do."""
     original = torch.load
     allowed = list(types)
 
-    def load(file: Any, *_: Any, **__: Any) -> Any:
+    def load(file: Any, *_: object, **__: object) -> Any:
         if not isinstance(file, str | os.PathLike):
             return original(file, map_location="cpu", weights_only=True)
         path = Path(file)
@@ -42,7 +42,7 @@ def restricted(read: ShardReader, types: Iterable[Any]) -> Iterator[None]:
         torch.load = original
 
 
-def convert(shards: Path, universal: Path, read: ShardReader, types: Iterable[Any]) -> None:
+def convert(shards: Path, universal: Path, read: ShardReader, types: Iterable[type]) -> None:
     """Convert the shards in one directory; alone, in this process.
 
     Raises:

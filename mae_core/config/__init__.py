@@ -28,7 +28,6 @@ from mae_core.config.evaluation import (
     CustomEvalRecipe,
     EvalRecipe,
     FinetuneRecipe,
-    KnnRecipe,
     LinearProbeRecipe,
     ScratchRecipe,
 )
@@ -66,6 +65,7 @@ from mae_core.config.probes import (
     AttentiveProbeRecipe,
     FeatureProbeRecipe,
     FeaturesRecipe,
+    KnnRecipe,
     PartialFinetuneRecipe,
 )
 from mae_core.config.recipe import EncoderUse, Family, Recipe, Training

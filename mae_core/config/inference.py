@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from mae_core.config.base import (
     CLASSIFIER_FILE,
@@ -57,7 +57,7 @@ class InferenceRecipe(EvalRecipe):
 
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
         """Refuse images of another size or normalisation than the classifier's."""
-        tuned: Any = next(p for p in parents.values() if CLASSIFIER_FILE in p.YIELDS)
+        tuned = next(p for p in parents.values() if CLASSIFIER_FILE in p.YIELDS)
         for name in ("image_size", "num_channels", "pixel_mean", "pixel_std"):
             has, wants = getattr(self.data, name), getattr(tuned.data, name)
             require(
@@ -202,7 +202,7 @@ def gallery_file(ratio: float) -> str:
     return f"gallery_{ratio:g}.npz"
 
 
-def check_pixels(target: Any, objective: Any) -> None:
+def check_pixels(target: object, objective: object) -> None:
     """Refuse (`ConfigError`) a network whose predictions are no pixels of patches."""
     require(
         objective == "mae" and target == "pixels",
@@ -267,7 +267,7 @@ class BestOfRecipe(EvalRecipe):
 
 
 def check_candidate(
-    recipe: BestOfRecipe, name: str, eval_split: str, settings: Mapping[str, Any]
+    recipe: BestOfRecipe, name: str, eval_split: str, settings: Mapping[str, object]
 ) -> None:
     """Refuse (`ConfigError`) a candidate scored on test, or of another protocol."""
     require(
@@ -282,5 +282,5 @@ def check_candidate(
         )
 
 
-def _shared(recipe: EvalRecipe) -> dict[str, Any]:
+def _shared(recipe: EvalRecipe) -> dict[str, object]:
     return {key: getattr(recipe, key) for key in BestOfRecipe.ALIKE}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from mae_core.config.evaluation import (
     CustomEvalRecipe,
     FinetuneRecipe,
-    KnnRecipe,
     LinearProbeRecipe,
     ScratchRecipe,
 )
@@ -26,6 +25,7 @@ from mae_core.config.probes import (
     AttentiveProbeRecipe,
     FeatureProbeRecipe,
     FeaturesRecipe,
+    KnnRecipe,
     PartialFinetuneRecipe,
 )
 from mae_core.config.recipe import EncoderUse, Recipe

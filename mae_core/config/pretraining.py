@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from mae_core.config.augmentation import MOCO_V3_VIEWS, ViewConfig
 from mae_core.config.base import (
@@ -159,7 +159,7 @@ class PretrainRecipe(Recipe):
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
         """Refuse a tokenizer or basis of other patches than the encoder's."""
         for parent in parents.values():
-            if set(parent.YIELDS) & set(self.needs):
+            if isinstance(parent, BasisRecipe | TokenizerRecipe):
                 _check_maker(self, parent)
 
     @property
@@ -174,7 +174,7 @@ class PretrainRecipe(Recipe):
         return num_patches(self.data.image_size, self.encoder.patch_size)
 
 
-def _check_maker(recipe: PretrainRecipe, maker: Any) -> None:
+def _check_maker(recipe: PretrainRecipe, maker: BasisRecipe | TokenizerRecipe) -> None:
     """Refuse what makes targets of other patches, or fewer of them than are asked for."""
     for name, has, wants in (
         ("patch_size", maker.patch_size, recipe.encoder.patch_size),
@@ -188,13 +188,16 @@ def _check_maker(recipe: PretrainRecipe, maker: Any) -> None:
             f"the {maker.KIND} has {name} {has}, the pretraining {wants}: they must see the same "
             "patches",
         )
-    width, wanted = getattr(maker, "vocabulary", None), recipe.target_dim
+    wanted = recipe.target_dim
+    if isinstance(maker, BasisRecipe):
+        found = maker.num_components
+        require(wanted <= found, f"target_dim {wanted} of a basis with {found} components")
+        return
+    width = maker.vocabulary
     require(
-        width in (None, wanted),
+        width == wanted,
         f"the tokenizer has {width} codes, target_dim is {wanted}: set pretrain.target_dim={width}",
     )
-    found = getattr(maker, "num_components", wanted)
-    require(wanted <= found, f"target_dim {wanted} of a basis with {found} components")
 
 
 @dataclass(frozen=True, kw_only=True)

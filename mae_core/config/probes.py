@@ -14,7 +14,7 @@ from mae_core.config.base import (
     FeatureKind,
     require,
 )
-from mae_core.config.evaluation import EvalRecipe, FinetuneRecipe, check_features_parent
+from mae_core.config.evaluation import EvalRecipe, FinetuneRecipe
 from mae_core.config.parts import (
     AugmentationConfig,
     EncoderConfig,
@@ -265,3 +265,73 @@ class PartialFinetuneRecipe(FinetuneRecipe):
     def label(self) -> str:
         """Name of the protocol."""
         return f"fine-tune of the last {self.num_blocks:g} blocks ({self.duration})"
+
+
+def check_features_parent(
+    recipe: EvalRecipe, layers: tuple[int | None, ...], parents: Mapping[str, Recipe]
+) -> None:
+    """Refuse a `features` parent without what `recipe` reads; `layers` needs such a parent."""
+    sources = [p for p in parents.values() if isinstance(p, FeaturesRecipe)]
+    if not sources:
+        require(set(layers) == {None}, f"layers {layers} are read from a `features` parent")
+        return
+    source = sources[0]
+    require(
+        source.features == recipe.features,
+        f"it reads features {recipe.features!r}, its parent keeps {source.features!r}: "
+        "set `features` alike",
+    )
+    require(
+        source.data == recipe.data,
+        "its data differ from those of its `features` parent: use the same",
+    )
+    kept = source.layers or (None,)
+    missing = [layer for layer in layers if layer not in kept]
+    require(
+        not missing,
+        f"layer {missing[0] if missing else ''} is not among the layers {kept} that its "
+        "`features` parent keeps (None = the last): set `layers` alike",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnRecipe(EvalRecipe):
+    """Weighted k-nearest neighbours on frozen features (Wu et al. 2018, arXiv 1805.01978)."""
+
+    KIND: ClassVar[str] = "knn"
+    FAMILY: ClassVar[Family] = Family.KNN
+    ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.FROZEN
+    ENTRY: ClassVar[str] = "mae_core.evaluate.knn:run_knn"
+
+    features: FeatureKind = "mean"
+    k: int = 20
+    metric: Literal["cosine"] = "cosine"
+    temperature: float = 0.07
+    """Votes weigh exp(similarity / temperature)."""
+    layer: int | None = None
+    """Layer of a `features` parent, counted from 1; None = the last one of the encoder."""
+
+    INSTEAD: ClassVar[Mapping[str, str]] = {ENCODER_FILE: FEATURES_FILE}
+
+    @property
+    def label(self) -> str:
+        """Name of the protocol."""
+        return f"k-NN (k={self.k})" + (f", layer {self.layer}" if self.layer else "")
+
+    def check_parents(self, parents: Mapping[str, Recipe]) -> None:
+        """Refuse features of another kind, other images, or without the layer."""
+        check_features_parent(self, (self.layer,), parents)
+
+    def check_labels(self, num_labelled: int, num_train: int, num_classes: int) -> None:
+        """Refuse more neighbours than there are labelled images, too."""
+        super().check_labels(num_labelled, num_train, num_classes)
+        require(
+            not num_labelled or self.k <= num_labelled,
+            f"k = {self.k} is more than the {num_labelled} training images: choose a smaller k or "
+            "more labels",
+        )
+
+    def __post_init__(self) -> None:
+        require(self.k >= 1, f"k = {self.k}: must be ≥ 1")
+        require(self.temperature > 0, f"temperature {self.temperature}: must be > 0")
+        require(self.layer is None or self.layer >= 1, f"layer {self.layer}: the first is 1")

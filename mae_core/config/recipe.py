@@ -6,7 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from mae_core.config.base import Duration, EvalSplit, Precision
 from mae_core.config.parts import DataConfig, EncoderConfig
@@ -118,12 +118,13 @@ class Recipe:
         return tuple(sorted(set(_dotted(self))))
 
 
-def _dotted(value: Any) -> list[str]:
+def _dotted(value: object) -> list[str]:
     found: list[str] = []
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return found
     for f in dataclasses.fields(value):
         item = getattr(value, f.name)
-        if dataclasses.is_dataclass(item) and not isinstance(item, type):
-            found += _dotted(item)
-        elif f.metadata.get("dotted") and isinstance(item, str) and ":" in item:
+        found += _dotted(item)
+        if f.metadata.get("dotted") and isinstance(item, str) and ":" in item:
             found.append(item)
     return found

@@ -15,6 +15,7 @@ from typing import Any
 
 from mae_core.config import DataConfig
 from mae_core.errors import DataError
+from mae_core.runtime.json_values import Json
 
 DIGITS = "digits"
 """Path of the embedded set: scikit-learn's handwritten digits, 8 × 8 grey pixels."""
@@ -58,13 +59,13 @@ class DataFacts:
     in_train_too: tuple[tuple[str, int], ...] = ()
     """Split and number of its images that are in train as well, byte for byte; only if any."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Return plain JSON types; `from_json` gives an equal object back."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain: dict[str, Json] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> DataFacts:
+    def from_json(cls, plain: Mapping[str, Json]) -> DataFacts:
         """Rebuild facts; raises `DataError` if they are not what `to_json` returns."""
         try:
             return cls(**{name: _frozen(value) for name, value in plain.items()})
@@ -72,7 +73,7 @@ class DataFacts:
             raise DataError(f"not the facts of a data set: {error}; scan the data again") from error
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: Json) -> Any:
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 

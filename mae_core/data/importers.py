@@ -361,21 +361,21 @@ def _check_member(source: Path, member: tarfile.TarInfo) -> None:
 class _SafeUnpickler(pickle.Unpickler):
     """Admits what CIFAR's pickles contain, so that a hostile one cannot run code."""
 
-    ALLOWED = frozenset({
+    ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"),
         ("numpy._core.multiarray", "_reconstruct"),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
         ("_codecs", "encode"),
-    })  # fmt: skip
+    }
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR never does")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def _unpickle(members: Mapping[str, bytes], name: str) -> dict[bytes, Any]:
+def _unpickle(members: Mapping[str, bytes], name: str) -> dict[bytes, object]:
     if name not in members:
         raise DataError(f"no file {name}: not a CIFAR-10 or CIFAR-100 python archive")
     try:
@@ -387,7 +387,7 @@ def _unpickle(members: Mapping[str, bytes], name: str) -> dict[bytes, Any]:
     return content
 
 
-def _entry(content: Mapping[bytes, Any], key: bytes, kind: type, name: str) -> Any:
+def _entry(content: Mapping[bytes, object], key: bytes, kind: type, name: str) -> Any:
     value = content.get(key)
     if not isinstance(value, kind):
         raise DataError(f"{name}: {key.decode()} is missing or no {kind.__name__}: not CIFAR")
@@ -395,7 +395,7 @@ def _entry(content: Mapping[bytes, Any], key: bytes, kind: type, name: str) -> A
 
 
 def _cifar_items(
-    content: Mapping[bytes, Any], name: str, labels_key: bytes, num_classes: int
+    content: Mapping[bytes, object], name: str, labels_key: bytes, num_classes: int
 ) -> list[Item]:
     pixels: npt.NDArray[np.uint8] = _entry(content, b"data", np.ndarray, name)
     labels = _entry(content, labels_key, list, name)
@@ -404,7 +404,9 @@ def _cifar_items(
         raise DataError(f"{name}: data is {pixels.dtype} {pixels.shape}, expected uint8 {shape}")
     if not all(isinstance(label, int) and 0 <= label < num_classes for label in labels):
         raise DataError(f"{name}: labels outside 0..{num_classes - 1}")
-    names = content.get(b"filenames") or [f"{name}-{i}.png".encode() for i in range(len(labels))]
+    names = [f"{name}-{i}.png".encode() for i in range(len(labels))]
+    if content.get(b"filenames"):
+        names = _entry(content, b"filenames", list, name)
     images = pixels.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
     return [
         Item(_text(file), label, _png_reader(image))

@@ -388,7 +388,7 @@ class SplitWriter:
         self._schema = _schema(class_names)
         self._writer: pq.ParquetWriter | None = None
         self._shards: list[Path] = []
-        self._pending: list[dict[str, Any]] = []
+        self._pending: list[dict[str, object]] = []
         self._shard_bytes = 0
 
     def add(self, encoded: bytes, name: str, label: int) -> None:

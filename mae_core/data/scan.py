@@ -23,6 +23,7 @@ from mae_core.data.facts import DIGITS, DataFacts, find_facts
 from mae_core.data.parquet import Rows, open_source
 from mae_core.data.sources import bad_images_message, decode_image, load_digits
 from mae_core.errors import DataError
+from mae_core.runtime.json_values import Json
 
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
@@ -138,7 +139,7 @@ def fingerprint(surveys: Mapping[str, SplitSurvey]) -> str:
     return total.hexdigest()
 
 
-def inspect(path: str, *, on_progress: Progress | None = None) -> dict[str, Any]:
+def inspect(path: str, *, on_progress: Progress | None = None) -> dict[str, Json]:
     """Describe a data set for people: splits, classes, sizes, duplicates, problems."""
     surveys, class_names, row_groups = _survey(path, on_progress, None)
     facts = summarise(surveys, class_names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -134,13 +134,13 @@ class EncodedSamples:
         try:
             if encoded is None:
                 raise DataError("the image is null")
-            image = decode_image(encoded).convert(MODES[self._channels])
+            image = decode_image(memoryview(encoded)).convert(MODES[self._channels])
         except DataError as error:
             raise DataError(f"{self._rows.name(row)}: {error}") from error
         return np.array(image, dtype=np.uint8).reshape(image.height, image.width, self._channels)
 
 
-def decode_image(encoded: Any) -> Image.Image:
+def decode_image(encoded: bytes | memoryview) -> Image.Image:
     """Decode all pixels of an image file given as bytes; EXIF orientation is ignored.
 
     Raises:

@@ -7,12 +7,13 @@ NCCL, so that asking a question never waits for the GPU.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as td
 
-_control: list[Any] = []
+T = TypeVar("T")
+_control: list[td.ProcessGroup] = []
 
 
 def is_initialised() -> bool:
@@ -56,7 +57,7 @@ def forget_control_group() -> None:
     _control.clear()
 
 
-def _group() -> Any:
+def _group() -> td.ProcessGroup | None:
     return _control[0] if _control else None
 
 
@@ -86,31 +87,31 @@ def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     """Join every rank's rows, as many on each, in rank order: (N / world, …) → (N, …)."""
     if world() == 1:
         return tensor
-    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format)
-             for _ in range(world())]  # fmt: skip
+    empty = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    parts = [torch.empty_like(empty) for _ in range(world())]
     td.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
 
-def all_gather_object(value: Any) -> list[Any]:
+def all_gather_object(value: T) -> list[T]:
     """Return every rank's `value`, in rank order."""
     if world() == 1:
         return [value]
-    gathered: list[Any] = [None] * world()
+    gathered: list[T] = [value] * world()
     td.all_gather_object(gathered, value, group=_group())
     return gathered
 
 
-def gather_object(value: Any) -> list[Any] | None:
+def gather_object(value: T) -> list[T] | None:
     """Return every rank's `value`, in rank order, on rank 0; None on the others."""
     if world() == 1:
         return [value]
-    gathered: list[Any] | None = [None] * world() if rank() == 0 else None
+    gathered = [value] * world() if rank() == 0 else None
     td.gather_object(value, gathered, dst=0, group=_group())
     return gathered
 
 
-def broadcast_object(value: Any) -> Any:
+def broadcast_object(value: T) -> T:
     """Return rank 0's `value` on every rank."""
     if world() == 1:
         return value

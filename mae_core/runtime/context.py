@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mae_core.runtime.inputs import Parent, find_input
+from mae_core.runtime.json_values import Json
 
 SECTIONS = ("start", "restore", "load", "step", "save", "finish", "evaluate")
 """What a rank can be at; a limit of time is learned for each."""
@@ -47,7 +47,7 @@ def _no_beat(section: str, step: int) -> None:
     """Report to no one: a run without an observer."""
 
 
-def _no_event(name: str, fields: Mapping[str, Any]) -> None:
+def _no_event(name: str, fields: Mapping[str, Json]) -> None:
     """Drop an event."""
 
 
@@ -75,7 +75,7 @@ class RunContext:
     """Called by name where a fault may be rehearsed; a no-op outside rehearsals."""
     beat: Callable[[str, int], None] = field(default=_no_beat)
     """`beat(section, step)` as a section of `SECTIONS` begins, `step` updates being done."""
-    event: Callable[[str, Mapping[str, Any]], None] = field(default=_no_event)
+    event: Callable[[str, Mapping[str, Json]], None] = field(default=_no_event)
     """`event("saved", {...})`: something worth keeping in the journal that is no metric."""
     grace_left_s: Callable[[], float] = field(default=_for_ever)
     """Seconds until this process is ended whatever it does; infinite without a notice."""

@@ -7,6 +7,7 @@ training at a known state, whatever the process has done before, and are saved w
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,20 +21,20 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
 
 
-def rng_state() -> dict[str, Any]:
+def rng_state() -> dict[str, object]:
     """State of every generator of this process, of types that a restricted reader builds."""
     kind, words, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    integer_words = torch.from_numpy(np.asarray(words).astype(np.int64))
     version, integers, next_gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": [str(kind), torch.from_numpy(np.asarray(words).astype(np.int64)), int(position),
-                  int(has_gauss), float(gauss)],
+        "numpy": [str(kind), integer_words, int(position), int(has_gauss), float(gauss)],
         "python": [version, list(integers), next_gauss],
-    }  # fmt: skip
+    }
 
 
-def restore_rng(state: dict[str, Any]) -> None:
+def restore_rng(state: Mapping[str, Any]) -> None:
     """Put the generators back."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():

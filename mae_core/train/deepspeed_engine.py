@@ -15,7 +15,8 @@ import warnings
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -26,25 +27,26 @@ from mae_core.checkpoint.weights_checksum import combine, partial_sums
 from mae_core.config import BatchSplit, OptimizerConfig, Precision
 from mae_core.errors import CheckpointError
 from mae_core.runtime import collectives
-from mae_core.train.optim import build_optimizer, set_lr
+from mae_core.train.optim import ParamGroup, build_optimizer, set_lr
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 SHARDS = "shards"
 """Folder of DeepSpeed's files within a checkpoint."""
 MODULE_SHARD = "mp_rank_00_model_states.pt"
 """Of rank 0 below ZeRO-3: the module as it is, on every rank alike."""
-ParamGroup = dict[str, Any]
+Settings = dict[str, object]
+"""Of a parameter group, as torch keeps it."""
 _LINEAR = nn.functional.linear
 
 
-def boot() -> Any:
+def boot() -> ModuleType:
     """Import DeepSpeed once, without its slow extras, and return the module.
 
     A rank never compiles extensions (a killed build leaves a lock that hangs the next run) and
     never imports mlflow, which DeepSpeed's autotuner would pull in (2 s and 120 MB).
     """
-    if "deepspeed" in sys.modules:
-        return sys.modules["deepspeed"]
+    if loaded := sys.modules.get("deepspeed"):
+        return loaded
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -59,7 +61,7 @@ def boot() -> Any:
         # Else init_distributed builds a shared-memory extension (64 s the first time).
         deepspeed.ops.__compatible_ops__ = {}
     deepspeed.utils.logger.setLevel("WARNING")
-    return deepspeed
+    return sys.modules["deepspeed"]
 
 
 @contextlib.contextmanager
@@ -115,7 +117,7 @@ class Engine:
 
     Args:
         module: `forward(*inputs)` returns a scalar loss.
-        groups: `{"params", "weight_decay", "lr_scale", "name"}` each.
+        groups: parameters with their weight decay and share of the learning rate.
         peak_lr: learning rate the optimizer is built with; each step sets its own.
     """
 
@@ -137,7 +139,7 @@ class Engine:
             _reset_zero3_counters()
         self.device = collectives.device()
         module.to(self.device)
-        config: dict[str, Any] = {
+        config: dict[str, object] = {
             "train_batch_size": batch.global_batch,
             "train_micro_batch_size_per_gpu": batch.micro,
             "gradient_accumulation_steps": batch.accumulation,
@@ -191,12 +193,11 @@ class Engine:
             state[name] = full.detach().float().cpu().clone().reshape(_shape(parameter))
         return state
 
-    def shards(self) -> dict[str, Any]:
+    def shards(self) -> dict[str, object]:
         """Return what this rank saves (collective): file name → tree, still the live tensors."""
         self._io.captured = {}
         self._engine.save_checkpoint(".", tag=SHARDS, save_latest=False)
-        captured: dict[str, Any] = self._io.captured
-        self._io.captured = {}
+        captured, self._io.captured = self._io.captured, {}
         return captured
 
     def load(self, directory: Path, read: ShardReader) -> None:
@@ -229,18 +230,18 @@ class Engine:
         for name in left.keys() & saved.keys():
             left[name].copy_(saved[name])
 
-    def _optimizer_settings(self) -> list[list[ParamGroup]]:
+    def _optimizer_settings(self) -> list[list[Settings]]:
         return [
             [{k: v for k, v in g.items() if k != "params"} for g in groups]
             for groups in self._group_lists()
         ]
 
-    def _group_lists(self) -> list[list[ParamGroup]]:
+    def _group_lists(self) -> list[list[Settings]]:
         optimizer = self._engine.optimizer
         inner = getattr(optimizer, "optimizer", optimizer)
         return [optimizer.param_groups, inner.param_groups]
 
-    def _repair_zero3(self, settings: list[list[ParamGroup]]) -> None:
+    def _repair_zero3(self, settings: list[list[Settings]]) -> None:
         """Undo what the universal loader of ZeRO-3 does wrong (DeepSpeed 0.19.8).
 
         It copies the first group's settings to all groups, and gives all sub-groups one and the
@@ -293,7 +294,7 @@ def rehearse() -> None:
             world_size=1,
         )
         toy = nn.Linear(4, 1)
-        groups = [{"params": list(toy.parameters()), "weight_decay": 0.0, "lr_scale": 1.0}]
+        groups = [ParamGroup(list(toy.parameters()), weight_decay=0.0)]
         engine = Engine(
             _MeanSquare(toy),
             groups,
@@ -320,32 +321,39 @@ class _MeanSquare(nn.Module):
         return loss
 
 
-def _shard_io() -> Any:
+class _ShardIo(Protocol):
+    """What stands between DeepSpeed and files."""
+
+    captured: dict[str, object]
+    read: ShardReader
+
+
+def _shard_io() -> _ShardIo:
     """DeepSpeed's seam for checkpoint files: saving collects, loading reads what was verified."""
     from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
     class ShardIo(CheckpointEngine):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.captured: dict[str, Any] = {}
+            self.captured: dict[str, object] = {}
             self.read: ShardReader = lambda path: None
 
-        def create(self, info: Any) -> None:
+        def create(self, info: object) -> None:
             """Nothing to prepare."""
 
         def makedirs(self, path: str, exist_ok: bool = False) -> None:
             """Nothing is written where DeepSpeed says."""
 
-        def save(self, state_dict: Any, path: str) -> None:
+        def save(self, state_dict: object, path: str) -> None:
             self.captured[f"{SHARDS}/{Path(path).name}"] = state_dict
 
-        def load(self, path: str, map_location: Any = None) -> Any:
+        def load(self, path: str, map_location: object = None) -> object:
             content = self.read(Path(path))
             if content is None:
                 raise CheckpointError(f"{path} is not part of the checkpoint that was verified")
             return read_shard(content, Path(path).name, safe_types())
 
-        def commit(self, info: Any) -> bool:
+        def commit(self, info: object) -> bool:
             return True
 
     return ShardIo()
@@ -356,7 +364,7 @@ def software_versions() -> dict[str, str]:
     return {"torch": str(torch.__version__), "deepspeed": str(boot().__version__)}
 
 
-def safe_types() -> list[Any]:
+def safe_types() -> list[type]:
     """The types, beyond torch's own, that a DeepSpeed shard holds."""
     boot()
     from deepspeed.runtime.fp16.loss_scaler import LossScaler

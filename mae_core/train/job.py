@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import nn
 
-from mae_core.config import BatchSplit, Execution
+from mae_core.config import (
+    AttentiveProbeRecipe,
+    BatchSplit,
+    ContrastiveRecipe,
+    Execution,
+    FinetuneRecipe,
+    LinearProbeRecipe,
+    PretrainRecipe,
+    TokenizerRecipe,
+)
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import Split
 from mae_core.runtime import collectives
 from mae_core.train.loop import Inputs, TrainJob
 from mae_core.train.lr_schedule import LrSchedule
+from mae_core.train.optim import ParamGroup
+
+StepsRecipe = (
+    PretrainRecipe | ContrastiveRecipe | TokenizerRecipe | FinetuneRecipe | AttentiveProbeRecipe
+)
+"""What the engine trains."""
 
 
 def make_job(
-    recipe: Any,
+    recipe: StepsRecipe,
     execution: Execution,
     module: nn.Module,
     split: Split,
     batch: BatchSplit,
     *,
-    param_groups: list[dict[str, Any]],
+    param_groups: list[ParamGroup],
     prepare: Callable[[Batch, torch.device], Inputs],
     prepare_step: Callable[[int, list[Batch], torch.device], Iterable[Inputs]] | None = None,
     monitor: Callable[[nn.Module, torch.device], dict[str, float]] | None = None,
     num_views: int = 1,
 ) -> TrainJob:
     """Read `split` in global batches of `batch` for as long as the recipe says.
-
-    The recipe has data, seed, augmentation, optimizer, lr_schedule and duration.
 
     Raises:
         ConfigError: the duration rounds to no step; the batch is larger than the split.
@@ -48,7 +60,7 @@ def make_job(
         param_groups=param_groups,
         optimizer=recipe.optimizer,
         lr_schedule=lr_schedule,
-        precision=getattr(recipe, "precision", "fp32"),
+        precision=recipe.training.precision,
         batch=batch,
         num_steps=lr_schedule.total_steps,
         loader=make_loader(recipe, execution, split, batch, num_views=num_views),
@@ -59,7 +71,12 @@ def make_job(
 
 
 def make_loader(
-    recipe: Any, execution: Execution, split: Split, batch: BatchSplit, *, num_views: int = 1
+    recipe: StepsRecipe | LinearProbeRecipe,
+    execution: Execution,
+    split: Split,
+    batch: BatchSplit,
+    *,
+    num_views: int = 1,
 ) -> TrainLoader:
     """This rank's loader of a recipe's training images."""
     return TrainLoader(

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from mae_core.runtime.context import RunContext
 from mae_core.runtime.rng_state import seed_generators
 from mae_core.train.deepspeed_engine import Engine
 from mae_core.train.lr_schedule import LrSchedule
+from mae_core.train.optim import ParamGroup
 from mae_core.train.saver import LEVEL_NONE, Resumed, Saver, find_checkpoint
 from mae_core.train.state import RECENT
 
@@ -46,7 +46,7 @@ class TrainJob:
 
     module: nn.Module
     """`forward(*inputs)` returns a scalar loss."""
-    param_groups: list[dict[str, Any]]
+    param_groups: list[ParamGroup]
     optimizer: OptimizerConfig
     lr_schedule: LrSchedule
     precision: Precision
@@ -85,7 +85,7 @@ class TrainResult:
     images_per_s: float | None = None
     """Over this attempt's steps, all ranks together."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, float | str | None]:
         """What is worth recording."""
         names = ("loss", "resumed_from", "level", "images_per_s")
         return {name: getattr(self, name) for name in names}

@@ -1,28 +1,35 @@
-"""Parameter groups and optimizers: AdamW, SGD, and LARS for linear probes (Tables 8 to 10).
-
-A group is `{"params", "weight_decay", "lr_scale", "name"}`; `set_lr` multiplies a learning rate
-by the group's `lr_scale`.
-"""
+"""Parameter groups and optimizers: AdamW, SGD, and LARS for linear probes (Tables 8 to 10)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, overload
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from mae_core.config import OptimizerConfig
 from mae_core.errors import ConfigError
 from mae_core.model.vit import Encoder
 
-Group = dict[str, Any]
-
 LARS_TRUST = 0.001
 """Trust coefficient η of LARS (You et al. 2017)."""
 
 
-def pretrain_groups(module: nn.Module, weight_decay: float) -> list[Group]:
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that are treated alike."""
+
+    params: list[nn.Parameter]
+    weight_decay: float
+    lr_scale: float = 1.0
+    """`set_lr` multiplies the learning rate by it."""
+    name: str = ""
+
+
+def pretrain_groups(module: nn.Module, weight_decay: float) -> list[ParamGroup]:
     """Group trainable parameters: biases and other 1-D ones get no decay, all else does.
 
     Class and mask token are 3-D and do get decay, as in the paper's pretraining code.
@@ -32,13 +39,16 @@ def pretrain_groups(module: nn.Module, weight_decay: float) -> list[Group]:
     for parameter in module.parameters():
         if parameter.requires_grad:
             (exempt if parameter.ndim <= 1 else decayed).append(parameter)
-    groups = (_group(decayed, weight_decay, 1.0, "decay"), _group(exempt, 0.0, 1.0, "no_decay"))
-    return [group for group in groups if group["params"]]
+    groups = (
+        ParamGroup(decayed, weight_decay, 1.0, "decay"),
+        ParamGroup(exempt, 0.0, 1.0, "no_decay"),
+    )
+    return [group for group in groups if group.params]
 
 
 def layer_decay_groups(
     module: nn.Module, weight_decay: float, layer_decay: float, depth: int
-) -> list[Group]:
+) -> list[ParamGroup]:
     """Group an `Encoder` and its head by layer; level i is scaled by decay^(depth + 1 − i).
 
     Level 0 holds patch embedding, class token and positions, level i + 1 block i; the final
@@ -60,7 +70,7 @@ def layer_decay_groups(
             level = level_of.get(id(parameter), depth + 1)
             grouped.setdefault((level, decays), []).append(parameter)
     return [
-        _group(
+        ParamGroup(
             grouped[level, decays],
             weight_decay if decays else 0.0,
             layer_decay ** (depth + 1 - level),
@@ -71,17 +81,18 @@ def layer_decay_groups(
 
 
 def build_optimizer(
-    config: OptimizerConfig, groups: list[Group], lr: float
+    config: OptimizerConfig, groups: list[ParamGroup], lr: float
 ) -> torch.optim.Optimizer:
     """Build the optimizer that `config` names over `groups`, each at lr · lr_scale."""
     optimizer: torch.optim.Optimizer
+    plain = [dict(vars(group)) for group in groups]
     if config.name == "adamw":
-        fused = all(_can_fuse(p) for group in groups for p in group["params"])
-        optimizer = torch.optim.AdamW(groups, lr=lr, betas=config.betas, fused=fused)
+        fused = all(_can_fuse(p) for group in groups for p in group.params)
+        optimizer = torch.optim.AdamW(plain, lr=lr, betas=config.betas, fused=fused)
     elif config.name == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
+        optimizer = torch.optim.SGD(plain, lr=lr, momentum=config.momentum)
     else:
-        optimizer = Lars(groups, lr=lr, momentum=config.momentum)
+        optimizer = Lars(plain, lr=lr, momentum=config.momentum)
     set_lr(optimizer, lr)
     return optimizer
 
@@ -101,7 +112,7 @@ class Lars(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: ParamsT,
         lr: float,
         *,
         momentum: float = 0.9,
@@ -134,7 +145,7 @@ class Lars(torch.optim.Optimizer):
                     self._update(parameter, group)
         return loss
 
-    def _update(self, parameter: Tensor, group: Group) -> None:
+    def _update(self, parameter: Tensor, group: Mapping[str, float]) -> None:
         update = parameter.grad
         assert update is not None
         if parameter.ndim > 1:
@@ -160,10 +171,6 @@ def _levels(encoder: Encoder) -> Iterator[tuple[int, Tensor]]:
     for index, block in enumerate(encoder.blocks):
         for parameter in block.parameters():
             yield index + 1, parameter
-
-
-def _group(params: list[nn.Parameter], decay: float, lr_scale: float, name: str) -> Group:
-    return {"params": params, "weight_decay": decay, "lr_scale": lr_scale, "name": name}
 
 
 def _can_fuse(parameter: Tensor) -> bool:

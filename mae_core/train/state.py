@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -36,7 +35,7 @@ class TrainState:
     recent: list[float] = field(default_factory=list)
     """Last logged losses, newest last."""
 
-    def pack(self, next_ids: I64) -> dict[str, Any]:
+    def pack(self, next_ids: I64) -> dict[str, object]:
         """As a tree that a shard may hold, with the generators' states."""
         return {
             "data_step": self.data_step,

@@ -12,7 +12,5 @@ from mae_core.weights.foreign import LAYOUTS as LAYOUTS
 from mae_core.weights.foreign import Conversion as Conversion
 from mae_core.weights.foreign import LayoutName as LayoutName
 from mae_core.weights.foreign import import_weights as import_weights
-from mae_core.weights.huggingface import hf_config as hf_config
-from mae_core.weights.huggingface import mae_to_hf as mae_to_hf
 from mae_core.weights.infer import Hints as Hints
 from mae_core.weights.network import Network as Network

@@ -60,8 +60,8 @@ def import_weights(path: Path, layout: str = "auto", hints: Hints | None = None)
         num_channels=inferred.num_channels,
         state={name: value.float() for name, value in state.items()},
         decoder=inferred.decoder,
-        mask_ratio=source.config.get("mask_ratio"),
-        norm_pix_loss=source.config.get("norm_pix_loss"),
+        mask_ratio=inferred.mask_ratio,
+        norm_pix_loss=inferred.norm_pix_loss,
     )
     error = position_error(network.state["encoder.positions"], network.grid_size)
     return Conversion(

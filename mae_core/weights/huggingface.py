@@ -6,17 +6,14 @@ all published files are, so files are written in those.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from torch import Tensor
-
-from mae_core.config import DecoderConfig, PretrainRecipe, num_keep
-from mae_core.errors import ConfigError
+from mae_core.config import DecoderConfig, num_keep
 from mae_core.model.sizes import hidden_width
-from mae_core.weights.layout import to_theirs
-from mae_core.weights.network import Network, with_positions
+from mae_core.runtime.json_values import Json
+from mae_core.weights.network import Network
 
 _EMBEDDINGS = {
     "encoder.cls_token": "embeddings.cls_token",
@@ -89,14 +86,14 @@ class HuggingFace:
         return tuple(f"{blocks}{index}.{key}.{kind}" for key in _BLOCK[self.version].get(layer, ()))
 
 
-def detect(keys: Mapping[str, Any]) -> HuggingFace:
+def detect(keys: Iterable[str]) -> HuggingFace:
     """Which version and prefix a file's keys have."""
     is_new = any(".attention.q_proj." in key or key.endswith(".o_proj.weight") for key in keys)
     is_wrapped = any(key.startswith("vit.") for key in keys)
     return HuggingFace(5 if is_new else 4, "vit." if is_wrapped else "")
 
 
-def config_of(network: Network) -> dict[str, Any]:
+def config_of(network: Network) -> dict[str, Json]:
     """`config.json` of the model that computes what a network computes.
 
     Hugging Face keeps floor(L · (1 − ratio)) patches in binary floats; the ratio is given so that
@@ -104,24 +101,24 @@ def config_of(network: Network) -> dict[str, Any]:
     """
     plain = _encoder_config(network)
     if network.decoder is not None:
-        return (
-            {"architectures": ["ViTMAEForPreTraining"], "model_type": "vit_mae"}
-            | plain
-            | _decoder_config(network.decoder)
-            | {
-                "mask_ratio": binary_ratio(network.grid_size**2, network.mask_ratio or 0.75),
-                "norm_pix_loss": bool(network.norm_pix_loss),
-            }
-        )
+        return {
+            "architectures": ["ViTMAEForPreTraining"],
+            "model_type": "vit_mae",
+            **plain,
+            **_decoder_config(network.decoder),
+            "mask_ratio": binary_ratio(network.grid_size**2, network.mask_ratio or 0.75),
+            "norm_pix_loss": bool(network.norm_pix_loss),
+        }
     plain |= {"model_type": "vit", "encoder_stride": network.encoder.patch_size}
     if network.num_classes is None:
-        return {"architectures": ["ViTModel"]} | plain
+        return {"architectures": ["ViTModel"], **plain}
     names = {str(i): str(i) for i in range(network.num_classes)}
-    labels = {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
-    return {"architectures": ["ViTForImageClassification"]} | plain | labels
+    numbers = {name: int(i) for i, name in names.items()}
+    plain |= {"id2label": names, "label2id": numbers}
+    return {"architectures": ["ViTForImageClassification"], **plain}
 
 
-def _encoder_config(network: Network) -> dict[str, Any]:
+def _encoder_config(network: Network) -> dict[str, Json]:
     encoder = network.encoder
     return {
         "hidden_size": encoder.width,
@@ -139,45 +136,13 @@ def _encoder_config(network: Network) -> dict[str, Any]:
     }
 
 
-def _decoder_config(decoder: DecoderConfig) -> dict[str, Any]:
+def _decoder_config(decoder: DecoderConfig) -> dict[str, Json]:
     return {
         "decoder_hidden_size": decoder.width,
         "decoder_num_hidden_layers": decoder.depth,
         "decoder_num_attention_heads": decoder.num_heads,
         "decoder_intermediate_size": hidden_width(decoder.width),
     }
-
-
-def network_of(state_dict: Mapping[str, Tensor], recipe: PretrainRecipe) -> Network:
-    """The network of an `MAE(recipe)`'s state_dict."""
-    grid = recipe.data.image_size // recipe.encoder.patch_size
-    return Network(
-        encoder=recipe.encoder,
-        image_size=recipe.data.image_size,
-        num_channels=recipe.data.num_channels,
-        state=with_positions(state_dict, recipe.encoder, recipe.decoder, grid),
-        decoder=recipe.decoder,
-        mask_ratio=recipe.mask_ratio,
-        norm_pix_loss=recipe.norm_pix_loss,
-    )
-
-
-def hf_config(recipe: PretrainRecipe) -> dict[str, Any]:
-    """Return the keyword arguments of the `ViTMAEConfig` that computes what `recipe` computes."""
-    config = config_of(network_of({}, recipe))
-    return {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
-
-
-def mae_to_hf(state_dict: Mapping[str, Tensor], recipe: PretrainRecipe) -> dict[str, Tensor]:
-    """Map the state_dict of an `MAE(recipe)` to that of `ViTMAEForPreTraining`, all keys.
-
-    In the names of transformers 5. Values keep their dtype. Raises `ConfigError` for a key that
-    an `MAE` does not have.
-    """
-    foreign = [key for key in state_dict if not key.startswith(("encoder.", "decoder."))]
-    if foreign:
-        raise ConfigError(f"weight {foreign[0]!r} is not an MAE's: expected encoder.* or decoder.*")
-    return to_theirs(network_of(state_dict, recipe), HuggingFace(5))
 
 
 def binary_ratio(num_patches: int, mask_ratio: float) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -48,12 +47,15 @@ class Inferred:
     decoder: DecoderConfig | None
     shapes: dict[str, Shape]
     """Of every tensor that it must have, in our names."""
+    mask_ratio: float | None
+    """Of the pretraining, where the config says it."""
+    norm_pix_loss: bool | None
     notes: tuple[str, ...]
     """What was assumed, for the record."""
 
 
 def infer(
-    tensors: Mapping[str, Tensor], layout: Layout, config: Mapping[str, Any], hints: Hints
+    tensors: Mapping[str, Tensor], layout: Layout, config: Mapping[str, object], hints: Hints
 ) -> Inferred:
     """Read the sizes off the shapes of a file's tensors.
 
@@ -61,7 +63,7 @@ def infer(
     `ConfigError` if the shapes describe no square ViT, or another one than config or hints say.
     """
     _check_anchors(tensors, layout)
-    config = _numbers_of(config)
+    numbers = _numbers_of(config)
     width, num_channels, patch, across = _shape(tensors, layout, PATCHES, 4)
     require(patch == across, f"patches of {patch}x{across} pixels: only square ones are supported")
     require(min(width, num_channels, patch) >= 1, f"an empty tensor: {layout.theirs(PATCHES)[0]}")
@@ -69,29 +71,32 @@ def infer(
     hidden = _shape(tensors, layout, "encoder.blocks.0.mlp.fc1.weight", 2)[0]
     depth = _depth(tensors, layout, "encoder")
     _check_size(hints, width, depth)
-    heads, note = _heads(width, config, hints)
+    heads, note = _heads(width, numbers, hints)
     encoder = EncoderConfig(
         width=width,
         depth=depth,
         num_heads=heads,
         patch_size=patch,
         mlp_ratio=_ratio(hidden, width),
-        norm_eps=float(config.get("layer_norm_eps", 1e-6)),
+        norm_eps=float(numbers.get("layer_norm_eps", 1e-6)),
     )
     encoder = replace(encoder, name=_name(encoder))
     image_size = grid * patch
-    decoder, decoder_note = _decoder(tensors, layout, config, hints)
+    decoder, decoder_note = _decoder(tensors, layout, numbers, hints)
     shapes = encoder_shapes(encoder, image_size, num_channels)
     if decoder is not None:
         shapes |= decoder_shapes(decoder, encoder, grid, num_channels)
     shapes = _with_head(shapes, tensors, layout, width)
     _check_config(config, encoder, image_size, num_channels)
+    mask_ratio, norm_pix = config.get("mask_ratio"), config.get("norm_pix_loss")
     return Inferred(
         encoder=encoder,
         image_size=image_size,
         num_channels=num_channels,
         decoder=decoder,
         shapes=shapes,
+        mask_ratio=mask_ratio if isinstance(mask_ratio, int | float) else None,
+        norm_pix_loss=norm_pix if isinstance(norm_pix, bool) else None,
         notes=tuple(n for n in (note, decoder_note) if n),
     )
 
@@ -142,8 +147,8 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if hidden_width(width, ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _heads(width: int, config: Mapping[str, Any], hints: Hints) -> tuple[int, str]:
-    said = config.get("num_attention_heads")
+def _heads(width: int, numbers: Mapping[str, float], hints: Hints) -> tuple[int, str]:
+    said = numbers.get("num_attention_heads")
     named = named_encoder(hints.size).num_heads if hints.size else None
     for given, where in ((hints.num_heads, "--heads"), (said, "config.json"), (named, "--size")):
         if given is not None:
@@ -192,13 +197,13 @@ def _dimensions(encoder: EncoderConfig) -> Shape:
 
 
 def _decoder(
-    tensors: Mapping[str, Tensor], layout: Layout, config: Mapping[str, Any], hints: Hints
+    tensors: Mapping[str, Tensor], layout: Layout, numbers: Mapping[str, float], hints: Hints
 ) -> tuple[DecoderConfig | None, str]:
     keys = layout.theirs("decoder.embed.weight")
     if not keys or keys[0] not in tensors:
         return None, ""
     width = _shape(tensors, layout, "decoder.embed.weight", 2)[0]
-    heads = hints.decoder_heads or config.get("decoder_num_attention_heads")
+    heads = hints.decoder_heads or numbers.get("decoder_num_attention_heads")
     note = "" if heads else f"{DECODER_HEADS} decoder heads, as in the paper's code (assumed)"
     decoder = DecoderConfig(
         width=width,
@@ -227,25 +232,34 @@ def _with_head(
     return shapes | head_shapes(width, classes, pools)
 
 
-def _numbers_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without its nulls; refuse what should be a number above 0 and is none."""
-    found = {key: value for key, value in config.items() if value is not None}
+def _numbers_of(config: Mapping[str, object]) -> dict[str, float]:
+    """The numbers that a config says; refuse what should be one above 0 and is none."""
+    found: dict[str, float] = {}
     for key in ("num_attention_heads", "decoder_num_attention_heads", "layer_norm_eps"):
-        value = found.get(key, 1)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        require(is_number and value > 0, f"config.json: {key} = {value!r} is not a number above 0")
+        value = config.get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        require(
+            value is None or is_number, f"config.json: {key} = {value!r} is not a number above 0"
+        )
+        if isinstance(value, int | float):
+            found[key] = value
     return found
+
+
+def _said(config: Mapping[str, object], key: str, otherwise: object) -> object:
+    value = config.get(key)
+    return otherwise if value is None else value
 
 
 _EXPECTED = {"hidden_act": "gelu", "qkv_bias": True}
 
 
 def _check_config(
-    config: Mapping[str, Any], encoder: EncoderConfig, image_size: int, num_channels: int
+    config: Mapping[str, object], encoder: EncoderConfig, image_size: int, num_channels: int
 ) -> None:
     """Refuse a config that says something else than the tensors, or a network we cannot compute."""
     for key, wanted in _EXPECTED.items():
-        said = config.get(key, wanted)
+        said = _said(config, key, wanted)
         require(said == wanted, f"config.json: {key} = {said!r}: only {wanted!r} is supported")
     shapes = {
         "hidden_size": encoder.width,
@@ -255,7 +269,7 @@ def _check_config(
         "num_channels": num_channels,
     }
     for key, found in shapes.items():
-        said = config.get(key, found)
+        said = _said(config, key, found)
         require(
             said in (found, [found, found]),
             f"config.json: {key} = {said!r}, but the tensors say {found}",

@@ -16,7 +16,6 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ class Source:
 
     path: Path
     tensors: dict[str, Tensor]
-    config: dict[str, Any]
+    config: Mapping[str, object]
     """Its `config.json`, empty if there is none."""
     digests: dict[str, str]
     """SHA-256 of each file that was read, by name."""
@@ -86,7 +85,7 @@ def _read_folder(folder: Path) -> Source:
     raise ConfigError(f"{folder}: has neither {SAFETENSORS} nor {PICKLE}; name the file itself")
 
 
-def _read_shards(folder: Path, config: dict[str, Any]) -> Source:
+def _read_shards(folder: Path, config: Mapping[str, object]) -> Source:
     places = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(n, str) for n in places.values()):
         raise CheckpointError(f"{folder / INDEX}: has no weight_map of file names")
@@ -100,7 +99,7 @@ def _read_shards(folder: Path, config: dict[str, Any]) -> Source:
     return Source(path=folder, tensors=tensors, config=config, digests=digests)
 
 
-def _read_file(path: Path, config: dict[str, Any]) -> Source:
+def _read_file(path: Path, config: Mapping[str, object]) -> Source:
     digests = {path.name: digest_file(path)}
     if path.suffix == ".safetensors":
         tensors, metadata = read_tensors(path)
@@ -122,7 +121,7 @@ def _read_file(path: Path, config: dict[str, Any]) -> Source:
     )
 
 
-def _unpickle(path: Path) -> Mapping[Any, Any]:
+def _unpickle(path: Path) -> Mapping[object, object]:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(INERT)):
             warnings.simplefilter("ignore")  # about pickle protocols, which the user cannot change
@@ -151,28 +150,26 @@ def _refusal(path: Path, error: Exception) -> Exception:
     return CheckpointError(f"{path}: not a readable checkpoint of torch: {type(error).__name__}")
 
 
-def _weights(path: Path, content: Mapping[Any, Any]) -> tuple[str, Mapping[str, Any]]:
+def _weights(path: Path, content: Mapping[object, object]) -> tuple[str, Mapping[object, object]]:
     """The mapping of tensors in a checkpoint, and the key under which it is."""
     for name in CONTAINERS:
-        if isinstance(content.get(name), Mapping):
-            return name, content[name]
+        if isinstance(found := content.get(name), Mapping):
+            return name, found
     if any(isinstance(value, Tensor) for value in content.values()):
         return "", content
     keys = ", ".join(sorted(map(str, content))[:8])
     raise ConfigError(f"{path} has no weights under {' or '.join(CONTAINERS)}, only: {keys}")
 
 
-def _unwrapped(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
-    strangers = [
-        str(k) for k, v in mapping.items() if not (isinstance(k, str) and isinstance(v, Tensor))
-    ]
-    if strangers:
+def _unwrapped(mapping: Mapping[object, object]) -> dict[str, Tensor]:
+    tensors = {k: v for k, v in mapping.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if strangers := [str(k) for k in mapping if k not in tensors]:
         raise ConfigError(f"not tensors among the weights: {', '.join(strangers[:8])}")
-    is_wrapped = all(key.startswith(WRAPPER) for key in mapping)
-    return {(k.removeprefix(WRAPPER) if is_wrapped else k): v for k, v in mapping.items()}
+    is_wrapped = all(key.startswith(WRAPPER) for key in tensors)
+    return {(k.removeprefix(WRAPPER) if is_wrapped else k): v for k, v in tensors.items()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, object]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -114,10 +114,12 @@ def _broken(payload: dict[str, Any], rank: int) -> Iterator[None]:
 def _grouped() -> Iterator[None]:
     """A group per parameter, with rates and decays of its own, as layer decay makes them."""
 
-    def groups(module: Any, weight_decay: float) -> list[dict[str, Any]]:
+    from mae_core.train.optim import ParamGroup
+
+    def groups(module: Any, weight_decay: float) -> list[ParamGroup]:
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         return [
-            {"params": [p], "weight_decay": 0.01 * (i % 5), "lr_scale": 1 - i / 200, "name": n}
+            ParamGroup([p], weight_decay=0.01 * (i % 5), lr_scale=1 - i / 200, name=n)
             for i, (n, p) in enumerate(named)
         ]
 

@@ -63,7 +63,7 @@ def trained_names(recipe: FinetuneRecipe, encoder_path: Path) -> set[str]:
     """Parts of the network, to the level of a block's branch, that an optimizer would get."""
     model = build_classifier(recipe, encoder_path, 10)
     groups = layer_decay_groups(model, 0.05, 0.75, TINY.depth)
-    given = {id(p) for group in groups for p in group["params"]}
+    given = {id(p) for group in groups for p in group.params}
     found = {name for name, p in model.named_parameters() if id(p) in given}
     assert found == {name for name, p in model.named_parameters() if p.requires_grad}
     return {name.rsplit(".", 1)[0].removeprefix("encoder.") for name in found}

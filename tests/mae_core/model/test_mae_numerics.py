@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.hugging_face_mae import hf_config, mae_to_hf
 from torch import Tensor
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -16,7 +17,6 @@ from mae_core.model.mae import MAE
 from mae_core.model.masking import mask_noise
 from mae_core.model.patchify import patch_targets, patchify, unpatchify
 from mae_core.model.vit import Encoder
-from mae_core.weights import hf_config, mae_to_hf
 
 
 def make_recipe(

@@ -48,14 +48,14 @@ class Classifier(nn.Module):
 def test_pretraining_decays_matrices_and_tokens_but_no_biases_or_norms() -> None:
     model = tiny_mae()
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = {g["name"]: g for g in pretrain_groups(model, 0.05)}
-    decayed = {names[id(p)] for p in groups["decay"]["params"]}
-    exempt = {names[id(p)] for p in groups["no_decay"]["params"]}
+    groups = {g.name: g for g in pretrain_groups(model, 0.05)}
+    decayed = {names[id(p)] for p in groups["decay"].params}
+    exempt = {names[id(p)] for p in groups["no_decay"].params}
     assert decayed | exempt == set(names.values()) and not decayed & exempt
     assert {"encoder.cls_token", "decoder.mask_token"} <= decayed
     assert all(name.endswith("weight") or name.endswith("token") for name in decayed)
     assert all(name.endswith("bias") or "norm" in name for name in exempt)
-    assert (groups["decay"]["weight_decay"], groups["no_decay"]["weight_decay"]) == (0.05, 0.0)
+    assert (groups["decay"].weight_decay, groups["no_decay"].weight_decay) == (0.05, 0.0)
 
 
 def test_layer_decay_has_a_level_for_embedding_blocks_and_head() -> None:
@@ -64,9 +64,9 @@ def test_layer_decay_has_a_level_for_embedding_blocks_and_head() -> None:
     decay = {}
     names = {id(p): name for name, p in model.named_parameters()}
     for group in layer_decay_groups(model, 0.05, 0.5, depth=2):
-        for parameter in group["params"]:
-            scale[names[id(parameter)]] = group["lr_scale"]
-            decay[names[id(parameter)]] = group["weight_decay"]
+        for parameter in group.params:
+            scale[names[id(parameter)]] = group.lr_scale
+            decay[names[id(parameter)]] = group.weight_decay
     assert set(scale) == set(names.values())
     for name in ("cls_token", "positions", "patch_embed.weight", "patch_embed.bias"):
         assert scale[f"encoder.{name}"] == 0.5**3
@@ -83,8 +83,8 @@ def test_layer_decay_leaves_out_frozen_parameters_and_checks_the_depth() -> None
     model = Classifier()
     model.encoder.requires_grad_(False)
     groups = layer_decay_groups(model, 0.05, 0.75, depth=2)
-    assert {group["lr_scale"] for group in groups} == {1.0}
-    assert sum(len(group["params"]) for group in groups) == 4
+    assert {group.lr_scale for group in groups} == {1.0}
+    assert sum(len(group.params) for group in groups) == 4
     with pytest.raises(ConfigError, match="over 3 blocks"):
         layer_decay_groups(model, 0.05, 0.75, depth=3)
 
