@@ -85,7 +85,7 @@ def test_files_and_functions_are_small(path: Path) -> None:
 
 def test_command_line_and_studies_import_nothing_heavy() -> None:
     program = (
-        "import sys, orchestrator.cli.main, orchestrator.plan.plan, studies.spec.load\n"
+        "import sys, orchestrator.cli.main, orchestrator.plan.plan, studies.load\n"
         "import studies.catalog.quickstart\n"
         "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'deepspeed', 'pandas', 'pyarrow', 'numpy'}\n"
         "print(sorted(heavy & set(sys.modules)))"

@@ -48,7 +48,7 @@ def main() -> None:
 def list_command(as_json: bool) -> None:
     """List the studies that ship."""
     from studies.catalog import CATALOG
-    from studies.spec.load import load_study
+    from studies.load import load_study
 
     found = {name: load_study(name) for name in CATALOG}
     if as_json:

@@ -108,7 +108,7 @@ study_options = combined(
 
 def load_study_as_asked(reference: str, settings: tuple[str, ...], data_path: str | None) -> Study:
     """Read the study that the command names, with its `--set` and `--data`."""
-    from studies.spec.load import load_study
+    from studies.load import load_study
     from studies.spec.overrides import parse
     from studies.spec.study import override_study
 

@@ -8,7 +8,7 @@ from orchestrator.errors import StoreError
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.store.kept_facts import KeptDatasets, fingerprints_of
 from orchestrator.store.records import Records
-from studies.spec.load import study_from_plain
+from studies.load import study_from_plain
 
 
 def kept_studies(records: Records, prefix: str = "") -> Iterator[str]:

@@ -19,7 +19,7 @@ from orchestrator.report.study_report import write_report
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.records import DoneRecord, Records, digest_outputs
-from studies.spec.load import load_study
+from studies.load import load_study
 
 MAX_ROWS = 8
 """Images that a gallery shows, one below the other, under a line of titles."""

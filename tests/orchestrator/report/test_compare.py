@@ -17,7 +17,7 @@ from orchestrator.report.comparison import split_side
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.records import DoneRecord, Records, digest_outputs
-from studies.spec.load import load_study
+from studies.load import load_study
 
 STUDY = """
 from studies.catalog import quickstart as base

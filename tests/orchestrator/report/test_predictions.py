@@ -15,7 +15,7 @@ from orchestrator.plan.plan import Plan, PlannedStage, make_plan
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.records import DoneRecord, Records
-from studies.spec.load import load_study
+from studies.load import load_study
 
 STUDY = """
 from dataclasses import replace

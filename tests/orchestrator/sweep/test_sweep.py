@@ -20,9 +20,9 @@ from orchestrator.store.lease import hold
 from orchestrator.sweep.trials import Trials, apply_winner
 from studies.catalog import quickstart
 from studies.errors import StudyError
+from studies.load import study_from_plain
 from studies.spec.codec import to_plain
 from studies.spec.identity import identify
-from studies.spec.load import study_from_plain
 from studies.spec.study import Study, override_study
 from studies.spec.sweep import Choices, Range
 

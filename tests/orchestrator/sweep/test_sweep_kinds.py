@@ -23,9 +23,9 @@ from orchestrator.sweep.trials import Trials
 from studies.analysis.report.sweep_text import sweep_texts
 from studies.catalog import quickstart
 from studies.errors import StudyError
+from studies.load import study_from_plain
 from studies.spec.checks import check_study
 from studies.spec.codec import to_plain
-from studies.spec.load import study_from_plain
 from studies.spec.search import mean_ranks, pareto_front
 from studies.spec.study import Study
 from studies.spec.sweep import Choices, Range, Sweep, combinations

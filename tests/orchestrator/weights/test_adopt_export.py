@@ -29,7 +29,7 @@ from orchestrator.store.driver import LocalStore
 from orchestrator.store.records import DoneRecord, Records, digest_outputs
 from orchestrator.weights.adopt import finish_adopted
 from studies.errors import StudyError
-from studies.spec.load import load_study
+from studies.load import load_study
 from studies.spec.study import override_study
 
 SCIENCE = {"kind": "adopted", "version": 1}

@@ -16,10 +16,10 @@ from studies.analysis.report.meta import ReportMeta
 from studies.analysis.report.page import summary_text, write_report
 from studies.analysis.report.tables import write_csv, write_parquet
 from studies.errors import StudyError
+from studies.load import load_study
 from studies.result_row import ResultRow
 from studies.spec.axes import AXES, axis, place, places
 from studies.spec.cell import Cell
-from studies.spec.load import load_study
 from studies.spec.overrides import override_cell
 
 

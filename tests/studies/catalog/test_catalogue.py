@@ -13,10 +13,10 @@ from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.records import Records
 from studies.catalog import CATALOG, PAPER, SMALL
+from studies.load import load_study
 from studies.reference import published_set
 from studies.spec.axes import axis, place
 from studies.spec.identity import identify
-from studies.spec.load import load_study
 from studies.spec.study import Study
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,10 +10,10 @@ import pytest
 from mae_core.config import DataConfig, Duration, KnnRecipe, PretrainRecipe
 from mae_core.model.sizes import encoder
 from studies.errors import StudyError
+from studies.load import load_study
 from studies.spec.canonical_json import canonical, differences, digest
 from studies.spec.cell import Cell, Stage
 from studies.spec.identity import identify
-from studies.spec.load import load_study
 
 DATA = DataConfig(path="digits", image_size=8, num_channels=1, pixel_mean=(0.3,), pixel_std=(0.4,))
 RECIPE = PretrainRecipe(data=DATA, encoder=encoder("N1"))

@@ -12,9 +12,9 @@ from mae_core.config import Duration, EncoderConfig, Execution, PretrainRecipe, 
 from mae_core.errors import ConfigError
 from studies.catalog import CATALOG, quickstart
 from studies.errors import StudyError
+from studies.load import load_study, study_from_plain
 from studies.spec.cell import Cell, Stage
 from studies.spec.codec import to_plain
-from studies.spec.load import load_study, study_from_plain
 from studies.spec.overrides import override_cell, parse
 from studies.spec.study import Study, override_study
 from studies.spec.sweep import Choices, Sweep

@@ -18,9 +18,9 @@ from mae_core.config import (
 )
 from mae_core.model import sizes
 from studies.catalog import CATALOG
+from studies.load import load_study
 from studies.spec.cell import Cell, Stage
 from studies.spec.checks import Finding, check_study
-from studies.spec.load import load_study
 from studies.spec.study import Study
 
 DATA = DataConfig(path="x", image_size=64)
