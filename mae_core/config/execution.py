@@ -37,7 +37,7 @@ class Execution:
     keep_checkpoints: int = 2
     """Newest checkpoints to keep of a stage that is not done."""
     grace_s: float = 30.0
-    """Seconds that a run which is told to stop has for its last checkpoint."""
+    """Seconds for a last checkpoint after a stop request."""
     snapshot: Literal["background", "blocking"] = "background"
     """Write checkpoints beside training from a copy, or while training waits."""
     monitor_every_steps: int | None = None

@@ -380,7 +380,7 @@ class ContrastiveRecipe(Recipe):
         crop = self.augmentation
         require(
             not crop.color_jitter and crop.custom is None,
-            "augmentation.color_jitter and augmentation.custom do not serve a contrastive stage: "
+            "augmentation.color_jitter and augmentation.custom are ignored by a contrastive stage: "
             "colours are changed as `views` says, for each view on its own",
         )
 

@@ -43,7 +43,7 @@ class FeaturesRecipe(Recipe):
     def __post_init__(self) -> None:
         require(
             self.features != "pixels",
-            "features 'pixels' need no encoder and are quicker made than read: use cls or mean",
+            "features 'pixels' need no encoder and are computed faster than read: use cls or mean",
         )
         check_layers(self.layers)
 

@@ -53,7 +53,7 @@ class Item:
 def import_any(
     source: str | Path, destination: str | Path, *, on_progress: Progress | None = None
 ) -> DataFacts:
-    """Import an image folder or a CIFAR archive, told apart by content; return the facts.
+    """Import an image folder or a CIFAR archive, recognised by content; return the facts.
 
     Raises:
         DataError: unusable source, or a destination that is not empty.
@@ -371,7 +371,9 @@ class _SafeUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR never does")
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which no CIFAR archive does"
+            )
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 

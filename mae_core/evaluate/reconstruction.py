@@ -127,7 +127,7 @@ def _facts(parent: Parent, metadata: Mapping[str, str], path: Path) -> dict[str,
     missing = [name for name in ("decoder", "norm_pix_loss") if facts.get(name) is None]
     if missing:
         raise CheckpointError(
-            f"{path}: nothing says the {' and '.join(missing)} of this network; evaluate a "
+            f"{path}: it does not give the {' and '.join(missing)} of this network; evaluate a "
             "pretraining of a study, or adopt the checkpoint with its decoder"
         )
     return facts

@@ -27,7 +27,7 @@ MAX_LOG_EVERY = 50
 MIN_LOGS = 100
 """Logged points of a training that has so many steps."""
 MIN_RECENT = 5
-"""Logged losses before a spike can be told."""
+"""Logged losses before a spike can be detected."""
 PROBE_IMAGES = 2
 """Enough to tell wrong weights from right ones; training waits for them at each save."""
 

@@ -18,7 +18,7 @@ from mae_core.runtime.rng_state import restore_rng, rng_state
 
 FILE = "ranks/rank-{rank:05d}.pt"
 RECENT = 20
-"""Logged losses that a spike is told from."""
+"""Logged losses with which a spike is compared."""
 
 
 @dataclass

@@ -89,7 +89,7 @@ def detect_layout(source: Source) -> LayoutName:
         return "official" if is_official else "timm"
     some = ", ".join(sorted(keys)[:6])
     raise ConfigError(
-        f"{source.path}: its {len(keys)} tensors are of no known layout ({some} …); known are "
+        f"{source.path}: its {len(keys)} tensors match no known layout ({some} …); known are "
         "the official MAE code's, Hugging Face's ViT and ViTMAE, and timm's VisionTransformer"
     )
 
@@ -142,7 +142,7 @@ def _notes(network: Network, source: Source, error: float) -> list[str]:
             "fine-tuning on the mean (which starts a new LN) is not affected"
         )
     if any(k.startswith(DECODER) for k in network.state) and network.norm_pix_loss is None:
-        notes.append("nothing says whether its targets were normalised per patch")
+        notes.append("unknown whether its targets were normalised per patch")
     return notes
 
 

@@ -129,7 +129,7 @@ def _grid(num_positions: int) -> int:
 
 
 def _depth(tensors: Mapping[str, Tensor], layout: Layout, part: str) -> int:
-    """One more than the highest index: a block that is missing below it is then told by key."""
+    """One more than the highest index: a missing block below it is then named by key."""
     probes = ("norm1.weight", "attn.proj.weight", "mlp.fc2.weight")
     found: list[int] = [
         index

@@ -94,7 +94,7 @@ class Display(View):
         )
 
     def decided(self, task: Task, decision: Mapping[str, Any]) -> None:
-        """Say what is more than an ordinary first start or a failure that is told anyway."""
+        """Print a decision, except a first start, or a failure that is printed anyway."""
         is_plain = decision["decision"] == "start" and not decision["remedies"]
         if is_plain or decision["decision"] in ("block", "stop"):
             return

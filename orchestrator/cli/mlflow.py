@@ -29,7 +29,7 @@ def mlflow(context: click.Context, store: str, port: int) -> None:
     if context.invoked_subcommand is None:
         _serve(store, port)
     elif context.get_parameter_source("port") is not click.core.ParameterSource.DEFAULT:
-        raise click.UsageError("--port is of the UI; leave it out")
+        raise click.UsageError("--port is only for the UI; remove it")
 
 
 @mlflow.command()
@@ -52,9 +52,9 @@ def rebuild(context: click.Context, store: str, as_json: bool) -> None:
         archived = found.archived_to and str(found.archived_to)
         print_json(asdict(found) | {"archived_to": archived})
         return
-    click.echo(f"{len(found.studies)} studies and {found.models} models in MLflow again")
+    click.echo(f"rebuilt {len(found.studies)} studies and {found.models} models in MLflow")
     if found.archived_to:
-        click.echo(f"what was there before is in {found.archived_to}; restart an open MLflow UI")
+        click.echo(f"the old database is in {found.archived_to}; restart an open MLflow UI")
 
 
 @mlflow.command()

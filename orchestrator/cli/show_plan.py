@@ -30,10 +30,10 @@ def print_plan(plan: Plan, console: Console, *, show_all: bool) -> None:
     console.print(f"[bold]{escape(study.name)}[/]: {escape(study.question)}", highlight=False)
     for path in plan.unknown_data:
         missing = "://" not in path and not os.path.exists(path)
-        why = "is not there" if missing else "has not been read yet"
+        why = "does not exist" if missing else "has not been read yet"
         console.print(
-            f"[yellow]data {escape(repr(path))} {why}[/]: counts below are the study's own "
-            "expectation; `run` reads it, or `mae-study data inspect` shows it",
+            f"[yellow]data {escape(repr(path))} {why}[/]: counts below are what the study "
+            "expects; `run` reads it, `mae-study data inspect` shows it",
             highlight=False,
         )
     console.print(_sizes_table(plan))
@@ -235,8 +235,8 @@ def print_outcome(outcome: RunOutcome, console: Console, *, quiet: bool) -> None
         console.print(f"report: {outcome.report}", highlight=False, soft_wrap=True, markup=False)
     if outcome.tracking_problem:
         console.print(
-            f"[yellow]MLflow lacks something[/] ({escape(outcome.tracking_problem)}); the store "
-            "has it all, the same command ships it",
+            f"[yellow]MLflow is incomplete[/] ({escape(outcome.tracking_problem)}); the store "
+            "has everything; run the same command to send it",
             highlight=False,
         )
 

@@ -49,7 +49,7 @@ def rebuild(records: Records, say: Callable[[str], None]) -> Rebuilt:
             say(f"rebuilding {study}")
             problem = _rebuild_study(records, study)
             if problem is not None:
-                kept = f"; what was there before is in {aside}" if aside else ""
+                kept = f"; the old database is in {aside}" if aside else ""
                 raise TrackingError(f"{study} could not be rebuilt: {problem}{kept}")
         again = registrations(records)
         for one in again:

@@ -62,7 +62,9 @@ def export(
     back = replace(import_weights(out, layout, hints).network, encoder=network.encoder)
     sha256 = tensors_digest(back)
     if sha256 != tensors_digest(network):
-        raise UserError(f"{out} is not what was written: its disk changed it; export again")
+        raise UserError(
+            f"{out} reads back different from what was written (a disk error?); export again"
+        )
     return Exported(
         source=source,
         layout=layout,

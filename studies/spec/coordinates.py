@@ -1,6 +1,6 @@
 """Where a cell stands: its coordinates as values, read off its recipes and never off its address.
 
-Rows of the results table, comparisons, figures and MLflow's params are told apart by these.
+Rows of the results table, comparisons, figures and MLflow's params are distinguished by these.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def encoded_batches(
     steps: int,
     execution: Execution,
 ) -> Generator[StepBatch, None, None]:
-    """Encode each global batch anew, every rank its share, and put it together on every rank."""
+    """Encode each global batch again, every rank its share, and gather it on every rank."""
     loader = make_loader(recipe, execution, split, split_batch(batch_size, execution))
     with contextlib.closing(loader.steps(0, steps)) as shares:
         for micro_batches in shares:

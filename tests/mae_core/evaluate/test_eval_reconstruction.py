@@ -135,7 +135,7 @@ def test_a_decoder_may_describe_itself(tmp_path: Path, data: ImageData) -> None:
     described = run_reconstruction(RECIPE, Execution(), ctx, data)
     assert described["loss"] == loss_of(PRETRAIN, tmp_path / "out", data)["loss"]
     silent = replace(ctx, parents=pretrained(tmp_path, PRETRAIN, recipe={}))
-    with pytest.raises(CheckpointError, match="nothing says the decoder and norm_pix_loss"):
+    with pytest.raises(CheckpointError, match="it does not give the decoder and norm_pix_loss"):
         run_reconstruction(RECIPE, Execution(), silent, data)
 
 
