@@ -170,8 +170,8 @@ def compare(
     """Compare studies with the first of them, and say which differences may be chance.
 
     A SIDE is STUDY, STUDY@N (its Nth state in the store), or either with :PREFIX for a family of
-    cells. Cells are paired by what follows PREFIX in their address, stages by name, seeds by seed,
-    and images by image.
+    cells. Cells are paired by what follows PREFIX in their address, stages by name, and images by
+    image; pairs that differ only in seeds are averaged.
     """
     from orchestrator.report.compare_page import write_comparison
     from orchestrator.report.comparison import compare as compare_sides

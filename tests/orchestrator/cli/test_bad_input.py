@@ -191,7 +191,9 @@ def test_data_that_nobody_has_read_is_planned_with_question_marks(
 ) -> None:
     unknown = ("--store", store, "--data", tmp_path / "[/nothing]")
     shown = invoke("plan", "quickstart", *unknown)
-    assert shown.exit_code == 0 and "[/nothing]" in shown.stdout and "is not there" in shown.stdout
+    assert (
+        shown.exit_code == 0 and "[/nothing]" in shown.stdout and "does not exist" in shown.stdout
+    )
     assert "?" in shown.stdout and "unknown until the data is read" in shown.stdout
     stages = plain("plan", "quickstart", *unknown)["stages"]
     steps = {s["steps"] for s in stages if s["kind"] == "pretrain" and "/e0/" not in s["cell"]}
