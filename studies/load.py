@@ -7,15 +7,14 @@ import importlib.util
 import inspect
 import json
 import sys
-import typing
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from mae_core.errors import ConfigError
 from studies.catalog import CATALOG
 from studies.errors import StudyError, unknown
-from studies.spec.codec import from_plain
+from studies.spec.codec import build
 from studies.spec.study import Study, override_study
 
 
@@ -95,6 +94,6 @@ def _where(error: Exception, path: Path | None) -> str:
     return f"{type(error).__name__}: {error}{place}"
 
 
-def study_from_plain(plain: dict[str, Any]) -> Study:
+def study_from_plain(plain: Mapping[str, object]) -> Study:
     """Rebuild a study; raises `StudyError` with the nearest known key for an unknown one."""
-    return typing.cast(Study, from_plain(Study, plain, "study"))
+    return build(Study, plain, "study")

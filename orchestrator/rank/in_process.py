@@ -94,7 +94,7 @@ def leave_gang() -> None:
 def _parents(planned: PlannedStage, records: Records, encoder: Path | None) -> list[dict[str, Any]]:
     """Parents of a stage: what `run` left of each, else what `debug` left; or a named encoder."""
     stage, cell = planned.stage, planned.cell
-    hashes = tuple(planned.identity.science["parents"])
+    hashes = planned.identity.parents
     if encoder is not None:
         if ENCODER_FILE not in stage.recipe.needs:
             raise UserError(f"{planned.address} reads no encoder: remove --encoder")

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,11 @@ class Store:
             raise StoreError(f"record {key!r} in the store is damaged: not a mapping")
         return value
 
-    def create_json(self, key: str, value: dict[str, Any]) -> bool:
+    def create_json(self, key: str, value: Mapping[str, object]) -> bool:
         """`create` with JSON content."""
         return self.create(key, json.dumps(value, sort_keys=True, indent=1).encode())
 
-    def append_numbered(self, prefix: str, value: dict[str, Any]) -> int:
+    def append_numbered(self, prefix: str, value: Mapping[str, object]) -> int:
         """Create the next of the records `000001.json`, … below `prefix`; return its number."""
         names = self.list(prefix)
         number = max((int(n.split(".")[0]) for n in names if n[:6].isdigit()), default=0)

@@ -17,6 +17,7 @@ import datetime
 import hashlib
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ class Records:
         self.store.create_json("store.json", {"id": uuid.uuid4().hex[:12], "made": now_iso()})
         return str((self.store.read_json("store.json") or {})["id"])
 
-    def write_identity(self, science_hash: str, science: dict[str, Any]) -> None:
+    def write_identity(self, science_hash: str, science: Mapping[str, object]) -> None:
         """Keep what a hash stands for."""
         self.store.create_json(f"{stage_key(science_hash)}/identity.json", science)
 

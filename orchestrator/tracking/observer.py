@@ -277,7 +277,7 @@ class Tracking(Observer):
             "role": planned.cell.role,
             "science_hash": planned.identity.science_hash,
         }
-        parents = planned.identity.science["parents"]
+        parents = planned.identity.parents
         return RunInfo(
             name=planned.address,
             level="stage",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,16 +69,21 @@ def adopt(
         )
     if records.store.read_json(f"{adopted_key(sha256)}/record.json") is None:
         _keep(conversion, sha256, records, class_names)
-    origin = {"source": str(source.absolute()), "source_sha256": conversion.source.digests}
-    held_by = origin | {"layout": conversion.layout, "at": now_iso()}
-    records.store.create_json(name_key(name), {"sha256": sha256} | held_by)
+    held_by = {
+        "sha256": sha256,
+        "source": str(source.absolute()),
+        "source_sha256": conversion.source.digests,
+        "layout": conversion.layout,
+        "at": now_iso(),
+    }
+    records.store.create_json(name_key(name), held_by)
     return find_adopted(records, name)
 
 
 def finish_adopted(
     records: Records,
     science_hash: str,
-    science: dict[str, Any],
+    science: Mapping[str, object],
     sha256: str,
     encoder: EncoderConfig | None = None,
 ) -> DoneRecord:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from mae_core.config import (
     RECIPES,
@@ -18,6 +18,7 @@ from mae_core.config import (
     EncoderConfig,
     EvalRecipe,
     InferenceRecipe,
+    PretrainRecipe,
     Recipe,
 )
 from mae_core.model.sizes import ENCODERS
@@ -103,7 +104,7 @@ def axis(name: str) -> Axis:
     if name in AXES:
         return AXES[name]
     if "+" in name:
-        parts = [axis(part) for part in name.split("+")]
+        parts = [axis(part) for part in parts_of(name)]
         return Axis(name=name, label=", ".join(p.label for p in parts))
     section, _, key = name.partition(".")
     if not key:
@@ -111,6 +112,11 @@ def axis(name: str) -> Axis:
     if section in RECIPES and key.split(".")[0] not in _field_names(RECIPES[section]):
         raise unknown("axis", name, [f"{section}.{f}" for f in _field_names(RECIPES[section])])
     return Axis(name=name, label=name, scale="rank")
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """Axes that a `+` axis joins; of any other, itself."""
+    return tuple(name.split("+"))
 
 
 def places(names: Iterable[str], cell: Cell, stage: Stage) -> dict[str, Place]:
@@ -122,21 +128,17 @@ def places(names: Iterable[str], cell: Cell, stage: Stage) -> dict[str, Place]:
 def place(name: str, cell: Cell, stage: Stage) -> Place | None:
     """Where a stage stands on one axis; None where the axis does not apply to it."""
     if "+" in name:
-        parts = [place(part, cell, stage) for part in name.split("+")]
-        return (
-            None if None in parts else joined(name, dict(zip(name.split("+"), parts, strict=True)))
-        )
+        return joined(name, {part: place(part, cell, stage) for part in parts_of(name)})
     if name in _READERS:
         return _READERS[name](cell, stage)
     return _dotted(name, cell, stage)
 
 
-def joined(name: str, at: Mapping[str, Any]) -> str | None:
+def joined(name: str, at: Mapping[str, Place | None]) -> str | None:
     """The category of a `+` axis, from the places on its parts; None if one is missing."""
-    parts = name.split("+")
-    if any(part not in at for part in parts):
-        return None
-    return ", ".join(shown(part, at[part]) for part in parts)
+    found = [(part, at.get(part)) for part in parts_of(name)]
+    words = [shown(part, place) for part, place in found if place is not None]
+    return ", ".join(words) if len(words) == len(found) else None
 
 
 def shown(name: str, at: Place) -> str:
@@ -175,7 +177,10 @@ def chain(cell: Cell, stage: Stage) -> Iterator[Stage]:
         waiting += [cell.stage(name) for name in current.parents]
 
 
-def _of_origin(read: Callable[[Any], Place | None]) -> Callable[[Cell, Stage], Place | None]:
+Reader = Callable[[Cell, Stage], Place | None]
+
+
+def _of_origin(read: Callable[[Recipe], Place | None]) -> Reader:
     def reader(cell: Cell, stage: Stage) -> Place | None:
         start = origin(cell, stage)
         return None if start is None else read(start.recipe)
@@ -183,17 +188,17 @@ def _of_origin(read: Callable[[Any], Place | None]) -> Callable[[Cell, Stage], P
     return reader
 
 
-def _of_pretrain(read: Callable[[Any], Place | None]) -> Callable[[Cell, Stage], Place | None]:
-    return _of_origin(lambda recipe: read(recipe) if recipe.KIND == "pretrain" else None)
+def _of_pretrain(read: Callable[[PretrainRecipe], Place | None]) -> Reader:
+    return _of_origin(lambda recipe: read(recipe) if isinstance(recipe, PretrainRecipe) else None)
 
 
-def _target(recipe: Any) -> str:
+def _target(recipe: PretrainRecipe) -> str:
     if recipe.target == "pixels":
         return "normalised pixels" if recipe.norm_pix_loss else "pixels"
     return str({"pca": "principal components"}.get(recipe.target, recipe.target))
 
 
-def _augmentation(recipe: Any) -> str:
+def _augmentation(recipe: PretrainRecipe) -> str:
     views = recipe.augmentation
     crop = "random-size crop" if views.crop_scale is not None else ""
     crop = "fixed-size crop" if views.fixed_crop_margin is not None else crop
@@ -216,9 +221,9 @@ def _epochs(recipe: Recipe) -> float | None:
 def _size(cell: Cell, stage: Stage) -> str | None:
     """`H`, and `H@448` where it is evaluated at another resolution than it was pretrained at."""
     start = origin(cell, stage)
-    if start is None:
+    if start is None or start.recipe.new_encoder is None:
         return None
-    name = size_name(start.recipe.encoder)  # type: ignore[union-attr]
+    name = size_name(start.recipe.new_encoder)
     pixels = stage.recipe.data.image_size
     return name if pixels == start.recipe.data.image_size else f"{name}@{pixels}"
 
@@ -256,21 +261,22 @@ def _dotted(name: str, cell: Cell, stage: Stage) -> Place | None:
     section, _, path = name.partition(".")
     for candidate in chain(cell, stage):
         if section in (candidate.name, candidate.kind):
-            value: Any = candidate.recipe
+            value: object = candidate.recipe
             for part in path.split("."):
                 value = getattr(value, part, None)
             if value is None:
                 return None
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            return float(value) if number else str(value)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+            return str(value)
     return None
 
 
-def _field_names(recipe: type[Any]) -> list[str]:
+def _field_names(recipe: type[Recipe]) -> list[str]:
     return [f.name for f in dataclasses.fields(recipe)]
 
 
-_READERS: dict[str, Callable[[Cell, Stage], Place | None]] = {
+_READERS: dict[str, Reader] = {
     "mask_ratio": _of_pretrain(lambda r: float(r.mask_ratio)),
     "decoder_depth": _of_pretrain(lambda r: float(r.decoder.depth)),
     "decoder_width": _of_pretrain(lambda r: float(r.decoder.width)),
@@ -285,8 +291,8 @@ _READERS: dict[str, Callable[[Cell, Stage], Place | None]] = {
     "objective": _of_origin(_objective),
     "tuned_blocks": _tuned_blocks,
     "train_fraction": _of_origin(lambda r: float(r.data.train_fraction)),
-    "base_lr": _of_origin(lambda r: float(r.optimizer.base_lr)),
-    "patch_size": _of_origin(lambda r: float(r.encoder.patch_size)),
+    "base_lr": _of_origin(lambda r: r.training.base_lr if r.training else None),
+    "patch_size": _of_origin(lambda r: float(r.new_encoder.patch_size) if r.new_encoder else None),
     "dataset": _dataset,
     "num_labels": _num_labels,
     # Conditions within one stage: rows of their own (`orchestrator.plan.corruption_rows`).

@@ -12,7 +12,8 @@ import functools
 import hashlib
 import json
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from studies.errors import StudyError
 
@@ -20,7 +21,7 @@ HASH_LENGTH = 20
 """Hex digits: 80 bits, no collision below billions of stages."""
 
 
-def canonical(value: Any, where: str = "value") -> Any:
+def canonical(value: object, where: str = "value") -> object:
     """Reduce `value` to JSON types, without execution fields; raises `StudyError` if it cannot."""
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -29,7 +30,7 @@ def canonical(value: Any, where: str = "value") -> Any:
     if isinstance(value, float):
         return _number(value, where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _fields(value, where)
+        return fields_of(value, where)
     if isinstance(value, list | tuple):
         return [canonical(v, f"{where}[{i}]") for i, v in enumerate(value)]
     if isinstance(value, dict):
@@ -46,15 +47,18 @@ def _number(value: float, where: str) -> float | int:
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
-def _mapping(value: dict[Any, Any], where: str) -> dict[str, Any]:
-    for key in value:
+def _mapping(value: Mapping[object, object], where: str) -> dict[str, object]:
+    found = {}
+    for key, item in value.items():
         if not isinstance(key, str):
             raise StudyError(f"{where} has the key {key!r}: only strings have a canonical form")
-    return {k: canonical(v, f"{where}.{k}") for k, v in value.items()}
+        found[key] = canonical(item, f"{where}.{key}")
+    return found
 
 
-def _fields(value: Any, where: str) -> dict[str, Any]:
-    cls: Any = type(value)
+def fields_of(value: object, where: str) -> dict[str, object]:
+    """A dataclass in canonical form, by field."""
+    cls: Any = type(value)  # what is cached must be hashable
     return {
         name: canonical(item, f"{where}.{name}")
         for name, default in _science_fields(cls)
@@ -63,7 +67,7 @@ def _fields(value: Any, where: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _science_fields(cls: Any) -> tuple[tuple[str, Any], ...]:
+def _science_fields(cls: Any) -> tuple[tuple[str, object], ...]:
     """Names and defaults of the fields that count."""
     found = []
     for f in dataclasses.fields(cls):
@@ -76,18 +80,38 @@ def _science_fields(cls: Any) -> tuple[tuple[str, Any], ...]:
     return tuple(found)
 
 
-def digest(plain: Any) -> str:
+def leaves(value: object, where: str = "") -> dict[str, object]:
+    """Leaves of nested mappings by dotted key; lists are leaves."""
+    if not isinstance(value, dict):
+        return {where: value}
+    return {
+        key: leaf
+        for name, inner in value.items()
+        for key, leaf in leaves(inner, f"{where}.{name}".lstrip(".")).items()
+    }
+
+
+def digest(plain: object) -> str:
     """Hash a canonical value."""
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
-def differences(old: Any, new: Any, where: str = "") -> list[tuple[str, Any, Any]]:
-    """Compare two canonical values field by field: (dotted key, old, new); absent is None."""
+class Change(NamedTuple):
+    """A setting that differs; None where it is absent, at its default."""
+
+    key: str
+    """Dotted."""
+    old: object
+    new: object
+
+
+def differences(old: object, new: object, where: str = "") -> list[Change]:
+    """Compare two canonical values field by field."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             d
             for key in sorted(old.keys() | new.keys())
             for d in differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
         ]
-    return [] if old == new else [(where, old, new)]
+    return [] if old == new else [Change(where, old, new)]

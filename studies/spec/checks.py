@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from mae_core.config import AdoptedRecipe, Duration, PretrainRecipe, num_keep
 from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
 from studies.spec.axes import size_name
-from studies.spec.canonical_json import digest
+from studies.spec.canonical_json import digest, leaves
 from studies.spec.cell import Cell
 from studies.spec.codec import to_plain
 from studies.spec.study import Study
@@ -62,7 +62,7 @@ class Finding:
     cells: tuple[str, ...] = ()
     """Addresses that it is about; their points are drawn hollow where they share a curve."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values."""
         return {
             "code": self.code,
@@ -114,19 +114,8 @@ def _by_size(cells: list[Cell]) -> dict[str, list[tuple[Cell, PretrainRecipe]]]:
     return dict(groups)
 
 
-def _flat(value: Any, where: str = "") -> dict[str, Any]:
-    """Leaves of nested dicts by dotted key."""
-    if not isinstance(value, dict):
-        return {where: value}
-    return {
-        key: leaf
-        for name, inner in value.items()
-        for key, leaf in _flat(inner, f"{where}.{name}".lstrip(".")).items()
-    }
-
-
-def _settings(recipe: PretrainRecipe) -> dict[str, Any]:
-    return {key: digest(leaf) for key, leaf in _flat(to_plain(recipe)).items()}
+def _settings(recipe: PretrainRecipe) -> dict[str, str]:
+    return {key: digest(leaf) for key, leaf in leaves(to_plain(recipe)).items()}
 
 
 def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
@@ -159,7 +148,7 @@ def _mixed_curves(study: Study, cells: list[Cell]) -> Iterator[Finding]:
     for size, members in _by_size(cells).items():
         differing = _differing([recipe for _, recipe in members], free)
         for key in differing:
-            values = [_flat(to_plain(recipe)).get(key) for _, recipe in members]
+            values = [leaves(to_plain(recipe)).get(key) for _, recipe in members]
             usual, _ = Counter(map(str, values)).most_common(1)[0]
             odd = [
                 (cell.address, value)
@@ -185,7 +174,7 @@ def _size_and_more(study: Study, cells: list[Cell]) -> Iterator[Finding]:
     free = (*ALWAYS_FREE, *BESIDE_SIZE, *(k for k in _varied(study) if k != "encoder"))
     for key in _differing(first, free):
         shown = ", ".join(
-            f"{size} {_flat(to_plain(recipe)).get(key)}"
+            f"{size} {leaves(to_plain(recipe)).get(key)}"
             for size, recipe in zip(groups, first, strict=True)
         )
         yield Finding(

@@ -9,14 +9,17 @@ import dataclasses
 import functools
 import types
 import typing
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from mae_core.config import RECIPES, Duration, Recipe
+from mae_core.config import RECIPES, AnyRecipe, Duration, Recipe
 from mae_core.errors import ConfigError
 from studies.errors import StudyError, unknown
 
+T = TypeVar("T")
 
-def to_plain(value: Any) -> Any:
+
+def to_plain(value: object) -> Any:
     """Turn dataclasses into dicts (recipes tagged by `kind`, durations as text)."""
     if isinstance(value, Duration):
         return (
@@ -32,12 +35,12 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def recipe_from_plain(plain: dict[str, Any]) -> Any:
+def recipe_from_plain(plain: Mapping[str, object]) -> AnyRecipe:
     """Rebuild a recipe from `to_plain`'s dict."""
-    return _recipe(plain, "recipe")
+    return typing.cast(AnyRecipe, _recipe(plain, "recipe"))
 
 
-def from_plain(hint: Any, plain: Any, where: str) -> Any:
+def from_plain(hint: object, plain: object, where: str) -> object:
     """Build a value of type `hint` from JSON; raises `StudyError` naming `where`."""
     if hint is Any:
         return plain
@@ -53,23 +56,25 @@ def from_plain(hint: Any, plain: Any, where: str) -> Any:
         return _tuple(get_args(hint), plain, where)
     if hint is Duration:
         return _duration(plain, where)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, plain, where)  # type: ignore[arg-type]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return build(hint, plain, where)
+    assert isinstance(hint, type)
     return _scalar(hint, plain, where)
 
 
-def field_types(cls: Any) -> dict[str, Any]:
+def field_types(cls: type) -> Mapping[str, object]:
     """Resolved annotations of a dataclass's fields."""
-    return _field_types(cls)
+    known: Any = cls  # what is cached must be hashable
+    return _field_types(known)
 
 
 @functools.cache
-def _field_types(cls: Any) -> dict[str, Any]:
+def _field_types(cls: Any) -> Mapping[str, object]:
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
-def build(cls: type, plain: Any, where: str) -> Any:
+def build(cls: type[T], plain: object, where: str) -> T:
     """Build a dataclass from a dict."""
     if isinstance(plain, cls):
         return plain
@@ -86,14 +91,15 @@ def build(cls: type, plain: Any, where: str) -> Any:
         raise StudyError(f"{where}: {error}") from error
 
 
-def _union(members: tuple[Any, ...], plain: Any, where: str) -> Any:
+def _union(members: tuple[object, ...], plain: object, where: str) -> object:
     if plain is None and type(None) in members:
         return None
     options = [m for m in members if m is not type(None)]
-    if isinstance(plain, dict) and all(_is_recipe(o) for o in options):
-        return _recipe(plain, where)
-    if isinstance(plain, dict) and all(dataclasses.is_dataclass(o) for o in options):
-        return build(max(options, key=lambda o: len(plain.keys() & field_types(o))), plain, where)
+    classes = [m for m in options if isinstance(m, type) and dataclasses.is_dataclass(m)]
+    if isinstance(plain, dict) and len(classes) == len(options):
+        if all(_is_recipe(cls) for cls in classes):
+            return _recipe(plain, where)
+        return build(max(classes, key=lambda c: len(plain.keys() & field_types(c))), plain, where)
     problems = []
     for option in sorted(options, key=lambda o: o in (float, str)):  # int before float
         try:
@@ -103,11 +109,11 @@ def _union(members: tuple[Any, ...], plain: Any, where: str) -> Any:
     raise StudyError(problems[0])
 
 
-def _is_recipe(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Recipe)
+def _is_recipe(hint: type) -> bool:
+    return issubclass(hint, Recipe)
 
 
-def _recipe(plain: dict[str, Any], where: str) -> Any:
+def _recipe(plain: Mapping[str, object], where: str) -> Recipe:
     rest = dict(plain)
     kind = rest.pop("kind", None)
     if kind not in RECIPES:
@@ -115,7 +121,7 @@ def _recipe(plain: dict[str, Any], where: str) -> Any:
     return build(RECIPES[kind], rest, where)
 
 
-def _tuple(members: tuple[Any, ...], plain: Any, where: str) -> Any:
+def _tuple(members: tuple[object, ...], plain: object, where: str) -> tuple[object, ...]:
     if not isinstance(plain, list | tuple):
         raise StudyError(f"{where} = {plain!r}: expected a list")
     if len(members) == 2 and members[1] is Ellipsis:
@@ -126,7 +132,7 @@ def _tuple(members: tuple[Any, ...], plain: Any, where: str) -> Any:
     return tuple(from_plain(m, v, f"{where}[{i}]") for i, (m, v) in enumerate(pairs))
 
 
-def _duration(plain: Any, where: str) -> Duration:
+def _duration(plain: object, where: str) -> Duration:
     if isinstance(plain, Duration):
         return plain
     if isinstance(plain, str):
@@ -134,7 +140,7 @@ def _duration(plain: Any, where: str) -> Duration:
     raise StudyError(f"{where} = {plain!r}: write a number and its unit, such as 800ep or 5000st")
 
 
-def _scalar(hint: Any, plain: Any, where: str) -> Any:
+def _scalar(hint: type, plain: object, where: str) -> object:
     if hint is float and isinstance(plain, int) and not isinstance(plain, bool):
         return float(plain)
     if hint is int and isinstance(plain, float) and plain.is_integer():

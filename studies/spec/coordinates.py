@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mae_core.config import Duration
 from studies.result_row import Place
 from studies.spec.axes import chain, place, places, size_name
-from studies.spec.canonical_json import canonical, digest
+from studies.spec.canonical_json import digest, fields_of
 from studies.spec.cell import Cell, Stage
 
 SEEDS = ("seed", "label_seed")
@@ -70,7 +70,7 @@ def stage_family(cell: Cell, stage: Stage) -> str:
 
 def seedless(stage: Stage) -> dict[str, object]:
     """A stage's recipe in canonical form, without what only draws."""
-    plain: dict[str, object] = canonical(stage.recipe, stage.name)
+    plain = fields_of(stage.recipe, stage.name)
     found = {key: value for key, value in plain.items() if key not in SEEDS}
     data = plain["data"]
     assert isinstance(data, dict)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mae_core.runtime.plugins import source_digest
 from studies.spec.canonical_json import canonical, digest
@@ -19,23 +18,25 @@ class Identity:
     """What a stage computes, canonically, and its hash."""
 
     science_hash: str
-    science: dict[str, Any]
+    science: Mapping[str, object]
+    parents: tuple[str, ...] = ()
+    """Hashes of the parents, in order."""
 
 
 def identify(cell: Cell, fingerprints: Mapping[str, str]) -> dict[str, Identity]:
     """Identity of each stage by name; `fingerprints` maps data paths to sample fingerprints."""
     found: dict[str, Identity] = {}
     for stage in cell.stages:
-        science = _science(stage, fingerprints)
         # Parents by hash, in order: a parent that changes makes another stage of its child.
-        science["parents"] = [found[p].science_hash for p in stage.parents]
-        found[stage.name] = Identity(digest(science), science)
+        parents = tuple(found[p].science_hash for p in stage.parents)
+        science = _science(stage, fingerprints) | {"parents": list(parents)}
+        found[stage.name] = Identity(digest(science), science, parents)
     return found
 
 
-def _science(stage: Stage, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+def _science(stage: Stage, fingerprints: Mapping[str, str]) -> dict[str, object]:
     recipe = stage.recipe
-    science = {
+    science: dict[str, object] = {
         "kind": stage.kind,
         "version": recipe.VERSION,
         "recipe": canonical(recipe, stage.name),

@@ -9,19 +9,23 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Set
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from mae_core.config import RECIPES, BestOfRecipe, Execution
 from studies.errors import StudyError, unknown
 from studies.spec.cell import Cell, Stage, map_cell
 from studies.spec.codec import field_types, from_plain
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 GLOBAL_SECTIONS = ("data", "execution")
 
 
-def parse(assignments: tuple[str, ...]) -> dict[str, Any]:
+def parse(assignments: tuple[str, ...]) -> dict[str, object]:
     """Read `key=value` texts; a value is JSON where it parses as JSON, else a string."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -33,7 +37,7 @@ def parse(assignments: tuple[str, ...]) -> dict[str, Any]:
     return settings
 
 
-def override_cell(cell: Cell, settings: Mapping[str, Any]) -> Cell:
+def override_cell(cell: Cell, settings: Mapping[str, object]) -> Cell:
     """Apply settings to every stage of one cell."""
     choices = [s for s in cell.stages if isinstance(s.recipe, BestOfRecipe)]
     return map_cell(
@@ -44,14 +48,14 @@ def override_cell(cell: Cell, settings: Mapping[str, Any]) -> Cell:
     )
 
 
-def _override_stage(stage: Stage, settings: Mapping[str, Any], choices: Set[str]) -> Stage:
+def _override_stage(stage: Stage, settings: Mapping[str, object], choices: Set[str]) -> Stage:
     """Apply to one stage the settings that name it; all at once, so that they may go together.
 
     `choices` are the searches whose candidate it is: their names reach it too, kinds do not.
     """
     names = {stage.name, stage.kind} | (choices - RECIPES.keys())
-    recipe: dict[str, Any] = {}
-    execution: dict[str, Any] = {}
+    recipe: dict[str, object] = {}
+    execution: dict[str, object] = {}
     for key, value in settings.items():
         section, _, rest = key.partition(".")
         below, _, setting = rest.partition(".")
@@ -63,6 +67,13 @@ def _override_stage(stage: Stage, settings: Mapping[str, Any], choices: Set[str]
             execution[setting] = value
         elif section in names:
             recipe[rest] = value
+    return with_settings(stage, recipe, execution)
+
+
+def with_settings(
+    stage: Stage, recipe: Mapping[str, object], execution: Mapping[str, object] = {}
+) -> Stage:
+    """The stage with other values at dotted paths below its recipe and its execution."""
     if not recipe and not execution:
         return stage
     return dataclasses.replace(
@@ -84,7 +95,7 @@ def _known_keys(stages: list[Stage]) -> list[str]:
     keys = {f"execution.{f}" for f in field_types(Execution)}
     for stage in stages:
         for name, hint in field_types(type(stage.recipe)).items():
-            if dataclasses.is_dataclass(hint) and name != "data":
+            if isinstance(hint, type) and dataclasses.is_dataclass(hint) and name != "data":
                 keys |= {f"{stage.kind}.{name}.{f}" for f in field_types(hint)}
             else:
                 keys.add(f"{stage.kind}.{name}")
@@ -92,12 +103,12 @@ def _known_keys(stages: list[Stage]) -> list[str]:
     return sorted(keys)
 
 
-def _replace(value: Any, changes: Mapping[str, Any], where: str) -> Any:
+def _replace(value: T, changes: Mapping[str, object], where: str) -> T:
     """Rebuild a dataclass with the values at dotted paths below it."""
     if not changes:
         return value
-    direct: dict[str, Any] = {}
-    nested: dict[str, dict[str, Any]] = {}
+    direct: dict[str, object] = {}
+    nested: dict[str, dict[str, object]] = {}
     hints = field_types(type(value))
     for path, new in changes.items():
         name, _, rest = path.partition(".")
@@ -109,7 +120,7 @@ def _replace(value: Any, changes: Mapping[str, Any], where: str) -> Any:
             direct[name] = from_plain(hints[name], new, f"{where}.{name}")
     for name, below in nested.items():
         current = direct.get(name, getattr(value, name))
-        if not dataclasses.is_dataclass(current):
+        if not dataclasses.is_dataclass(current) or isinstance(current, type):
             raise StudyError(f"{where}.{name} is {current!r}: it has no settings below it")
         direct[name] = _replace(current, below, f"{where}.{name}")
     return dataclasses.replace(value, **direct)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from studies.spec.canonical_json import digest
+from studies.spec.canonical_json import digest, leaves
 from studies.spec.cell import Cell, Stage
 from studies.spec.coordinates import Coordinates, seedless
 
@@ -44,7 +44,7 @@ def protocol_keys(stages: Sequence[Measured]) -> list[str]:
 
 def _rests(stages: Sequence[Measured]) -> list[str]:
     """Of stages with one description, what tells those apart that are not the same."""
-    settings = [_leaves(_settings(one)) for one in stages]
+    settings = [leaves(_settings(one)) for one in stages]
     names: dict[str, list[int]] = defaultdict(list)
     for i, one in enumerate(stages):
         names[one.stage.name].append(i)
@@ -53,7 +53,7 @@ def _rests(stages: Sequence[Measured]) -> list[str]:
         free = _free([stages[i] for i in members], [settings[i] for i in members])
         for i in members:
             rests[i] = digest({k: v for k, v in settings[i].items() if k not in free})
-    return _joined(rests, [digest(dict(leaves)) for leaves in settings])
+    return _joined(rests, [digest(one) for one in settings])
 
 
 def _joined(rests: Sequence[str], recipes: Sequence[str]) -> list[str]:
@@ -73,37 +73,26 @@ def _joined(rests: Sequence[str], recipes: Sequence[str]) -> list[str]:
 
 def _free(stages: Sequence[Measured], settings: Sequence[Leaves]) -> set[str]:
     """Settings that go with the place of a cell: one value wherever cells stand alike."""
-    places: dict[object, list[Leaves]] = defaultdict(list)
-    for one, leaves in zip(stages, settings, strict=True):
-        places[
-            one.coordinates.size, one.coordinates.duration, tuple(one.coordinates.axes.items())
-        ].append(leaves)
+    alike: dict[object, list[Leaves]] = defaultdict(list)
+    for one, found in zip(stages, settings, strict=True):
+        at = one.coordinates
+        alike[at.size, at.duration, tuple(at.axes.items())].append(found)
     return {
         key
-        for key in {key for leaves in settings for key in leaves}
-        if _differs(key, settings) and not any(_differs(key, alike) for alike in places.values())
+        for key in {key for found in settings for key in found}
+        if _differs(key, settings) and not any(_differs(key, group) for group in alike.values())
     }
 
 
 def _differs(key: str, settings: Sequence[Leaves]) -> bool:
     """What is at its default is left out, which is no value at all."""
-    return len({repr(leaves[key]) if key in leaves else "" for leaves in settings}) > 1
+    return len({repr(one[key]) if key in one else "" for one in settings}) > 1
 
 
 def _settings(one: Measured) -> dict[str, object]:
     """A recipe without seeds; of a choice also those of its candidates."""
     found = seedless(one.stage)
     if one.stage.kind == "best_of":
-        found["candidates"] = [seedless(one.cell.stage(name)) for name in one.stage.parents]
+        candidates = [one.cell.stage(name) for name in one.stage.parents]
+        found["candidates"] = [[stage.kind, seedless(stage)] for stage in candidates]
     return found
-
-
-def _leaves(value: object, where: str = "") -> dict[str, object]:
-    """Leaves of nested mappings by dotted key; lists are leaves."""
-    if not isinstance(value, dict):
-        return {where: value}
-    return {
-        key: leaf
-        for name, inner in value.items()
-        for key, leaf in _leaves(inner, f"{where}.{name}".lstrip(".")).items()
-    }

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from studies.spec.cell import Cell, Stage, map_cell
+from studies.spec.overrides import with_settings
 from studies.spec.sweep import Range, SearchAxis, Sweep
 
 
@@ -33,8 +33,7 @@ def repeats(sweep: Sweep, trial: Cell) -> tuple[Cell, ...]:
 
 
 def _reseeded(stage: Stage, seed: int) -> Stage:
-    recipe: Any = stage.recipe
-    return replace(stage, recipe=replace(recipe, seed=seed))
+    return with_settings(stage, {"seed": seed})
 
 
 def pareto_front(values: dict[int, tuple[float, ...]]) -> list[int]:

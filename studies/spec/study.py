@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from studies.errors import StudyError, unknown
 from studies.reference import published_set
@@ -69,7 +68,7 @@ class Study:
             yield from cell.stages
 
 
-def override_study(study: Study, settings: Mapping[str, Any]) -> Study:
+def override_study(study: Study, settings: Mapping[str, object]) -> Study:
     """Apply settings to every stage of the study; raises `StudyError` for an unknown key."""
     for key in settings:
         check_section(key, list(study.all_stages()))

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from mae_core.config import EncoderConfig, EvalRecipe
 from mae_core.errors import ConfigError
@@ -14,7 +14,7 @@ from studies.errors import StudyError, unknown
 from studies.spec.axes import size_name
 from studies.spec.cell import Cell, Stage, map_cell
 from studies.spec.identity import identify
-from studies.spec.overrides import check_section, override_cell
+from studies.spec.overrides import check_section, override_cell, with_settings
 
 METRICS = ("top1", "top5")
 """What a sweep may maximise: accuracies in percent, the same at every mask ratio."""
@@ -225,16 +225,14 @@ def by_size(sweep: Sweep) -> tuple[Sweep, ...]:
 
 
 def _at_size(sweep: Sweep, encoder: EncoderConfig) -> Sweep:
-    trunk = sweep.base.pretrain
-    if trunk is None:
+    before = sweep.base.encoder
+    if before is None:
         raise StudyError(f"the sweep's base {sweep.base.address} has no encoder to vary in size")
-    before: Any = trunk.recipe
 
     def change(stage: Stage) -> Stage:
-        if stage.recipe.new_encoder != before.encoder:
+        if stage.recipe.new_encoder != before:
             return stage
-        recipe: Any = stage.recipe
-        return replace(stage, recipe=replace(recipe, encoder=encoder))
+        return with_settings(stage, {"encoder": encoder})
 
     name = size_name(encoder)
     try:

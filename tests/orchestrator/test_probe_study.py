@@ -95,7 +95,7 @@ def finish_all(folder: Path) -> dict[str, Any]:
         directory = records.attempt_dir(key, number)
         done = run_one(plan, records, cell="c", stage=stage.stage.name, out=directory)
         assert done is not None
-        parents = {p: records.done(p) for p in stage.identity.science["parents"]}
+        parents = {p: records.done(p) for p in stage.identity.parents}
         record = DoneRecord(
             science_hash=key,
             kind=stage.stage.kind,

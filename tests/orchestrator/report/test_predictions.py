@@ -64,7 +64,7 @@ def finish(plan: Plan, records: Records, addresses: set[str]) -> None:
         metrics: dict[str, Any] = {"loss": 0.5}
         if planned.stage.kind == "knn":
             metrics |= {"top1": truth(planned, plan), "top5": None, "num_images": 360}
-        parents = {h: done[h] for h in planned.identity.science["parents"]}
+        parents = {h: done[h] for h in planned.identity.parents}
         done[key] = {}
         records.complete(
             DoneRecord(

@@ -227,9 +227,7 @@ class Bench:
             for losses in ({1: 0.9, 2: 0.8}, {2: 7.0, 3: 0.7}):
                 number = self.records.begin_attempt(key, {})
                 journal(self.records.attempt_dir(key, number), losses)
-            parents: dict[str, dict[str, str]] = {
-                p: {} for p in planned.identity.science["parents"]
-            }
+            parents: dict[str, dict[str, str]] = {p: {} for p in planned.identity.parents}
             self.records.complete(
                 DoneRecord(
                     science_hash=key,
