@@ -75,7 +75,7 @@ class EvalRecipe(Recipe):
 
     @property
     def scored_on(self) -> EvalSplit:
-        """What it is asked to score."""
+        """The split that it scores."""
         return self.eval_split
 
     def tuned_blocks(self, depth: int) -> float | None:
@@ -123,7 +123,7 @@ class LinearProbeRecipe(EvalRecipe):
 
     @property
     def training(self) -> Training:
-        """Its own settings."""
+        """How it trains."""
         return Training(self.duration, self.global_batch, self.optimizer.base_lr)
 
     @property
@@ -132,7 +132,7 @@ class LinearProbeRecipe(EvalRecipe):
         return self.augmentation.is_deterministic
 
     def tuned_blocks(self, depth: int) -> float:
-        """None of them."""
+        """None: the encoder is frozen."""
         return 0.0
 
     def __post_init__(self) -> None:
@@ -182,11 +182,11 @@ class FinetuneRecipe(EvalRecipe):
 
     @property
     def training(self) -> Training:
-        """Its own settings."""
+        """How it trains."""
         return Training(self.duration, self.global_batch, self.optimizer.base_lr, self.precision)
 
     def tuned_blocks(self, depth: int) -> float | None:
-        """All of them."""
+        """All blocks."""
         return float(depth)
 
     def __post_init__(self) -> None:
@@ -228,16 +228,16 @@ class ScratchRecipe(FinetuneRecipe):
 
     @property
     def new_encoder(self) -> EncoderConfig:
-        """Its own."""
+        """The encoder that it makes."""
         return self.encoder
 
     @property
     def objective_name(self) -> str:
-        """Labels, without a pretraining."""
+        """It has no pretraining."""
         return "from scratch"
 
     def tuned_blocks(self, depth: int) -> None:
-        """Nothing was there to be tuned."""
+        """None: there was no encoder to tune."""
 
     @property
     def label(self) -> str:

@@ -31,20 +31,20 @@ class Execution:
     on_numerics: Literal["stop", "rollback"] = "rollback"
     """After a loss that is not finite, or a spike: give up, or go back to an older checkpoint."""
     numerics_retries: int = 2
-    """Rollbacks at most; the k-th failure passes over the k newest checkpoints."""
+    """Rollbacks at most; the k-th failure skips the k newest checkpoints."""
     spike_factor: float | None = None
-    """A loss above this multiple of the running median counts as numerics; None = never."""
+    """A loss above this multiple of the running median is a numerical failure; None = never."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep of a stage that is not done."""
     grace_s: float = 30.0
     """Seconds for a last checkpoint after a stop request."""
     snapshot: Literal["background", "blocking"] = "background"
-    """Write checkpoints beside training from a copy, or while training waits."""
+    """Write checkpoints in the background from a copy, or while training waits."""
     monitor_every_steps: int | None = None
     """Steps between looks at a pretraining's features (k-NN on dev, effective rank, held-out
     loss); for people's eyes, never a curve point."""
     checkpoint_uri: str | None = None
-    """Another place for checkpoints, any URI of `pyarrow.fs`; None = in the store."""
+    """Directory for checkpoints, any URI of `pyarrow.fs`; None = in the store."""
 
     def __post_init__(self) -> None:
         world, low, spike = self.world_size, self.min_world_size, self.spike_factor

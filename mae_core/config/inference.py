@@ -164,12 +164,12 @@ class ReconstructionRecipe(Recipe):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Both halves of the network."""
+        """Encoder and decoder."""
         return (ENCODER_FILE, DECODER_FILE)
 
     @property
     def scored_on(self) -> EvalSplit:
-        """What it is asked to score."""
+        """The split that it scores."""
         return self.eval_split
 
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
@@ -242,7 +242,7 @@ class BestOfRecipe(EvalRecipe):
 
     @property
     def selects_on_dev(self) -> bool:
-        """It does nothing else."""
+        """Always: it chooses by dev accuracy."""
         return True
 
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:

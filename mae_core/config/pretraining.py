@@ -138,12 +138,12 @@ class PretrainRecipe(Recipe):
 
     @property
     def new_encoder(self) -> EncoderConfig:
-        """Its own."""
+        """The encoder that it makes."""
         return self.encoder
 
     @property
     def training(self) -> Training:
-        """Its own settings."""
+        """How it trains."""
         return Training(self.duration, self.global_batch, self.optimizer.base_lr, self.precision)
 
     @property
@@ -279,7 +279,7 @@ class TokenizerRecipe(Recipe):
 
     @property
     def training(self) -> Training:
-        """Its own settings."""
+        """How it trains."""
         return Training(self.duration, self.global_batch, self.optimizer.base_lr, self.precision)
 
     @property
@@ -310,7 +310,7 @@ class AdoptedRecipe(Recipe):
 
     @property
     def new_encoder(self) -> EncoderConfig:
-        """Its own."""
+        """The encoder that it makes."""
         return self.encoder
 
     @property
@@ -386,12 +386,12 @@ class ContrastiveRecipe(Recipe):
 
     @property
     def new_encoder(self) -> EncoderConfig:
-        """Its own."""
+        """The encoder that it makes."""
         return self.encoder
 
     @property
     def training(self) -> Training:
-        """Its own settings."""
+        """How it trains."""
         return Training(self.duration, self.global_batch, self.optimizer.base_lr, self.precision)
 
     @property

@@ -111,12 +111,12 @@ class FeatureProbeRecipe(EvalRecipe):
 
     @property
     def selects_on_dev(self) -> bool:
-        """There is something to choose."""
+        """True if the grid has several heads."""
         return self.num_heads > 1
 
     @property
     def training(self) -> Training:
-        """Its own settings."""
+        """How it trains."""
         return Training(self.duration, self.global_batch, None)
 
     @property
@@ -228,7 +228,7 @@ class AttentiveProbeRecipe(EvalRecipe):
 
     @property
     def training(self) -> Training:
-        """Its own settings."""
+        """How it trains."""
         return Training(self.duration, self.global_batch, self.optimizer.base_lr)
 
 
@@ -258,7 +258,7 @@ class PartialFinetuneRecipe(FinetuneRecipe):
         check_depth("num_blocks", self.num_blocks, encoder_depth(parents))
 
     def tuned_blocks(self, depth: int) -> float:
-        """As many as it says."""
+        """The number in the recipe."""
         return float(self.num_blocks)
 
     @property

@@ -1,4 +1,4 @@
-"""Axes: where a stage of a cell stands, read off its recipes, so that no override makes it a lie.
+"""Axes: where a stage of a cell stands, read off its recipes, so that overrides move it.
 
 A study names the axes of its question (`Study.axes`), and the report draws a figure for each. An
 axis is one of `AXES`, any dotted key of a recipe (`pretrain.decoder.num_heads`), or several joined
