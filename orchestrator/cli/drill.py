@@ -32,19 +32,44 @@ EXIT_FAILED = 4
     envvar="MAE_STUDY_RAY_ADDRESS",
     help="Rehearse on this Ray cluster instead of an embedded one.",
 )
-@click.option("--kills", type=click.IntRange(1, 500), default=3, show_default=True)
+@click.option(
+    "--kills",
+    type=click.IntRange(1, 500),
+    default=3,
+    show_default=True,
+    help="How many times to kill a rank.",
+)
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="The same seed gives the same kills."
 )
-@click.option("--world-size", type=click.IntRange(1, 64), default=2, show_default=True)
-@click.option("--zero", "zero_stage", type=click.IntRange(0, 3), default=2, show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--world-size",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Ranks of the run.",
+)
+@click.option(
+    "--zero",
+    "zero_stage",
+    type=click.IntRange(0, 3),
+    default=2,
+    show_default=True,
+    help="DeepSpeed ZeRO stage.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Number format of the weights in training.",
+)
 @click.option(
     "--spares",
     type=click.IntRange(0, 8),
     default=1,
     show_default=True,
-    help="Warm ranks that stand by; 0 = a fresh process after each kill.",
+    help="Warm ranks kept as replacements; 0 = a fresh process after each kill.",
 )
 @click.option("--keep", is_flag=True, help="Keep the directory of the drill.")
 @json_option

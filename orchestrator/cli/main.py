@@ -196,7 +196,7 @@ def status(
 @click.argument("cell")
 @click.argument("stage", required=False)
 @click.option("--attempt", type=int, help="Number of the attempt; default: the last.")
-@click.option("--rank", type=int, default=0, show_default=True)
+@click.option("--rank", type=int, default=0, show_default=True, help="Rank whose output to print.")
 def logs(
     study_ref: str,
     settings: tuple[str, ...],

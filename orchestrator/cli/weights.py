@@ -86,7 +86,7 @@ def adopt(
 
 @click.command()
 @click.argument("reference", metavar="CELL_OR_FILE")
-@click.option("--layout", type=click.Choice(LAYOUTS), required=True)
+@click.option("--layout", type=click.Choice(LAYOUTS), required=True, help="Format to write.")
 @click.option("--with-decoder", is_flag=True, help="Write the decoder too (official, hf).")
 @click.option(
     "--out",

@@ -104,8 +104,8 @@ def table(section: dict[str, Any]) -> str:
 
 HEAD = """# Reliability, measured
 
-Each section is a command that makes real failures happen and counts what was lost. A seed makes
-them come again. Times are of a shared machine and vary; counts do not.
+Each section is a command that causes real failures and counts what was lost. A seed makes them
+repeatable. Times are of a shared machine and vary; counts do not.
 """
 
 if __name__ == "__main__":
