@@ -325,9 +325,14 @@ class KnnRecipe(EvalRecipe):
     def check_labels(self, num_labelled: int, num_train: int, num_classes: int) -> None:
         """Refuse more neighbours than there are labelled images, too."""
         super().check_labels(num_labelled, num_train, num_classes)
+        if num_labelled:
+            self.check_k(num_labelled)
+
+    def check_k(self, num_images: int) -> None:
+        """Refuse (`ConfigError`) more neighbours than there are training images."""
         require(
-            not num_labelled or self.k <= num_labelled,
-            f"k = {self.k} is more than the {num_labelled} training images: choose a smaller k or "
+            self.k <= num_images,
+            f"k = {self.k} is more than the {num_images} training images: choose a smaller k or "
             "more labels",
         )
 

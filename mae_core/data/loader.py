@@ -21,6 +21,7 @@ from mae_core.config import NO_AUGMENTATION, AugmentationConfig, BatchSplit, Dat
 from mae_core.data.order import SampleOrder, blocks_open
 from mae_core.data.sources import Split
 from mae_core.data.transforms import crop_draws, flip_draws, training_image
+from mae_core.runtime import collectives
 
 I64 = npt.NDArray[np.int64]
 
@@ -43,6 +44,10 @@ class Batch:
     """Sample index (B,): with `epoch` and a seed the key of all that is random about an image."""
     epoch: I64
     """Epoch that each image is seen in, (B,); 0 in evaluations."""
+
+    def normalised(self, data: DataConfig, device: torch.device) -> Tensor:
+        """The images as a network takes them: float32 on the device."""
+        return normalise(self.images, data.pixel_mean, data.pixel_std, device)
 
 
 class TrainLoader:
@@ -123,6 +128,11 @@ def eval_batches(
     )
     for batches in _stream(reader, requests, threads):
         yield from batches
+
+
+def rank_batches(split: Split, data: DataConfig, batch_size: int) -> Iterator[Batch]:
+    """`eval_batches` of the rank that asks."""
+    return eval_batches(split, data, batch_size, rank=collectives.rank(), world=collectives.world())
 
 
 def normalise(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from mae_core.config import CLASSIFIER_FILE, BestOfRecipe, Execution, require
 from mae_core.config.inference import check_candidate
@@ -14,11 +13,13 @@ from mae_core.evaluate.classifier import evaluate, load_classifier
 from mae_core.evaluate.predictions import finish
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
+from mae_core.runtime.json_values import Json
+from mae_core.runtime.metrics import Metrics
 
 
 def run_best_of(
     recipe: BestOfRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Score the classifier of the best candidate, by inference; keep it and the whole search.
 
     Raises:
@@ -29,7 +30,7 @@ def run_best_of(
     require(len(candidates) >= 2, f"best_of of {len(candidates)} candidates: give two or more")
     for candidate in candidates:
         plain = {"eval_split": "nothing", **dict.fromkeys(recipe.ALIKE), **candidate.recipe}
-        check_candidate(recipe, candidate.name, plain["eval_split"], plain)
+        check_candidate(recipe, candidate.name, str(plain["eval_split"]), plain)
     chosen = best_candidate(candidates)
     split = data.split(recipe.eval_split)
     path = chosen.path(CLASSIFIER_FILE)
@@ -42,11 +43,11 @@ def run_best_of(
     if ctx.rank == 0:
         shutil.copyfile(path, ctx.output_dir / CLASSIFIER_FILE)
     ctx.log_metrics(0, {"top1": scores.top1, "eval_loss": scores.loss})
-    details = {
+    details: dict[str, Json] = {
         "chosen": chosen.name,
         "search": [_entry(candidate) for candidate in candidates],
     }
-    num_train = int(chosen.metrics.get("num_train_images", 0))
+    num_train = int(_number(chosen, "num_train_images") or 0)
     return scores.metrics(num_train_images=num_train, details=details)
 
 
@@ -55,23 +56,27 @@ def best_candidate(candidates: Sequence[Parent]) -> Parent:
 
     Raises `NumericsError` if none was scored.
     """
-    scored = [c for c in candidates if c.metrics.get("top1") is not None]
+    scored = [
+        (-top1, _number(candidate, "loss") or 0.0, number)
+        for number, candidate in enumerate(candidates)
+        if (top1 := _number(candidate, "top1")) is not None
+    ]
     if not scored:
         raise NumericsError(f"none of {len(candidates)} candidates has a dev score")
-    return min(scored, key=lambda c: (-c.metrics["top1"], c.metrics["loss"]))
+    return candidates[min(scored)[-1]]
 
 
-def _entry(candidate: Parent) -> dict[str, Any]:
+def _number(candidate: Parent, name: str) -> float | None:
+    return Metrics.from_json(candidate.metrics).number(name)
+
+
+def _entry(candidate: Parent) -> dict[str, Json]:
     """What is recorded of a candidate: its dev scores, and all that it was asked to compute."""
     return {
         "stage": candidate.name,
         "kind": candidate.kind,
-        "dev_top1": candidate.metrics.get("top1"),
-        "dev_loss": candidate.metrics.get("loss"),
-        "settings": _settings(candidate.recipe),
+        "dev_top1": _number(candidate, "top1"),
+        "dev_loss": _number(candidate, "loss"),
+        # Without what is no setting of the search.
+        "settings": {k: v for k, v in candidate.recipe.items() if k not in ("kind", "data")},
     }
-
-
-def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without what is no setting of the search: kind, and where the data are."""
-    return {key: value for key, value in recipe.items() if key not in ("kind", "data")}

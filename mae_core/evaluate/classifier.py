@@ -36,7 +36,7 @@ from mae_core.config import (
     check_patches,
     require,
 )
-from mae_core.data.loader import Batch, eval_batches, normalise
+from mae_core.data.loader import rank_batches
 from mae_core.data.sources import Split
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluate.features import BATCH_SIZE, pool
@@ -168,18 +168,10 @@ def evaluate(model: Classifier, recipe: EvalRecipe, split: Split) -> Predictions
 
 
 def _predicted(model: Classifier, recipe: EvalRecipe, split: Split) -> Iterator[Predictions]:
-    batches = eval_batches(
-        split, recipe.data, BATCH_SIZE, rank=collectives.rank(), world=collectives.world()
-    )
-    for batch in batches:
-        log_prob_NK = (
-            model.logits(_images(recipe, batch, collectives.device())).double().log_softmax(1)
-        )
+    for batch in rank_batches(split, recipe.data, BATCH_SIZE):
+        images = batch.normalised(recipe.data, collectives.device())
+        log_prob_NK = model.logits(images).double().log_softmax(1)
         yield predict(batch.index, batch.labels.numpy(), log_prob_NK.cpu().numpy())
-
-
-def _images(recipe: EvalRecipe, batch: Batch, device: torch.device) -> Tensor:
-    return normalise(batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, device)
 
 
 def save_classifier(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from mae_core.evaluate.predictions import Predictions, finish, predict
 from mae_core.model.vit import Encoder
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
+from mae_core.runtime.metrics import Metrics
 from mae_core.runtime.plugins import resolve
 
 
@@ -77,7 +77,7 @@ class EvalTask:
 
 def run_custom_eval(
     recipe: CustomEvalRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Call the function that `entry` names, check what it returns, score it as every evaluation.
 
     Raises:
@@ -106,20 +106,23 @@ def run_custom_eval(
     )
 
 
-def _check(entry: str, local: Any, details: Any, evaluation: Split, num_classes: int) -> None:
+def _check(entry: str, local: object, details: object, evaluation: Split, num_classes: int) -> None:
     """Refuse what cannot be scored, on every rank alike."""
     problem = ""
+    index = np.zeros(0, dtype=np.int64)
     if not isinstance(local, Predictions) or not isinstance(details, dict):
         problem = f"returned {type(local).__name__} and {type(details).__name__}"
     elif ((local.prediction < 0) | (local.prediction >= num_classes)).any():
         problem = f"predicted classes outside 0..{num_classes - 1}"
+    else:
+        index = local.sample_index
     problems = [p for p in collectives.all_gather_object(problem) if p]
     if problems:
         raise ConfigError(
             f"{entry} {problems[0]}: it must return this rank's Predictions, or a pair of these "
             "and a dict of details"
         )
-    index = np.sort(np.concatenate(collectives.all_gather_object(local.sample_index)))
+    index = np.sort(np.concatenate(collectives.all_gather_object(index)))
     if not np.array_equal(index, evaluation.sample_index):
         raise ConfigError(
             f"{entry} predicted {len(index)} images ({len(np.unique(index))} different ones) where "

@@ -27,13 +27,14 @@ from mae_core.config import (
     FeaturesRecipe,
     require,
 )
-from mae_core.data.loader import eval_batches, normalise
+from mae_core.data.loader import eval_batches
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError
 from mae_core.evaluate.features import BATCH_SIZE, Features, layer_tokens, pool
 from mae_core.model.vit import Encoder
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
+from mae_core.runtime.metrics import Metrics
 from mae_core.train.loop import Stopped
 
 ROW_GROUP_ROWS = 4 * BATCH_SIZE
@@ -60,16 +61,14 @@ def column(layer: int | None) -> str:
 
 def run_features(
     recipe: FeaturesRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Encode train, dev and test, each image once without augmentation; rank 0 writes the file.
 
     Raises:
         ConfigError: no encoder, one that does not fit the data, or one of fewer blocks.
         Stopped: a stop was requested.
     """
-    path = ctx.input(ENCODER_FILE)
-    require(path is not None, "a features stage needs the encoder of a parent stage")
-    assert path is not None
+    path = ctx.required(ENCODER_FILE, "a features stage needs the encoder of a parent stage")
     encoder = load_encoder(path).to(collectives.device()).requires_grad_(False)
     check_fits(encoder, recipe.data)
     layers: tuple[int | None, ...] = recipe.layers or (None,)
@@ -79,17 +78,15 @@ def run_features(
     writer = None
     if ctx.rank == 0:
         writer = _Writer(ctx.output_dir / FEATURES_FILE, layers, encoder.config.width)
-    counts = {}
+    counts: dict[str, float | str | None] = {}
     for name in data.names:
         split = data.split(name)
         counts[f"num_{name}_images"] = len(split)
         _encode_split(encoder, recipe, split, writer, ctx)
     size = writer.close() if writer else None
-    return counts | {
-        "feature_width": encoder.config.width,
-        "num_layers": len(layers),
-        "num_bytes": collectives.broadcast_object(size),
-    }
+    counts["feature_width"], counts["num_layers"] = encoder.config.width, len(layers)
+    counts["num_bytes"] = collectives.broadcast_object(size)
+    return Metrics(values=counts)
 
 
 def read_features(path: Path, split: Split, layer: int | None) -> Features:
@@ -174,9 +171,7 @@ def _encoded(encoder: Encoder, recipe: FeaturesRecipe, split: Split) -> Iterator
     layers: Sequence[int | None] = recipe.layers or (None,)
     encoder.eval()
     for batch in eval_batches(split, recipe.data, BATCH_SIZE, rank=0, world=1):
-        images = normalise(
-            batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, collectives.device()
-        )
+        images = batch.normalised(recipe.data, collectives.device())
         tokens = layer_tokens(encoder, images, layers)
         vectors = tuple(pool(t_NLD, recipe.features).float().cpu().numpy() for t_NLD in tokens)
         yield _Part(batch.index, batch.labels.numpy(), vectors)
@@ -205,7 +200,7 @@ class _Writer:
 
     def add(self, split: str, part: _Part) -> None:
         """Append a batch."""
-        columns: list[Any] = [
+        columns: list[pa.Array[Any]] = [
             pa.array([split] * len(part.labels)),
             pa.array(part.sample_index),
             pa.array(part.labels),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mae_core.checkpoint.encoder_file import check_fits, load_encoder
 from mae_core.config import ENCODER_FILE, DataConfig, EvalRecipe, FeatureKind, require
-from mae_core.data.loader import Batch, eval_batches, normalise
+from mae_core.data.loader import normalise, rank_batches
 from mae_core.errors import DataError
 from mae_core.model.vit import Encoder
 from mae_core.runtime import collectives
@@ -64,13 +64,11 @@ class Extractor:
         """Load the encoder that a recipe's features need (raw pixels need none)."""
         if recipe.features == "pixels":
             return cls(None, recipe.data, "pixels")
-        encoder_path = ctx.input(ENCODER_FILE)
-        require(
-            encoder_path is not None,
+        path = ctx.required(
+            ENCODER_FILE,
             f"features {recipe.features!r} need an encoder file; only pixels do without",
         )
-        assert encoder_path is not None
-        return cls(load_encoder(encoder_path), recipe.data, recipe.features)
+        return cls(load_encoder(path), recipe.data, recipe.features)
 
     @property
     def width(self) -> int:
@@ -166,10 +164,7 @@ def gather_features(local: Features) -> Features:
 
 
 def _encoded(extractor: Extractor, split: Split, batch_size: int) -> Iterator[Features]:
-    batches: Iterator[Batch] = eval_batches(
-        split, extractor.data, batch_size, rank=collectives.rank(), world=collectives.world()
-    )
-    for batch in batches:
+    for batch in rank_batches(split, extractor.data, batch_size):
         yield Features(
             vectors=extractor(batch.images).cpu().numpy(),
             labels=batch.labels.numpy(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +24,15 @@ from mae_core.evaluate.finetune_inputs import FinetuneInputs
 from mae_core.evaluate.predictions import finish
 from mae_core.model.ema import WeightAverage
 from mae_core.runtime.context import RunContext
-from mae_core.train.job import make_job
+from mae_core.runtime.metrics import Metrics
+from mae_core.train.job import make_job, training_details
 from mae_core.train.loop import Inputs, TrainJob, train
 from mae_core.train.optim import layer_decay_groups
 
 
 def run_finetune(
     recipe: FinetuneRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Fine-tune a parent's encoder, or train one from scratch; evaluate; save the classifier.
 
     Raises:
@@ -62,17 +62,10 @@ def run_finetune(
     local = evaluate(trained, recipe, data.split(recipe.eval_split))
     scores = finish(local, split.class_names, ctx)
     ctx.log_metrics(job.num_steps, {"top1": scores.top1, "eval_loss": scores.loss})
-    facts = result.facts()
-    details = {
-        "effective_batch": batch.global_batch,
-        "micro_batch": batch.micro,
-        "accumulation": batch.accumulation,
-        "peak_lr": job.lr_schedule.peak_lr,
-        "steps": job.num_steps,
-        "train_loss": facts.pop("loss"),
-        **facts,
-    }
-    return scores.metrics(num_train_images=len(split), details=details)
+    details = {"micro_batch": batch.micro, "accumulation": batch.accumulation}
+    return scores.metrics(
+        num_train_images=len(split), details=details | training_details(result, job)
+    )
 
 
 def _learned(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

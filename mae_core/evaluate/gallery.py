@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mae_core.config import PretrainRecipe
-from mae_core.data.loader import Batch, eval_batches, normalise
+from mae_core.data.loader import Batch, eval_batches
 from mae_core.data.sources import ImageData
 from mae_core.model.mae import MAE
 from mae_core.model.mask_samplers import mask_sampler
@@ -32,8 +32,7 @@ def make_gallery(
     module = MAE(recipe)
     module.load_state_dict(state, strict=False)
     module.eval()
-    mean, std = recipe.data.pixel_mean, recipe.data.pixel_std
-    images = normalise(batch.images, mean, std, torch.device("cpu"))
+    images = batch.normalised(recipe.data, torch.device("cpu"))
     # One seed for all, so that cells can be looked at side by side.
     noise = mask_sampler(replace(recipe, seed=0))(batch.epoch, batch.index)
     with torch.inference_mode():

@@ -7,8 +7,6 @@ Legend: Q queries, N training images, K neighbours, D feature width, C classes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -27,15 +25,14 @@ from mae_core.evaluate.predictions import (
 )
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
+from mae_core.runtime.metrics import Metrics
 from mae_core.train.loop import Stopped
 
 CHUNK_ELEMENTS = 2**24
 """Similarities held at once: 64 MB of float32."""
 
 
-def run_knn(
-    recipe: KnnRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+def run_knn(recipe: KnnRecipe, execution: Execution, ctx: RunContext, data: ImageData) -> Metrics:
     """Classify the evaluation split by its neighbours among the training images.
 
     Raises:
@@ -43,7 +40,7 @@ def run_knn(
         Stopped: a stop was requested.
     """
     split = labelled_split(recipe, data)
-    check_k(recipe.k, len(split))
+    recipe.check_k(len(split))
     path = ctx.input(FEATURES_FILE)
     if path is not None and recipe.features != "pixels":
         train = read_features(path, split, recipe.layer)
@@ -70,14 +67,6 @@ def _encode(
     return keys, queries
 
 
-def check_k(k: int, num_images: int) -> None:
-    """Refuse (`ConfigError`) more neighbours than there are training images."""
-    require(
-        k <= num_images,
-        f"k = {k} is more than the {num_images} training images: choose a smaller k or more labels",
-    )
-
-
 def classify(
     recipe: KnnRecipe, train: Features, queries: Features, num_classes: int
 ) -> Predictions:
@@ -86,7 +75,7 @@ def classify(
     Ties are broken by sample order: of two equally similar images the first counts, and of two
     classes with equal votes the lower number wins.
     """
-    check_k(recipe.k, len(train))
+    recipe.check_k(len(train))
     keys_ND = _unit(train.vectors)
     chunk = max(1, CHUNK_ELEMENTS // len(train))
     parts = []

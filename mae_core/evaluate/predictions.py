@@ -7,10 +7,9 @@ summed, so that scores do not depend on the world size. Legend: N images, C clas
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,8 @@ import pyarrow.parquet as pq
 from mae_core.errors import DataError, NumericsError
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
+from mae_core.runtime.json_values import Json
+from mae_core.runtime.metrics import Metrics
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -63,9 +64,16 @@ class Scores:
     per_class: dict[str, float]
     """top-1 by class name; classes without an image are left out."""
 
-    def metrics(self, *, num_train_images: int, details: dict[str, Any]) -> dict[str, Any]:
-        """Return a JSON-able row: the scores, what was trained on, and the details."""
-        return asdict(self) | {"num_train_images": num_train_images, "details": details}
+    def metrics(self, *, num_train_images: int, details: Mapping[str, Json]) -> Metrics:
+        """The scores, what was trained on, and the details."""
+        values = {
+            "top1": self.top1,
+            "top5": self.top5,
+            "loss": self.loss,
+            "num_images": self.num_images,
+            "num_train_images": num_train_images,
+        }
+        return Metrics(values=values, per_class=self.per_class, details=details)
 
 
 def predict(sample_index: I64, label: I64, log_prob_NC: F64) -> Predictions:
@@ -122,20 +130,27 @@ def score(predictions: Predictions, class_names: Sequence[str]) -> Scores:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write one row per image, in the order given, atomically (temporary name, then rename).
+    """Write one row per image, in the order given.
 
     Columns: sample_index, label, prediction int64; top5_correct bool; probability float32, the
     probability of the label.
     """
-    columns: dict[str, Any] = {
-        "sample_index": predictions.sample_index,
-        "label": predictions.label,
-        "prediction": predictions.prediction,
-        "top5_correct": predictions.label_rank < 5,
-        "probability": np.exp(-predictions.nll).astype(np.float32),
-    }
+    table = pa.table(
+        {
+            "sample_index": predictions.sample_index,
+            "label": predictions.label,
+            "prediction": predictions.prediction,
+            "top5_correct": predictions.label_rank < 5,
+            "probability": np.exp(-predictions.nll).astype(np.float32),
+        }
+    )
+    write_table(path, table)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file that is whole or not there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(pa.table(columns), temporary)
+    pq.write_table(table, temporary)
     os.replace(temporary, path)
 
 

@@ -6,7 +6,6 @@ Legend: N images of a batch, L patches, M masked patches, P values of a patch.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -28,20 +26,21 @@ from mae_core.config import (
     Execution,
     PretrainRecipe,
     ReconstructionRecipe,
-    require,
 )
 from mae_core.config.inference import check_pixels, gallery_file
-from mae_core.data.loader import eval_batches, normalise
+from mae_core.data.loader import rank_batches
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError, DataError
 from mae_core.evaluate.features import BATCH_SIZE
 from mae_core.evaluate.gallery import make_gallery
+from mae_core.evaluate.predictions import write_table
 from mae_core.model.mae import MAE
 from mae_core.model.masking import mask_noise
 from mae_core.model.patchify import VARIANCE_EPS, patch_targets, patchify
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
+from mae_core.runtime.metrics import Metrics
 
 FILE_NAME = "reconstruction.parquet"
 
@@ -56,7 +55,7 @@ class _Losses:
 
 def run_reconstruction(
     recipe: ReconstructionRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Score every image of the split once, each under one fixed mask; write the galleries.
 
     Raises:
@@ -75,43 +74,41 @@ def run_reconstruction(
         raise DataError(f"no image to reconstruct: the {recipe.eval_split} split is empty")
     loss = float(every.loss.mean())
     if ctx.rank == 0:
-        _write_losses(ctx.output_dir / FILE_NAME, every)
+        columns = {"sample_index": every.sample_index, "loss": every.loss}
+        write_table(ctx.output_dir / FILE_NAME, pa.table(columns))
         _write_galleries(recipe, source, state, data, ctx.output_dir)
     ctx.log_metrics(0, {"loss": loss})
-    return {
-        "loss": loss,
-        "loss_sd": float(every.loss.std(ddof=1)) if len(every.loss) > 1 else None,
-        "num_images": len(every.loss),
-        "details": {
+    spread = float(every.loss.std(ddof=1)) if len(every.loss) > 1 else None
+    return Metrics(
+        values={"loss": loss, "loss_sd": spread, "num_images": len(every.loss)},
+        details={
             "mask_ratio": recipe.mask_ratio,
             "num_visible": module.num_keep,
             "patch_size": source.encoder.patch_size,
             "trained_on": "normalised pixels" if source.norm_pix_loss else "raw pixels",
         },
-    }
+    )
 
 
 def load_pretraining(
     recipe: ReconstructionRecipe, ctx: RunContext
 ) -> tuple[PretrainRecipe, dict[str, Tensor]]:
     """The network of the parents as a pretraining at the reference ratio, and its weights."""
-    encoder_path, decoder_path = ctx.input(ENCODER_FILE), ctx.input(DECODER_FILE)
-    if encoder_path is None or decoder_path is None:
-        file = ENCODER_FILE if encoder_path is None else DECODER_FILE
-        require(False, f"a reconstruction needs a parent that leaves {file}")
-    assert encoder_path is not None and decoder_path is not None
+    encoder_path, decoder_path = (
+        ctx.required(file, f"a reconstruction needs a parent that leaves {file}")
+        for file in (ENCODER_FILE, DECODER_FILE)
+    )
     encoder = read_encoder(encoder_path)
     tensors, metadata = read_tensors(decoder_path)
     parent = next(p for p in ctx.parents if DECODER_FILE in p.files)
-    facts = _facts(parent, metadata, decoder_path)
-    check_pixels(facts.get("target", "pixels"), facts.get("objective", "mae"))
+    decoder, norm_pix_loss = _decoder_facts(parent, metadata, decoder_path)
     recipe.check_ratios(encoder.config.patch_size)
     source = PretrainRecipe(
         data=replace(recipe.data, image_size=encoder.image_size),
         encoder=encoder.config,
-        decoder=DecoderConfig(**facts["decoder"]),
+        decoder=decoder,
         mask_ratio=recipe.mask_ratio,
-        norm_pix_loss=bool(facts["norm_pix_loss"]),
+        norm_pix_loss=norm_pix_loss,
         mask_tokens_in_encoder="mask_token" in tensors,
         seed=recipe.mask_seed,
     )
@@ -120,17 +117,20 @@ def load_pretraining(
     return source, state | tensors
 
 
-def _facts(parent: Parent, metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """What must be known of a decoder: what its file says of itself, else what its stage was."""
+def _decoder_facts(
+    parent: Parent, metadata: Mapping[str, str], path: Path
+) -> tuple[DecoderConfig, bool]:
+    """Shape and `norm_pix_loss` of a decoder: as its file says, else as its stage was asked to."""
     said = {name: json.loads(text) for name, text in metadata.items()} if metadata else {}
-    facts = {**parent.recipe, **said}
+    facts: dict[str, Any] = {**parent.recipe, **said}
     missing = [name for name in ("decoder", "norm_pix_loss") if facts.get(name) is None]
     if missing:
         raise CheckpointError(
             f"{path}: it does not give the {' and '.join(missing)} of this network; evaluate a "
             "pretraining of a study, or adopt the checkpoint with its decoder"
         )
-    return facts
+    check_pixels(facts.get("target", "pixels"), facts.get("objective", "mae"))
+    return DecoderConfig(**facts["decoder"]), bool(facts["norm_pix_loss"])
 
 
 @torch.inference_mode()
@@ -157,10 +157,8 @@ def _losses(
     """This rank's share of the images."""
     device = collectives.device()
     module.to(device).eval()
-    for batch in eval_batches(
-        split, recipe.data, BATCH_SIZE, rank=collectives.rank(), world=collectives.world()
-    ):
-        images = normalise(batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, device)
+    for batch in rank_batches(split, recipe.data, BATCH_SIZE):
+        images = batch.normalised(recipe.data, device)
         noise = mask_noise(recipe.mask_seed, 0, batch.index, source.num_patches).to(device)
         yield _Losses(batch.index, image_losses(module, images, noise).cpu().numpy())
 
@@ -172,14 +170,6 @@ def _concatenate(parts: list[_Losses]) -> _Losses:
     index = np.concatenate([part.sample_index for part in parts])
     order = np.argsort(index, kind="stable")
     return _Losses(index[order], np.concatenate([part.loss for part in parts])[order])
-
-
-def _write_losses(path: Path, losses: _Losses) -> None:
-    """One row per image, atomically: sample_index int64, loss float64."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    columns: dict[str, Any] = {"sample_index": losses.sample_index, "loss": losses.loss}
-    pq.write_table(pa.table(columns), temporary)
-    os.replace(temporary, path)
 
 
 def _write_galleries(

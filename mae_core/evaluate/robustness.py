@@ -6,15 +6,13 @@ of a shifted set.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from mae_core.checkpoint.encoder_file import check_fits
@@ -30,7 +28,7 @@ from mae_core.config.inference import FAMILIES
 from mae_core.corruptions.corrupt import corrupt
 from mae_core.corruptions.error import ALEXNET, Baseline, family_means, mean_corruption_error
 from mae_core.corruptions.severity import NOTES, strength_set
-from mae_core.data.loader import Batch, eval_batches, normalise
+from mae_core.data.loader import Batch, normalise, rank_batches
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import ConfigError
 from mae_core.evaluate.classifier import Classifier, load_classifier
@@ -40,9 +38,12 @@ from mae_core.evaluate.predictions import (
     finish,
     gather_predictions,
     predict,
+    write_table,
 )
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
+from mae_core.runtime.json_values import Json
+from mae_core.runtime.metrics import Metrics
 from mae_core.train.loop import Stopped
 
 BATCH_SIZE = 128
@@ -56,7 +57,7 @@ CLEAN: Condition = ("clean", 0)
 
 def run_corruptions(
     recipe: CorruptionRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Score the classifier under every family and severity; the plain scores are of clean images.
 
     Raises:
@@ -86,7 +87,7 @@ def run_corruptions(
         for family in recipe.families
     }
     size = recipe.data.image_size
-    details = {
+    details: dict[str, Json] = {
         "errors": errors,
         "clean_top1": scores.top1,
         "strengths": strength_set(size, size),
@@ -96,12 +97,13 @@ def run_corruptions(
     metrics = scores.metrics(num_train_images=0, details=details)
     mean_error = float(np.mean([error for row in errors.values() for error in row]))
     # What the stage measures is accuracy under corruption; that on clean images is beside it.
-    return metrics | {"top1": 100 * (1 - mean_error), "top5": None}
+    accuracy = {"top1": 100 * (1 - mean_error), "top5": None}
+    return replace(metrics, values={**metrics.values, **accuracy})
 
 
 def run_shift(
     recipe: ShiftRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Score the classifier on another set, among the classes that both have.
 
     Raises:
@@ -148,9 +150,9 @@ def map_classes(
 
 
 def _classifier(ctx: RunContext, data: DataConfig) -> tuple[Classifier, tuple[str, ...]]:
-    path = ctx.input(CLASSIFIER_FILE)
-    if path is None:
-        raise ConfigError("this evaluation needs a fine-tuned classifier among its parents")
+    path = ctx.required(
+        CLASSIFIER_FILE, "this evaluation needs a fine-tuned classifier among its parents"
+    )
     model, class_names = load_classifier(path)
     check_fits(model.encoder, data)
     return model.to(collectives.device()).eval(), class_names
@@ -158,9 +160,7 @@ def _classifier(ctx: RunContext, data: DataConfig) -> tuple[Classifier, tuple[st
 
 def _batches(split: Split, data: DataConfig, ctx: RunContext) -> Iterator[Batch]:
     """This rank's share; ends with `Stopped` where a stop was requested."""
-    for batch in eval_batches(
-        split, data, BATCH_SIZE, rank=collectives.rank(), world=collectives.world()
-    ):
+    for batch in rank_batches(split, data, BATCH_SIZE):
         if ctx.should_stop():
             raise Stopped(
                 "stopped on request while predicting; run again to start from the beginning"
@@ -199,7 +199,7 @@ def _error(predictions: Predictions) -> float:
 
 def _relative(
     recipe: CorruptionRecipe, ctx: RunContext, errors: dict[str, list[float]]
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Mean corruption error against the recipe's baseline, in per cent; nothing without one."""
     if recipe.baseline == "none":
         return {}
@@ -211,7 +211,7 @@ def _relative(
 def _parents_baseline(ctx: RunContext) -> Baseline:
     for parent in ctx.parents:
         if parent.kind == CorruptionRecipe.KIND:
-            errors = parent.metrics["details"]["errors"]
+            errors = _errors_of(Metrics.from_json(parent.metrics))
             if set(errors) != set(FAMILIES):
                 raise ConfigError(f"parent {parent.name!r} has not all families of corruptions")
             means = {f: max(e, MIN_ERROR) for f, e in family_means(errors).items()}
@@ -219,8 +219,19 @@ def _parents_baseline(ctx: RunContext) -> Baseline:
     raise ConfigError("baseline 'parent' needs a stage of kind corruptions among the parents")
 
 
+def _errors_of(metrics: Metrics) -> dict[str, list[float]]:
+    """Error of each family by severity, as `run_corruptions` leaves them."""
+    errors = metrics.details.get("errors")
+    rows = errors.items() if isinstance(errors, Mapping) else ()
+    return {
+        family: [error for error in row if isinstance(error, int | float)]
+        for family, row in rows
+        if isinstance(row, Sequence)
+    }
+
+
 def _write(path: Path, gathered: dict[Condition, Predictions]) -> None:
-    """One row per image and condition, atomically: family, severity and the prediction."""
+    """One row per image and condition: family, severity and the prediction."""
     tables = [
         pa.table(
             {
@@ -233,6 +244,4 @@ def _write(path: Path, gathered: dict[Condition, Predictions]) -> None:
         )
         for (family, severity), found in gathered.items()
     ]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(pa.concat_tables(tables).unify_dictionaries(), temporary)
-    os.replace(temporary, path)
+    write_table(path, pa.concat_tables(tables).unify_dictionaries())

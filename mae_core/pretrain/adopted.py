@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from mae_core.config import AdoptedRecipe
 from mae_core.errors import ConfigError
 
 
-def run_adopted(recipe: AdoptedRecipe, *_: Any) -> NoReturn:
+def run_adopted(recipe: AdoptedRecipe, *_: object) -> NoReturn:
     """Raise `ConfigError`: an imported encoder is not computed."""
     name = recipe.name or recipe.sha256
     raise ConfigError(

@@ -12,30 +12,30 @@ activations (of both views) a rank holds its share's views as bytes and, for the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mae_core.augment.jitter import augment_view
-from mae_core.checkpoint.encoder_file import save_encoder
-from mae_core.config import ENCODER_FILE, BatchSplit, ContrastiveRecipe, Execution, split_batch
+from mae_core.config import BatchSplit, ContrastiveRecipe, Execution, split_batch
 from mae_core.config.pretraining import NUM_VIEWS
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import ImageData
 from mae_core.model.moco import MoCo, contrast, momentum_at
+from mae_core.pretrain.encoder_output import save_trained
 from mae_core.pretrain.monitor import BATCH_SIZE, Monitor, dev_images
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
-from mae_core.train.job import make_job
+from mae_core.runtime.metrics import Metrics
+from mae_core.train.job import make_job, training_metrics
 from mae_core.train.loop import Inputs, train
 from mae_core.train.optim import pretrain_groups
 
 
 def run_contrastive(
     recipe: ContrastiveRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Train, save the encoder (not its momentum copy); return what is worth recording.
 
     Raises:
@@ -67,15 +67,9 @@ def run_contrastive(
     )
     result = train(job, execution, ctx)
     if collectives.rank() == 0:
-        _save(recipe, result.state, ctx)
+        save_trained(recipe, result.state, ctx)
     collectives.barrier()
-    return result.facts() | {
-        "steps": job.num_steps,
-        "images_seen": job.num_steps * recipe.global_batch,
-        "num_train_images": len(split),
-        "micro_batch": batch.micro,
-        "accumulation": batch.accumulation,
-    }
+    return training_metrics(result, job, len(split))
 
 
 class TwoPass:
@@ -154,15 +148,3 @@ def _gathered(rows: Tensor, index_R: Tensor) -> tuple[Tensor, Tensor]:
     place[order] = torch.arange(len(order), device=order.device)
     first = collectives.rank() * len(index_R)
     return collectives.all_gather_rows(rows)[order], place[first : first + len(index_R)]
-
-
-def _save(recipe: ContrastiveRecipe, state: dict[str, Tensor], ctx: RunContext) -> None:
-    prefix = "encoder."
-    save_encoder(
-        ctx.output_dir / ENCODER_FILE,
-        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)},
-        recipe.encoder,
-        image_size=recipe.data.image_size,
-        num_channels=recipe.data.num_channels,
-        extra={"science_hash": ctx.science_hash},
-    )

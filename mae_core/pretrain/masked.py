@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
 
-from mae_core.checkpoint.encoder_file import save_encoder
 from mae_core.checkpoint.tensor_file import write_tensors
 from mae_core.config import (
     DECODER_FILE,
-    ENCODER_FILE,
     GALLERY_FILE,
     Execution,
     PretrainRecipe,
@@ -28,19 +24,21 @@ from mae_core.model.mae import MAE
 from mae_core.model.mask_samplers import mask_sampler
 from mae_core.model.targets import Target
 from mae_core.model.vit import Encoder
+from mae_core.pretrain.encoder_output import save_trained
 from mae_core.pretrain.monitor import MaskedLoss, Monitor
 from mae_core.pretrain.targets import make_target
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
+from mae_core.runtime.metrics import Metrics
 from mae_core.runtime.plugins import resolve
-from mae_core.train.job import make_job
+from mae_core.train.job import make_job, training_metrics
 from mae_core.train.loop import TrainResult, train
 from mae_core.train.optim import pretrain_groups
 
 
 def run_pretrain(
     recipe: PretrainRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Pretrain, save the network and a few reconstructions; return what is worth recording.
 
     Raises:
@@ -76,15 +74,10 @@ def run_pretrain(
     if collectives.rank() == 0:
         _save(recipe, result, ctx, data, target)
     collectives.barrier()
-    return result.facts() | {
-        "steps": job.num_steps,
-        "images_seen": job.num_steps * recipe.global_batch,
-        "num_train_images": len(split),
-        "num_patches": recipe.num_patches,
-        "num_visible": num_keep(recipe.num_patches, recipe.mask_ratio),
-        "micro_batch": batch.micro,
-        "accumulation": batch.accumulation,
-    }
+    visible = num_keep(recipe.num_patches, recipe.mask_ratio)
+    return training_metrics(
+        result, job, len(split), num_patches=recipe.num_patches, num_visible=visible
+    )
 
 
 def build_module(recipe: PretrainRecipe) -> nn.Module:
@@ -115,17 +108,7 @@ def _save(
     target: Target | None,
 ) -> None:
     """Write the encoder (for evaluations), the decoder (for whoever reconstructs) and a gallery."""
-    prefix = "encoder."
-    encoder = {k.removeprefix(prefix): v for k, v in result.state.items() if k.startswith(prefix)}
-    decoder = {k: v for k, v in result.state.items() if not k.startswith(prefix)}
-    save_encoder(
-        ctx.output_dir / ENCODER_FILE,
-        encoder,
-        recipe.encoder,
-        image_size=recipe.data.image_size,
-        num_channels=recipe.data.num_channels,
-        extra={"science_hash": ctx.science_hash},
-    )
+    decoder = save_trained(recipe, result.state, ctx)
     write_tensors(ctx.output_dir / DECODER_FILE, decoder, {})
     if recipe.objective == "mae":
         arrays = make_gallery(recipe, result.state, data, target)

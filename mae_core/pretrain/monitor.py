@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_core.config import ContrastiveRecipe, DataConfig, KnnRecipe, PretrainRecipe, require
-from mae_core.data.loader import Batch, eval_batches, normalise
+from mae_core.data.loader import Batch, eval_batches
 from mae_core.data.sources import ImageData, Split
 from mae_core.evaluate.features import Features, pool
 from mae_core.evaluate.knn import classify
@@ -97,7 +97,7 @@ def _batches(
     split: Split, data: DataConfig, device: torch.device
 ) -> Iterator[tuple[Batch, Tensor]]:
     for batch in eval_batches(split, data, BATCH_SIZE, rank=0, world=1, threads=0):
-        yield batch, normalise(batch.images, data.pixel_mean, data.pixel_std, device)
+        yield batch, batch.normalised(data, device)
 
 
 def effective_rank(vectors_ND: Tensor) -> float:

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mae_core.checkpoint.tensor_file import expect_format, read_tensors, write_tensors
 from mae_core.config import BASIS_FILE, BasisRecipe, Execution, require
-from mae_core.data.loader import eval_batches, normalise
+from mae_core.data.loader import rank_batches
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError
 from mae_core.model.patchify import patchify
 from mae_core.model.targets import Basis
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
+from mae_core.runtime.metrics import Metrics
 
 FORMAT = "mae-study-basis-1"
 BATCH_SIZE = 256
@@ -28,7 +28,7 @@ BATCH_SIZE = 256
 
 def run_basis(
     recipe: BasisRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Fit the basis on evaluation views of training images and write `basis.safetensors`.
 
     Sums are taken in float64; every rank adds up its share of the images.
@@ -47,11 +47,14 @@ def run_basis(
         tensors = {n: getattr(basis, n) for n in ("mean", "components", "explained")}
         described = {"format": FORMAT, "patch_size": json.dumps(recipe.patch_size)}
         write_tensors(ctx.output_dir / BASIS_FILE, tensors, described)
-    return {
-        "num_train_images": len(split),
-        "num_patches": count,
-        "explained_variance": float(basis.explained.sum()),
-    }
+    explained = float(basis.explained.sum())
+    return Metrics(
+        values={
+            "num_train_images": len(split),
+            "num_patches": count,
+            "explained_variance": explained,
+        }
+    )
 
 
 def fit_basis(count: int, total_P: Tensor, products_PP: Tensor, num_components: int) -> Basis:
@@ -82,13 +85,8 @@ def _moments(recipe: BasisRecipe, split: Split) -> tuple[int, Tensor, Tensor]:
     """Number, sum (P,) and sum of outer products (P, P) of all patches, float64 on the CPU."""
     values = recipe.patch_size**2 * recipe.data.num_channels
     sums = torch.zeros(values + 1, values + 1, dtype=torch.float64, device=collectives.device())
-    batches = eval_batches(
-        split, recipe.data, BATCH_SIZE, rank=collectives.rank(), world=collectives.world()
-    )
-    for batch in batches:
-        images = normalise(
-            batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, collectives.device()
-        )
+    for batch in rank_batches(split, recipe.data, BATCH_SIZE):
+        images = batch.normalised(recipe.data, collectives.device())
         patches = patchify(images, recipe.patch_size).flatten(0, 1).double()
         # A leading one gives count and sum in the same product.
         padded = torch.cat([patches.new_ones(len(patches), 1), patches], dim=1)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mae_core.checkpoint.tensor_file import expect_format, load_state, read_tensors, write_tensors
 from mae_core.config import TOKENIZER_FILE, Execution, TokenizerRecipe, split_batch
 from mae_core.data.augmented import network_input
-from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
+from mae_core.data.loader import Batch, TrainLoader, rank_batches
 from mae_core.data.sources import ImageData
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.vq_vae import Tokenizer, TokenizerConfig, start_codes
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.keyed_random import Stream, uniform
-from mae_core.train.job import make_job, make_loader
+from mae_core.runtime.metrics import Metrics
+from mae_core.train.job import make_job, make_loader, training_metrics
 from mae_core.train.loop import train
 from mae_core.train.optim import pretrain_groups
 
@@ -33,7 +33,7 @@ USAGE_IMAGES = 2048
 
 def run_tokenizer(
     recipe: TokenizerRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Train, save, and count how much of the code book is used.
 
     Raises:
@@ -67,42 +67,26 @@ def run_tokenizer(
     if collectives.rank() == 0:
         save_tokenizer(ctx.output_dir / TOKENIZER_FILE, trained)
     collectives.barrier()
-    return (
-        result.facts()
-        | usage
-        | {
-            "steps": job.num_steps,
-            "images_seen": job.num_steps * recipe.global_batch,
-            "num_train_images": len(split),
-            "micro_batch": batch.micro,
-            "accumulation": batch.accumulation,
-        }
-    )
+    return training_metrics(result, job, len(split), **usage)
 
 
 def _start(recipe: TokenizerRecipe, module: Tokenizer, loader: TrainLoader) -> None:
     """Start the code book from the first images of the first step, the same on every rank."""
-    images = _images(recipe, loader.probe(START_IMAGES), torch.device("cpu"))
+    images = loader.probe(START_IMAGES).normalised(recipe.data, torch.device("cpu"))
     place = torch.arange(recipe.vocabulary).numpy()
     choice = uniform(recipe.seed, Stream.CODE_INIT, 0, place)[:, 0]
     start_codes(module, images, torch.from_numpy(choice))
 
 
-def _images(recipe: TokenizerRecipe, batch: Batch, device: torch.device) -> torch.Tensor:
-    return normalise(batch.images, recipe.data.pixel_mean, recipe.data.pixel_std, device)
-
-
 @torch.inference_mode()
-def _usage(recipe: TokenizerRecipe, tokenizer: Tokenizer, data: ImageData) -> dict[str, Any]:
+def _usage(recipe: TokenizerRecipe, tokenizer: Tokenizer, data: ImageData) -> dict[str, float]:
     """Codes in use and their perplexity, exp(entropy), on some training images."""
     split = data.split("train").sample(USAGE_IMAGES, recipe.seed)
     device = collectives.device()
     tokenizer.to(device)
     counts = torch.zeros(recipe.vocabulary, dtype=torch.float64, device=device)
-    for batch in eval_batches(
-        split, recipe.data, 256, rank=collectives.rank(), world=collectives.world()
-    ):
-        codes = tokenizer.tokenize(_images(recipe, batch, device)).flatten()
+    for batch in rank_batches(split, recipe.data, 256):
+        codes = tokenizer.tokenize(batch.normalised(recipe.data, device)).flatten()
         counts += torch.bincount(codes, minlength=recipe.vocabulary)
     share = collectives.all_reduce_sum(counts).cpu()
     tokenizer.cpu()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mae_core.errors import ConfigError
 from mae_core.runtime.inputs import Parent, find_input
 from mae_core.runtime.json_values import Json
 
@@ -89,3 +90,10 @@ class RunContext:
     def input(self, file: str) -> Path | None:
         """Path of the parents' output of that name, verified; None if no parent has it."""
         return find_input(self.parents, file)
+
+    def required(self, file: str, message: str) -> Path:
+        """Path of an input, verified; `ConfigError(message)` if no parent has it."""
+        path = self.input(file)
+        if path is None:
+            raise ConfigError(message)
+        return path

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_core.errors import CheckpointError
+from mae_core.runtime.json_values import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +23,9 @@ class Parent:
     """Path of each output by its name."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the outputs; what has none is not checked."""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Json] = field(default_factory=dict)
     """What its completion record says."""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Json] = field(default_factory=dict)
     """What it was asked to compute: plain values by field."""
 
     def path(self, file: str) -> Path:

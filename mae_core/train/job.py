@@ -20,7 +20,9 @@ from mae_core.config import (
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import Split
 from mae_core.runtime import collectives
-from mae_core.train.loop import Inputs, TrainJob
+from mae_core.runtime.json_values import Json
+from mae_core.runtime.metrics import Metrics
+from mae_core.train.loop import Inputs, TrainJob, TrainResult
 from mae_core.train.lr_schedule import LrSchedule
 from mae_core.train.optim import ParamGroup
 
@@ -68,6 +70,32 @@ def make_job(
         prepare_step=prepare_step,
         monitor=monitor,
     )
+
+
+def training_metrics(
+    result: TrainResult, job: TrainJob, num_train_images: int, **more: float
+) -> Metrics:
+    """What a stage that only trains has to say."""
+    values = {
+        "steps": job.num_steps,
+        "images_seen": job.num_steps * job.batch.global_batch,
+        "num_train_images": num_train_images,
+        "micro_batch": job.batch.micro,
+        "accumulation": job.batch.accumulation,
+    }
+    return Metrics(values={**result.facts(), **more, **values})
+
+
+def training_details(result: TrainResult, job: TrainJob) -> dict[str, Json]:
+    """What an evaluation says of the training before it."""
+    facts = result.facts()
+    return {
+        "effective_batch": job.batch.global_batch,
+        "peak_lr": job.lr_schedule.peak_lr,
+        "steps": job.num_steps,
+        "train_loss": facts.pop("loss"),
+        **facts,
+    }
 
 
 def make_loader(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mae_core.data.sources import ImageData
     from mae_core.runtime.context import RunContext
     from mae_core.runtime.inputs import Parent
+    from mae_core.runtime.metrics import Metrics
 
 ENTRY = "orchestrator.rank.entry:run_stage"
 WARM_ENTRY = "orchestrator.rank.entry:warm"
@@ -99,7 +100,7 @@ def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict
         collectives.barrier()
     deepspeed_engine.leave_gang()
     return {
-        "metrics": metrics,
+        "metrics": metrics.to_json(),
         "seconds": {"starting": ready - began, "working": time.monotonic() - ready},
         "provenance": provenance() if control.rank == 0 else {},
     }
@@ -144,13 +145,13 @@ def _context(
 
 def _dispatch(
     recipe: Any, payload: dict[str, Any], context: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     from mae_core.config import Execution
     from studies.spec.codec import from_plain
 
     execution = from_plain(Execution, payload["execution"], "execution")
     module, _, name = recipe.ENTRY.partition(":")
-    run: Callable[..., dict[str, Any]] = getattr(importlib.import_module(module), name)
+    run: Callable[..., Metrics] = getattr(importlib.import_module(module), name)
     return run(recipe, execution, context, data)
 
 

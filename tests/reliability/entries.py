@@ -88,6 +88,6 @@ def train_until_told(payload: dict[str, Any], control: RankControl) -> dict[str,
     )
     deepspeed_engine.join_gang()
     try:
-        return run_pretrain(recipe, execution, context, open_data(recipe.data))
+        return run_pretrain(recipe, execution, context, open_data(recipe.data)).to_json()
     finally:
         deepspeed_engine.leave_gang()

@@ -61,7 +61,7 @@ def train_contrastive(payload: dict[str, Any], control: RankControl) -> dict[str
     deepspeed_engine.join_gang()
     try:
         with _forgetting() if payload.get("forget") else contextlib.nullcontext():
-            metrics = run_contrastive(recipe, execution, context, open_data(recipe.data))
+            metrics = run_contrastive(recipe, execution, context, open_data(recipe.data)).to_json()
     except Stopped:
         return {"losses": losses, "stopped": True}
     finally:

@@ -97,7 +97,7 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
     }  # fmt: skip
     try:
         with changes.applied(payload, control.rank, samples, masks):
-            metrics = run_pretrain(recipe, execution, context, open_data(recipe.data))
+            metrics = run_pretrain(recipe, execution, context, open_data(recipe.data)).to_json()
     except Stopped:
         return found | {"stopped": True}
     finally:

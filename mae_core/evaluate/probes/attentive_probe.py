@@ -8,7 +8,6 @@ Legend: N images, T tokens (class token first), D width, H heads, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +20,17 @@ from mae_core.config import (
     AttentiveProbeRecipe,
     BatchSplit,
     Execution,
-    require,
     split_batch,
 )
-from mae_core.data.loader import Batch, eval_batches, normalise
+from mae_core.data.loader import Batch, rank_batches
 from mae_core.data.sources import ImageData, Split
 from mae_core.evaluate.features import BATCH_SIZE, effective_batch, labelled_split, layer_tokens
 from mae_core.evaluate.predictions import Predictions, concatenate, finish, predict
 from mae_core.model.vit import NORM_EPS, Encoder, Linear, init_weights
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
-from mae_core.train.job import make_job
+from mae_core.runtime.metrics import Metrics
+from mae_core.train.job import make_job, training_details
 from mae_core.train.loop import TrainJob, train
 from mae_core.train.optim import pretrain_groups
 
@@ -85,15 +84,14 @@ class FrozenTokens:
     @torch.no_grad()
     def __call__(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokens (N, T, D) and labels (N,), on the device."""
-        data = self.recipe.data
-        images = normalise(batch.images, data.pixel_mean, data.pixel_std, device)
+        images = batch.normalised(self.recipe.data, device)
         (tokens_NTD,) = layer_tokens(self.encoder, images, (self.recipe.layer,))
         return tokens_NTD, batch.labels.to(device)
 
 
 def run_attentive_probe(
     recipe: AttentiveProbeRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Train the head on a parent's frozen encoder, evaluate it, save it.
 
     Raises:
@@ -101,9 +99,7 @@ def run_attentive_probe(
         NumericsError: the loss became non-finite.
         Stopped: a stop was requested; a checkpoint is committed.
     """
-    path = ctx.input(ENCODER_FILE)
-    require(path is not None, "an attentive probe needs the encoder of a parent stage")
-    assert path is not None
+    path = ctx.required(ENCODER_FILE, "an attentive probe needs the encoder of a parent stage")
     tokens = FrozenTokens(recipe, load_encoder(path))
     split = labelled_split(recipe, data)
     batch = split_batch(effective_batch(recipe.global_batch, len(split)), execution)
@@ -116,15 +112,7 @@ def run_attentive_probe(
         metadata = {"format": FORMAT, "layer": str(recipe.layer or "last")}
         write_tensors(ctx.output_dir / FILE_NAME, head.state_dict(), metadata)
     ctx.log_metrics(job.num_steps, {"top1": scores.top1, "eval_loss": scores.loss})
-    facts = result.facts()
-    details = {
-        "effective_batch": batch.global_batch,
-        "peak_lr": job.lr_schedule.peak_lr,
-        "steps": job.num_steps,
-        "train_loss": facts.pop("loss"),
-        **facts,
-    }
-    return scores.metrics(num_train_images=len(split), details=details)
+    return scores.metrics(num_train_images=len(split), details=training_details(result, job))
 
 
 def build_head(recipe: AttentiveProbeRecipe, encoder: Encoder, num_classes: int) -> AttentiveHead:
@@ -160,10 +148,7 @@ def _evaluate(head: AttentiveHead, tokens: FrozenTokens, split: Split) -> Predic
 
 
 def _predicted(head: AttentiveHead, tokens: FrozenTokens, split: Split) -> Iterator[Predictions]:
-    data = tokens.recipe.data
-    for batch in eval_batches(
-        split, data, BATCH_SIZE, rank=collectives.rank(), world=collectives.world()
-    ):
+    for batch in rank_batches(split, tokens.recipe.data, BATCH_SIZE):
         tokens_NTD, _ = tokens(batch, collectives.device())
         log_prob_NC = head.logits(tokens_NTD).double().log_softmax(dim=1)
         yield predict(batch.index, batch.labels.numpy(), log_prob_NC.cpu().numpy())

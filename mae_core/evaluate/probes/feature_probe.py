@@ -8,8 +8,8 @@ Legend: N images, S layers, H heads per layer, D feature width.
 from __future__ import annotations
 
 import itertools
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ from mae_core.evaluate.probes.head_grid import HeadGrid, Rates
 from mae_core.evaluate.probes.linear_probe import FILE_NAME, FORMAT, Head, predict_head
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
+from mae_core.runtime.json_values import Json
+from mae_core.runtime.metrics import Metrics
 from mae_core.train.loop import Stopped
 from mae_core.train.lr_schedule import LrSchedule
 
@@ -44,7 +46,7 @@ STOP_EVERY = 20
 
 def run_feature_probe(
     recipe: FeatureProbeRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Train the grid on the labelled images, choose on dev, score and save the chosen head.
 
     Raises:
@@ -53,9 +55,7 @@ def run_feature_probe(
         NumericsError: no point of the grid has finite scores.
         Stopped: a stop was requested.
     """
-    path = ctx.input(FEATURES_FILE)
-    require(path is not None, "a feature probe needs the features of a parent stage")
-    assert path is not None
+    path = ctx.required(FEATURES_FILE, "a feature probe needs the features of a parent stage")
     split = labelled_split(recipe, data)
     batch_size = effective_batch(recipe.global_batch, len(split))
     require(batch_size >= 2, "a batch of one image: BatchNorm needs at least two")
@@ -73,7 +73,7 @@ def run_feature_probe(
     steps = rates.lr_schedules[0].total_steps
     labels_N = torch.from_numpy(split.labels)
     train_grid(grid, train_NSD, labels_N, recipe, steps, ctx)
-    chosen, points = 0, []
+    chosen, points = 0, list[GridPoint]()
     if recipe.selects_on_dev:
         dev = data.split("dev")
         scores = grid.score(_read(path, dev, layers), torch.from_numpy(dev.labels))
@@ -88,16 +88,27 @@ def run_feature_probe(
         _save(ctx.output_dir, recipe, head, layers[layer])
     ctx.log_metrics(steps, {"top1": scored.top1, "eval_loss": scored.loss})
     base_lr, weight_decay = _settings(recipe)[number]
-    details = {
+    details: dict[str, Json] = {
         "effective_batch": batch_size,
         "steps": steps,
         "layer": layers[layer],
         "base_lr": base_lr,
         "weight_decay": weight_decay,
         "peak_lr": rates.lr_schedules[number].peak_lr,
-        "grid": collectives.broadcast_object(points),
+        "grid": [asdict(point) for point in collectives.broadcast_object(points)],
     }
     return scored.metrics(num_train_images=len(split), details=details)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridPoint:
+    """Settings of a head, and how it did on dev; None if it diverged."""
+
+    layer: int | None
+    base_lr: float
+    weight_decay: float
+    dev_top1: float | None
+    dev_loss: float | None
 
 
 def make_rates(recipe: FeatureProbeRecipe, batch_size: int, num_images: int) -> Rates:
@@ -148,36 +159,40 @@ def train_grid(
 
 def grid_points(
     recipe: FeatureProbeRecipe, layers: tuple[int | None, ...], top1_SH: Tensor, loss_SH: Tensor
-) -> list[dict[str, Any]]:
-    """Settings and dev scores of every head; scores are None where the head diverged."""
+) -> list[GridPoint]:
+    """Settings and dev scores of every head."""
     points = []
     for s, layer in enumerate(layers):
         for h, (base_lr, weight_decay) in enumerate(_settings(recipe)):
             top1, loss = float(top1_SH[s, h]), float(loss_SH[s, h])
             finite = bool(np.isfinite(loss))
             points.append(
-                {
-                    "layer": layer,
-                    "base_lr": base_lr,
-                    "weight_decay": weight_decay,
-                    "dev_top1": top1 if finite else None,
-                    "dev_loss": loss if finite else None,
-                }
+                GridPoint(
+                    layer=layer,
+                    base_lr=base_lr,
+                    weight_decay=weight_decay,
+                    dev_top1=top1 if finite else None,
+                    dev_loss=loss if finite else None,
+                )
             )
     return points
 
 
-def best_point(points: list[dict[str, Any]]) -> int:
+def best_point(points: list[GridPoint]) -> int:
     """Number of the point of the highest dev top-1; of equal ones the lower loss, the earlier.
 
     Raises `NumericsError` if no point has a finite loss.
     """
-    usable = [i for i, point in enumerate(points) if point["dev_loss"] is not None]
+    usable = [
+        (-point.dev_top1, point.dev_loss, number)
+        for number, point in enumerate(points)
+        if point.dev_top1 is not None and point.dev_loss is not None
+    ]
     if not usable:
         raise NumericsError(
             f"all {len(points)} heads diverged: lower base_lrs, or lengthen the warm-up"
         )
-    return min(usable, key=lambda i: (-points[i]["dev_top1"], points[i]["dev_loss"], i))
+    return min(usable)[-1]
 
 
 def _settings(recipe: FeatureProbeRecipe) -> list[tuple[float, float]]:

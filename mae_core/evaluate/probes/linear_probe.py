@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Generator, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from mae_core.evaluate.features import (
 from mae_core.evaluate.predictions import Predictions, finish, predict
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
+from mae_core.runtime.metrics import Metrics
 from mae_core.train.job import make_loader
 from mae_core.train.loop import Stopped
 from mae_core.train.lr_schedule import LrSchedule
@@ -73,7 +73,7 @@ class Head(nn.Module):
 
 def run_linear_probe(
     recipe: LinearProbeRecipe, execution: Execution, ctx: RunContext, data: ImageData
-) -> dict[str, Any]:
+) -> Metrics:
     """Train a head on frozen features, evaluate it, save it.
 
     A global batch larger than the labelled set becomes the whole set: an epoch is one step.

@@ -57,7 +57,7 @@ def encoder_path(tmp_path: Path) -> Path:
 
 def run(recipe: AttentiveProbeRecipe, encoder_path: Path, data: ImageData, **execution: Any) -> Any:
     ctx = RunContext(output_dir=encoder_path.parent, parents=encoder_parent(encoder_path))
-    return run_attentive_probe(recipe, Execution(zero_stage=0, **execution), ctx, data)
+    return run_attentive_probe(recipe, Execution(zero_stage=0, **execution), ctx, data).to_json()
 
 
 def test_learns_and_is_kept(gang: None, encoder_path: Path, data: ImageData) -> None:

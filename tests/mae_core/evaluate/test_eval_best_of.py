@@ -72,7 +72,9 @@ def test_the_best_on_dev_is_scored_on_test(tmp_path: Path, data: ImageData) -> N
     parents = tuple(
         finished(tmp_path, epochs, top1) for epochs, top1 in ((50, 80.0), (100, 85.0), (200, 84.0))
     )
-    metrics = run_best_of(BEST, Execution(), RunContext(output_dir=tmp_path, parents=parents), data)
+    metrics = run_best_of(
+        BEST, Execution(), RunContext(output_dir=tmp_path, parents=parents), data
+    ).to_json()
     json.dumps(metrics)
     details = metrics["details"]
     assert details["chosen"] == "tuned_100"

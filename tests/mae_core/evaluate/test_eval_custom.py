@@ -78,7 +78,7 @@ def ctx(tmp_path: Path) -> RunContext:
 
 
 def test_the_documented_example(own_code: Path, ctx: RunContext, data: ImageData) -> None:
-    metrics = run_custom_eval(RECIPE, Execution(), ctx, data)
+    metrics = run_custom_eval(RECIPE, Execution(), ctx, data).to_json()
     json.dumps(metrics)
     extractor = Extractor(load_encoder(ctx.output_dir / "encoder.safetensors"), DIGITS, "mean")
     train, test = (extract(extractor, data.split(name)) for name in ("train", "test"))
@@ -89,13 +89,13 @@ def test_the_documented_example(own_code: Path, ctx: RunContext, data: ImageData
     assert metrics["details"] == {"options": {"sharpness": 2.0}}
     assert (ctx.output_dir / "predictions.parquet").is_file()
     sharper = replace(RECIPE, options=(("sharpness", 4.0),))
-    again = run_custom_eval(sharper, Execution(), ctx, data)
+    again = run_custom_eval(sharper, Execution(), ctx, data).to_json()
     assert again["top1"] == metrics["top1"] and again["loss"] != metrics["loss"]
 
 
 def test_raw_pixels_need_no_encoder(own_code: Path, tmp_path: Path, data: ImageData) -> None:
     recipe = replace(RECIPE, features="pixels", eval_split="dev")
-    metrics = run_custom_eval(recipe, Execution(), RunContext(output_dir=tmp_path), data)
+    metrics = run_custom_eval(recipe, Execution(), RunContext(output_dir=tmp_path), data).to_json()
     assert metrics["top1"] > 80
     assert metrics["num_images"] == len(data.split("dev"))
 

@@ -49,7 +49,7 @@ def encoder_path(tmp_path: Path) -> Path:
 def kept(recipe: FeaturesRecipe, encoder_path: Path, data: ImageData) -> tuple[Parent, ...]:
     """Parents of a probe: a features stage that has run."""
     ctx = RunContext(output_dir=encoder_path.parent, parents=encoder_parent(encoder_path))
-    json.dumps(run_features(recipe, Execution(), ctx, data))
+    json.dumps(run_features(recipe, Execution(), ctx, data).to_json())
     path = encoder_path.parent / FEATURES_FILE
     return (Parent(name="features", kind="features", files={FEATURES_FILE: path}),)
 
@@ -95,14 +95,14 @@ def test_k_nn_reads_features_as_it_would_make_them(
     output = tmp_path / "knn"
     output.mkdir()
     ctx = RunContext(output_dir=output, parents=encoder_parent(encoder_path))
-    encoded = run_knn(recipe, Execution(), ctx, data)
+    encoded = run_knn(recipe, Execution(), ctx, data).to_json()
     read_ctx = replace(ctx, parents=kept(replace(LAYERS, layers=()), encoder_path, data))
-    read = run_knn(recipe, Execution(), read_ctx, data)
+    read = run_knn(recipe, Execution(), read_ctx, data).to_json()
     assert read["loss"] == pytest.approx(encoded["loss"], rel=1e-6)
     assert {**read, "loss": 0} == {**encoded, "loss": 0}
     early = replace(recipe, layer=1)
     layered = replace(ctx, parents=kept(LAYERS, encoder_path, data))
-    assert run_knn(early, Execution(), layered, data)["loss"] != encoded["loss"]
+    assert run_knn(early, Execution(), layered, data).to_json()["loss"] != encoded["loss"]
     with pytest.raises(CheckpointError, match="no column 'last'"):
         run_knn(recipe, Execution(), layered, data)
     with pytest.raises(ConfigError, match="read from a `features` parent"):

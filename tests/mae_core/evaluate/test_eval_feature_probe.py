@@ -33,6 +33,7 @@ from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import ConfigError, DataError, NumericsError
 from mae_core.evaluate.feature_file import read_features, run_features
 from mae_core.evaluate.probes.feature_probe import (
+    GridPoint,
     best_point,
     make_rates,
     run_feature_probe,
@@ -121,7 +122,7 @@ def test_one_point_is_the_linear_probe_without_crops(
     folder: Path, tmp_path: Path, data: ImageData
 ) -> None:
     single = replace(PROBE, base_lrs=(0.3,), weight_decays=(0.001,))
-    probed = run_feature_probe(single, Execution(), context(folder, tmp_path), data)
+    probed = run_feature_probe(single, Execution(), context(folder, tmp_path), data).to_json()
     linear = LinearProbeRecipe(
         data=DIGITS,
         features="mean",
@@ -132,7 +133,7 @@ def test_one_point_is_the_linear_probe_without_crops(
         optimizer=OptimizerConfig(name="sgd", base_lr=0.3, weight_decay=0.001),
     )
     ctx = RunContext(output_dir=tmp_path, parents=encoder_parent(folder / ENCODER_FILE))
-    expected = run_linear_probe(linear, Execution(), ctx, data)
+    expected = run_linear_probe(linear, Execution(), ctx, data).to_json()
     assert probed["top1"] == expected["top1"]
     assert probed["loss"] == pytest.approx(expected["loss"], rel=1e-4)
     assert probed["details"]["grid"] == []
@@ -141,7 +142,9 @@ def test_one_point_is_the_linear_probe_without_crops(
 
 def test_chosen_on_dev_scored_once_on_test(folder: Path, tmp_path: Path, data: ImageData) -> None:
     recipe = replace(PROBE, layers=(1, 2), num_labels=300)
-    metrics = run_feature_probe(recipe, Execution(), context(folder, tmp_path, "layers"), data)
+    metrics = run_feature_probe(
+        recipe, Execution(), context(folder, tmp_path, "layers"), data
+    ).to_json()
     json.dumps(metrics)
     details = metrics["details"]
     grid = details["grid"]
@@ -170,7 +173,9 @@ def test_a_grid_without_dev_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no dev split"):
         run_feature_probe(recipe, Execution(), context(tmp_path, tmp_path, "features"), data)
     alone = replace(recipe, base_lrs=(1.0,), weight_decays=(0.0,))
-    found = run_feature_probe(alone, Execution(), context(tmp_path, tmp_path, "features"), data)
+    found = run_feature_probe(
+        alone, Execution(), context(tmp_path, tmp_path, "features"), data
+    ).to_json()
     assert found["num_train_images"] == len(data.split("train"))
 
 
@@ -178,7 +183,7 @@ def test_a_head_that_diverges_is_never_chosen(
     folder: Path, tmp_path: Path, data: ImageData
 ) -> None:
     recipe = replace(PROBE, base_lrs=(0.3, 1e38), weight_decays=(0.0, 1e3))
-    metrics = run_feature_probe(recipe, Execution(), context(folder, tmp_path), data)
+    metrics = run_feature_probe(recipe, Execution(), context(folder, tmp_path), data).to_json()
     scores = [point["dev_loss"] for point in metrics["details"]["grid"]]
     assert scores[0] is not None and scores[3] is None
     assert metrics["details"]["base_lr"] == 0.3
@@ -188,9 +193,10 @@ def test_a_head_that_diverges_is_never_chosen(
 
 
 def test_ties_go_to_the_lower_loss_then_the_earlier() -> None:
-    keys = ("dev_top1", "dev_loss")
     rows = [(50.0, 0.1), (60.0, 0.9), (60.0, 0.8), (60.0, 0.8), (None, None)]
-    assert best_point([dict(zip(keys, row, strict=True)) for row in rows]) == 2
+    settings: Any = {"layer": None, "base_lr": 0.1, "weight_decay": 0.0}
+    points = [GridPoint(**settings, dev_top1=top1, dev_loss=loss) for top1, loss in rows]
+    assert best_point(points) == 2
 
 
 def test_stops_and_refuses(folder: Path, tmp_path: Path, data: ImageData) -> None:

@@ -61,7 +61,7 @@ def test_fine_tunes_evaluates_and_saves(
     gang: None, encoder_path: Path, tmp_path: Path, data: ImageData
 ) -> None:
     ctx = RunContext(output_dir=tmp_path, parents=encoder_parent(encoder_path))
-    metrics = run_finetune(FINETUNE, Execution(zero_stage=0), ctx, data)
+    metrics = run_finetune(FINETUNE, Execution(zero_stage=0), ctx, data).to_json()
     json.dumps(metrics)
     assert metrics["top1"] > 60
     assert metrics["num_images"] == len(data.split("dev"))
@@ -84,7 +84,7 @@ def test_few_labels_from_scratch_use_the_whole_set(
 ) -> None:
     recipe = replace(SCRATCH, num_labels=20, global_batch=1024, duration=Duration.epochs(2))
     ctx = RunContext(output_dir=tmp_path)
-    metrics = run_finetune(recipe, Execution(zero_stage=0), ctx, data)
+    metrics = run_finetune(recipe, Execution(zero_stage=0), ctx, data).to_json()
     assert metrics["num_train_images"] == metrics["details"]["effective_batch"] == 20
     assert metrics["details"]["steps"] == 2
     assert metrics["details"]["peak_lr"] == pytest.approx(1e-2 * 20 / 256)
@@ -103,7 +103,7 @@ def test_the_average_of_the_weights_is_scored(gang: None, tmp_path: Path, data: 
         patch.setattr("mae_core.evaluate.finetune.WeightAverage", Watched)
         metrics = run_finetune(
             recipe, Execution(zero_stage=1), RunContext(output_dir=tmp_path), data
-        )
+        ).to_json()
     assert len(seen) == metrics["details"]["steps"] + 1
     expected = seen[0]
     for weights in seen[1:]:
@@ -133,7 +133,7 @@ def test_an_interrupted_average_goes_on_where_it_was(
             should_stop=lambda stop=stop: stop and len(steps) == 5,  # type: ignore[misc]
         )
         try:
-            metrics = run_finetune(recipe, execution, ctx, data)
+            metrics = run_finetune(recipe, execution, ctx, data).to_json()
         except Stopped:
             continue
         digests.append((folder / "finetuned.safetensors").read_bytes())

@@ -75,7 +75,7 @@ def encoder_path(tmp_path: Path) -> Path:
 def test_pixels_of_digits(tmp_path: Path, data: ImageData) -> None:
     logged: list[tuple[int, Mapping[str, float]]] = []
     ctx = RunContext(output_dir=tmp_path, log_metrics=lambda step, m: logged.append((step, m)))
-    metrics = run_linear_probe(PROBE, Execution(), ctx, data)
+    metrics = run_linear_probe(PROBE, Execution(), ctx, data).to_json()
     json.dumps(metrics)
     assert metrics["top1"] > 92
     assert metrics["top5"] > metrics["top1"]
@@ -147,7 +147,7 @@ def test_batch_larger_than_the_labelled_set_is_the_whole_set(
     tmp_path: Path, data: ImageData
 ) -> None:
     recipe = replace(PROBE, num_labels=50, global_batch=16384)
-    metrics = run_linear_probe(recipe, Execution(), RunContext(output_dir=tmp_path), data)
+    metrics = run_linear_probe(recipe, Execution(), RunContext(output_dir=tmp_path), data).to_json()
     details = metrics["details"]
     assert metrics["num_train_images"] == details["effective_batch"] == 50
     assert details["steps"] == 20
@@ -156,7 +156,7 @@ def test_batch_larger_than_the_labelled_set_is_the_whole_set(
 
 def test_untrained_head_is_a_result(tmp_path: Path, data: ImageData) -> None:
     recipe = replace(PROBE, duration=Duration.epochs(0))
-    metrics = run_linear_probe(recipe, Execution(), RunContext(output_dir=tmp_path), data)
+    metrics = run_linear_probe(recipe, Execution(), RunContext(output_dir=tmp_path), data).to_json()
     assert metrics["details"]["steps"] == 0
     assert metrics["details"]["train_loss"] is None
 
@@ -178,12 +178,12 @@ def evaluations(encoder_path: Path, output: Path, rank: int, world: int) -> dict
     data, execution = open_data(DIGITS), Execution(world_size=world, micro_batch=8)
     parents = encoder_parent(encoder_path)
     ctx = RunContext(output_dir=output, rank=rank, world=world, parents=parents)
-    neighbours = run_knn(KnnRecipe(data=DIGITS, eval_split="dev"), execution, ctx, data)
+    neighbours = run_knn(KnnRecipe(data=DIGITS, eval_split="dev"), execution, ctx, data).to_json()
     cached = replace(PROBE, num_labels=101, duration=Duration.epochs(5))  # 101 is odd
     return {
         "knn": neighbours,
-        "cached": run_linear_probe(cached, execution, ctx, data),
-        "random": run_linear_probe(RANDOM, execution, ctx, data),
+        "cached": run_linear_probe(cached, execution, ctx, data).to_json(),
+        "random": run_linear_probe(RANDOM, execution, ctx, data).to_json(),
     }
 
 

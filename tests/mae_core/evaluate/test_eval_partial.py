@@ -125,7 +125,7 @@ def test_goes_on_where_it_was_stopped(
         if name == "stopped":
             with pytest.raises(Stopped, match="a checkpoint is committed"):
                 run_finetune(recipe, ALONE, replace(ctx, should_stop=lambda: True), data)
-        metrics = run_finetune(recipe, ALONE, ctx, data)
+        metrics = run_finetune(recipe, ALONE, ctx, data).to_json()
         assert metrics["details"]["resumed_from"] == (1 if name == "stopped" else 0)
         states.append(load_classifier(output / "finetuned.safetensors")[0].state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())

@@ -65,7 +65,7 @@ def pretrained(folder: Path, trained: PretrainRecipe, **fields: Any) -> tuple[Pa
 def loss_of(recipe: PretrainRecipe, folder: Path, data: ImageData) -> dict[str, Any]:
     folder.mkdir()
     ctx = RunContext(output_dir=folder, parents=pretrained(folder, recipe))
-    return run_reconstruction(RECIPE, Execution(), ctx, data)
+    return run_reconstruction(RECIPE, Execution(), ctx, data).to_json()
 
 
 def dev_images(data: ImageData) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,7 +132,7 @@ def test_a_decoder_may_describe_itself(tmp_path: Path, data: ImageData) -> None:
     said = {"decoder": json.dumps(to_plain(PRETRAIN.decoder)), "norm_pix_loss": "true"}
     parents = pretrained(tmp_path, PRETRAIN, metadata=said, recipe={})
     ctx = RunContext(output_dir=tmp_path, parents=parents)
-    described = run_reconstruction(RECIPE, Execution(), ctx, data)
+    described = run_reconstruction(RECIPE, Execution(), ctx, data).to_json()
     assert described["loss"] == loss_of(PRETRAIN, tmp_path / "out", data)["loss"]
     silent = replace(ctx, parents=pretrained(tmp_path, PRETRAIN, recipe={}))
     with pytest.raises(CheckpointError, match="it does not give the decoder and norm_pix_loss"):

@@ -113,7 +113,7 @@ def run_chain(pretrain: Parent, output: Path, rank: int, world: int) -> dict[str
             output_dir=directory, rank=rank, world=world, parents=tuple(done[p] for p in parents)
         )
         execution = Execution(world_size=world, zero_stage=1, loader_threads=0, micro_batch=None)
-        found[name] = resolve(recipe.ENTRY)(recipe, execution, ctx, data)
+        found[name] = resolve(recipe.ENTRY)(recipe, execution, ctx, data).to_json()
         collectives.barrier()
         done[name] = Parent(
             name=name,

@@ -59,8 +59,8 @@ def step_inputs(
     inputs = FinetuneInputs(recipe, 4, 10)
     batches = list(loader(data, micro, rank, world).steps(3, 4))[0]
     with (
-        mock.patch("mae_core.evaluate.finetune_inputs.dist.rank", return_value=rank),
-        mock.patch("mae_core.evaluate.finetune_inputs.dist.world", return_value=world),
+        mock.patch("mae_core.evaluate.finetune_inputs.collectives.rank", return_value=rank),
+        mock.patch("mae_core.evaluate.finetune_inputs.collectives.world", return_value=world),
     ):
         made = list(inputs.step(3, batches, CPU))
     found = {}

@@ -63,7 +63,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parent, ...]:
 def corruptions(recipe: CorruptionRecipe, folder: Path, parents: tuple[Parent, ...]) -> Any:
     folder.mkdir(exist_ok=True)
     ctx = RunContext(output_dir=folder, parents=parents)
-    metrics = run_corruptions(recipe, Execution(), ctx, open_data(recipe.data))
+    metrics = run_corruptions(recipe, Execution(), ctx, open_data(recipe.data)).to_json()
     json.dumps(metrics)
     return metrics
 
@@ -110,7 +110,7 @@ def test_another_set_is_scored_among_its_own_classes(
 ) -> None:
     ctx = RunContext(output_dir=tmp_path, parents=classifier)
     recipe = ShiftRecipe(data=DIGITS, name="the digits again")
-    metrics = run_shift(recipe, Execution(), ctx, open_data(DIGITS))
+    metrics = run_shift(recipe, Execution(), ctx, open_data(DIGITS)).to_json()
     assert metrics["top1"] > 70
     assert metrics["details"] == {"num_classes": 10, "of_classes": 10}
 

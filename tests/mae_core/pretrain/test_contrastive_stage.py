@@ -152,13 +152,13 @@ def test_features_become_better_neighbours(gang_of_one: None, tmp_path: Path) ->
         trained = replace(recipe, duration=Duration.steps(steps))
         metrics = run_contrastive(
             trained, Execution(loader_threads=0), RunContext(output_dir=folder), data
-        )
+        ).to_json()
         assert metrics["steps"] == steps
         path = folder / "encoder.safetensors"
         ctx = RunContext(output_dir=folder, parents=encoder_parent(path))
-        top1[steps] = run_knn(KnnRecipe(data=DIGITS, features="cls"), Execution(), ctx, data)[
-            "top1"
-        ]
+        top1[steps] = run_knn(
+            KnnRecipe(data=DIGITS, features="cls"), Execution(), ctx, data
+        ).to_json()["top1"]
     fixed = [load_encoder(tmp_path / str(n) / "encoder.safetensors").patch_embed for n in top1]
     assert torch.equal(fixed[0].weight, fixed[1].weight)
     assert top1[120] > top1[0] + 10, top1

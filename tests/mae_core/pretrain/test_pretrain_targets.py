@@ -81,7 +81,7 @@ def losses(recipe: PretrainRecipe, ctx: RunContext, data: ImageData) -> list[flo
     """Train; return the logged losses after checking what was left behind."""
     logged: list[float] = []
     listening = replace(ctx, log_metrics=lambda step, m: logged.append(m["loss"]))
-    metrics = run_pretrain(recipe, EXECUTION, listening, data)
+    metrics = run_pretrain(recipe, EXECUTION, listening, data).to_json()
     json.dumps(metrics)
     with np.load(ctx.output_dir / "gallery.npz") as gallery:
         assert gallery["reconstruction"].shape == (8, 8, 8, 1)
@@ -95,7 +95,7 @@ def all_patches(data: ImageData) -> np.ndarray[Any, Any]:
 
 
 def test_the_basis_is_scikit_learns(tmp_path: Path, data: ImageData) -> None:
-    metrics = run_basis(BASIS, EXECUTION, RunContext(output_dir=tmp_path), data)
+    metrics = run_basis(BASIS, EXECUTION, RunContext(output_dir=tmp_path), data).to_json()
     basis = read_basis(tmp_path / BASIS_FILE)
     reference = PCA(3).fit(all_patches(data))
     assert np.allclose(basis.mean, reference.mean_, atol=1e-5)
@@ -125,7 +125,7 @@ def test_a_tokenizer_learns_and_its_codes_are_learnt(
 ) -> None:
     logged: list[float] = []
     ctx = RunContext(output_dir=tmp_path, log_metrics=lambda step, m: logged.append(m["loss"]))
-    facts = run_tokenizer(TOKENIZER, EXECUTION, ctx, data)
+    facts = run_tokenizer(TOKENIZER, EXECUTION, ctx, data).to_json()
     assert logged[-1] < 0.7 * logged[0]
     assert facts["codes_used"] > 8
     tokenizer = load_tokenizer(tmp_path / TOKENIZER_FILE)
@@ -264,8 +264,10 @@ def test_ones_own_target_and_objective(
     assert found[-1] < found[0]
     with pytest.raises(ConfigError, match=r"is 1 wide, but target_dim is 96"):
         run_pretrain(replace(PRETRAIN, target="own_parts:brightness"), EXECUTION, ctx, data)
-    own = run_pretrain(replace(PRETRAIN, objective="own_parts:half"), EXECUTION, ctx, data)
-    plain = run_pretrain(PRETRAIN, EXECUTION, ctx, data)
+    own = run_pretrain(
+        replace(PRETRAIN, objective="own_parts:half"), EXECUTION, ctx, data
+    ).to_json()
+    plain = run_pretrain(PRETRAIN, EXECUTION, ctx, data).to_json()
     assert own["loss"] == pytest.approx(plain["loss"] / 2, rel=0.1)
     with pytest.raises(ConfigError, match="whose `encoder` is"):
         run_pretrain(replace(PRETRAIN, objective="own_parts:nothing"), EXECUTION, ctx, data)
