@@ -36,7 +36,7 @@ from orchestrator.store.lease import Lease, hold
 from orchestrator.store.records import Records
 from orchestrator.tracking.observer import Tracking, sync_key
 from orchestrator.tracking.uri import without_credentials
-from studies.analysis.report.page import summary_text
+from studies.analysis.report.curve_page import summary_text
 from studies.spec.study import Study
 
 RANK_BYTES = 2 << 30

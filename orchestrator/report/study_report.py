@@ -20,6 +20,7 @@ from studies.analysis.figures.gallery_figure import GalleryEntry
 from studies.analysis.laws.by_protocol import study_laws
 from studies.analysis.report.meta import ReportMeta
 from studies.analysis.report.page import write_report as write_page
+from studies.analysis.sweeps.settings import ChosenSetting
 from studies.spec.axes import shown
 
 GALLERY_CELLS = 5
@@ -67,9 +68,18 @@ def _resolved(plan: Plan, records: Records) -> str:
     return str(records.store.path(f"{folder}/{names[-1]}")) if names else ""
 
 
-def _chosen(winner: Winner | None) -> dict[str, Any] | None:
+def _chosen(winner: Winner | None) -> ChosenSetting | None:
     """A decision without its Pareto front, which has a figure of its own."""
-    return None if winner is None else {k: v for k, v in winner.to_json().items() if k != "front"}
+    if winner is None:
+        return None
+    return ChosenSetting(
+        settings=winner.settings,
+        score=winner.score,
+        score_name=winner.objective,
+        trial=winner.trial,
+        num_trials=winner.num_trials,
+        decided_at=winner.decided_at,
+    )
 
 
 def asks_for_laws(plan: Plan) -> bool:

@@ -26,7 +26,7 @@ from studies.errors import unknown
 from studies.result_row import Place
 from studies.spec.cell import Cell, Stage
 
-Scale = Literal["linear", "log", "rank", "category"]
+Scale = Literal["linear", "log", "continuous", "rank", "category"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,8 @@ class Axis:
     label: str
     """For people, with its unit."""
     scale: Scale = "category"
-    """rank: numbers at equal distances, as in the paper's Figure 9."""
+    """rank: numbers at equal distances, as in the paper's Figure 9; continuous: on a logarithmic
+    axis whose ticks are not the places."""
     order: tuple[str, ...] = ()
     """Of the categories, where one is usual; others follow as they come."""
     is_percent: bool = False
@@ -71,6 +72,8 @@ AXES: dict[str, Axis] = {
             order=("random", "block", "grid"),
         ),
         Axis(name="duration", label="pretraining duration (epochs)", scale="log"),
+        Axis(name="parameters", label="encoder parameters", scale="log"),
+        Axis(name="compute", label="pretraining compute (FLOPs)", scale="continuous"),
         Axis(name="size", label="encoder", scale="rank", order=tuple(ENCODERS)),
         Axis(
             name="objective",
@@ -298,4 +301,7 @@ _READERS: dict[str, Reader] = {
     # Conditions within one stage: rows of their own (`orchestrator.plan.corruption_rows`).
     "severity": lambda cell, stage: None,
     "corruption": lambda cell, stage: None,
+    # Counted, and in every row of the results table.
+    "parameters": lambda cell, stage: None,
+    "compute": lambda cell, stage: None,
 }

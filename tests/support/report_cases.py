@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from studies.analysis.report.meta import ReportFiles, ReportMeta
+from studies.analysis.sweeps.settings import ChosenSetting
 from studies.result_row import ResultRow
 
 PROTOCOLS = {
@@ -19,6 +20,7 @@ PROTOCOLS = {
 }
 
 
+CHOSEN = {"pretrain.mask_ratio": 0.75, "pretrain.decoder.depth": 4, "pretrain.decoder.width": 256}
 PARAMS = {"Ti": 1_800_000, "S": 7_100_000, "M": 21_300_000}
 
 
@@ -78,7 +80,7 @@ def meta(**more: Any) -> ReportMeta:
         "created_at": "2030-01-01T00:00:00Z",
         "objective": "knn",
         "missing": [("M/e400/s2", "finetune", "preempted, not yet resumed")],
-        "sweep_winner": {"mask_ratio": 0.75, "decoder_depth": 4, "decoder_width": 256},
+        "sweep_winner": ChosenSetting(settings=CHOSEN),
         "notes": ("Equal epochs, not equal compute.",),
         "provenance": {"commit": "0123abc", "torch": "2.8"},
     }

@@ -11,13 +11,13 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from mae_core.config import EncoderUse, kinds_that
-from studies.analysis.curves.axis_curves import AxisCurve
-from studies.analysis.curves.curves import Curve, paired, spread
+from studies.analysis.curves.curves import DURATION, Curve, paired, signed, spread
 from studies.analysis.curves.results import filled, is_number, with_labels
 from studies.analysis.laws.conclusions import Conclusion
 from studies.analysis.laws.fit import Method, fit_law
@@ -128,23 +128,28 @@ class Doubling:
     """Over paired seeds."""
     n: int
 
+    @property
+    def text(self) -> str:
+        """Signed mean ± sd."""
+        return signed(self.gain, self.sd, 2)
+
 
 def doublings(curve: Curve) -> list[Doubling]:
     """Paired differences of neighbouring durations over log2 of their ratio."""
     found = []
-    for size in curve.sizes:
-        line = [p for p in curve.line(size) if p.epochs]
-        for start, end in zip(line, line[1:], strict=False):
-            steps = math.log2((end.epochs or 1) / (start.epochs or 1))
-            pairs = list(paired(start, end, size).differences.values())
+    for series in curve.series if curve.axis.name == DURATION else ():
+        line = [(float(p.at), p) for p in series.trained if not isinstance(p.at, str)]
+        for (short, start), (long, end) in pairwise(line):
+            steps = math.log2(long / short)
+            pairs = list(paired(start, end, series.label).differences.values())
             if pairs and steps > 0:
                 sd = spread(pairs)
                 found.append(
                     Doubling(
-                        protocol=curve.label,
-                        size=size,
-                        start=start.duration,
-                        end=end.duration,
+                        protocol=curve.title,
+                        size=series.label,
+                        start=start.label,
+                        end=end.label,
                         gain=statistics.fmean(pairs) / steps,
                         sd=None if sd is None else sd / steps,
                         n=len(pairs),
@@ -153,18 +158,18 @@ def doublings(curve: Curve) -> list[Doubling]:
     return found
 
 
-def optima(curve: AxisCurve) -> list[tuple[str, GridOptimum | Statement]]:
+def optima(curve: Curve) -> list[tuple[str, GridOptimum | Statement]]:
     """Fitted optimum of each series over a numeric axis of settings, or why there is none."""
     known = AXES.get(curve.axis.name)
     if known is None or known.scale not in ("linear", "log") or curve.measure != "top1":
         return []
-    if curve.axis.name in ("duration", "train_fraction", "num_labels", "severity"):
+    if curve.is_scaling or curve.axis.name in ("train_fraction", "num_labels", "severity"):
         return []  # more is better: an end, not an optimum
     found = []
     for s in curve.series:
-        x = [float(at) for at, _ in s.points if isinstance(at, float)]
-        y = [100 - p.mean for at, p in s.points if isinstance(at, float)]
-        sds = [p.sd / math.sqrt(p.n) for _, p in s.points if p.sd is not None and p.sd > 0]
+        numeric = [(p.at, p) for p in s.points if isinstance(p.at, float)]
+        x, y = [at for at, _ in numeric], [100 - p.mean for _, p in numeric]
+        sds = [p.sd / math.sqrt(p.n) for p in s.points if p.sd is not None and p.sd > 0]
         if len(x) >= 2:
             noise = math.sqrt(statistics.fmean(v * v for v in sds)) if sds else None
             log = curve.axis.scale == "log"
@@ -396,20 +401,18 @@ class Insights:
 
     noise: list[SeedNoise]
     doublings: list[Doubling]
-    optima: list[tuple[AxisCurve, str, GridOptimum | Statement]]
+    optima: list[tuple[Curve, str, GridOptimum | Statement]]
     ranks: list[RankRelation]
     losses: list[RankRelation]
     frontiers: list[CostFrontier]
 
 
-def gather(
-    rows: Sequence[ResultRow], curves: Sequence[Curve], over_axes: Sequence[AxisCurve]
-) -> Insights:
+def gather(rows: Sequence[ResultRow], curves: Sequence[Curve]) -> Insights:
     """Everything but the laws, computed once for page and files."""
     return Insights(
         noise=seed_noise(rows),
         doublings=[d for curve in curves for d in doublings(curve)],
-        optima=[(c, label, found) for c in over_axes for label, found in optima(c)],
+        optima=[(c, label, found) for c in curves for label, found in optima(c)],
         ranks=probe_against_tune(rows),
         losses=loss_against_accuracy(rows),
         frontiers=cost_frontiers(rows),

@@ -71,6 +71,11 @@ def _labels(row: ResultRow) -> str:
     return "" if row.num_labels is None or labels in row.protocol else labels
 
 
+def why_odd(cells: Iterable[str], odd: Mapping[str, str]) -> str:
+    """The reasons against any of these cells, empty if there is none."""
+    return "; ".join(dict.fromkeys(odd[cell] for cell in cells if cell in odd))
+
+
 def cost(
     rows: Iterable[ResultRow], key: Callable[[ResultRow], tuple[str, str]]
 ) -> dict[tuple[str, str], float]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from studies.analysis.figures.drawing import Drawing, finish, new_figure, style
+from studies.analysis.sweeps.settings import ChosenSetting
 from studies.analysis.sweeps.surface import SweepPoint, SweepSurface, is_winner, sweep_caption
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _VERMILION = "#D55E00"
 
 
 @style()
-def sweep_map(surface: SweepSurface, winner: Mapping[str, Any] | None, name: str) -> Drawing | None:
+def sweep_map(surface: SweepSurface, winner: ChosenSetting | None, name: str) -> Drawing | None:
     """The sweep's objective over mask ratio and decoder depth, one panel per decoder width."""
     widths = sorted({p.decoder_width for p in surface.points}, key=lambda w: w or 0)
     columns = min(2, len(widths))

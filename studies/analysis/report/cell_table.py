@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
-from studies.analysis.curves.curves import UNTRAINED
 from studies.analysis.curves.results import cost, filled, is_number, with_labels
 from studies.result_row import EVALUATIONS, ResultRow
 
@@ -14,10 +13,15 @@ _Protocol = tuple[str, str | None]
 """Protocol with its labels, and split: a column of the table of cells."""
 
 
-def cell_table(
-    rows: Sequence[ResultRow], study: str
-) -> tuple[list[str], list[list[tuple[str, Any]]]]:
-    """Header and one line per cell: (shown, sort key) for every column.
+class TableCell(NamedTuple):
+    """What is shown, and what it is sorted by."""
+
+    shown: str
+    key: str | float
+
+
+def cell_table(rows: Sequence[ResultRow], study: str) -> tuple[list[str], list[list[TableCell]]]:
+    """Header and one line per cell, a value for every column.
 
     The last column is the command that computes the cell's first stage again, by itself.
     """
@@ -46,31 +50,37 @@ def _protocol(row: ResultRow) -> _Protocol:
 
 def _cell_line(
     rows: Sequence[ResultRow], protocols: Sequence[_Protocol], study: str
-) -> list[tuple[str, Any]]:
+) -> list[TableCell]:
     r = rows[0]
     # A stage's own row comes before those of the conditions within it.
     top1 = {_protocol(row): row.top1 for row in reversed(rows)}
     decoder = "" if r.decoder_depth is None else f"{r.decoder_depth}×{r.decoder_width or '?'}"
-    duration = UNTRAINED if r.role == "untrained" else r.duration or ""
+    duration = "untrained" if r.role == "untrained" else r.duration or ""
     paid = sum(cost(rows, lambda row: ("", "")).values())
     again = f"mae-study debug {shlex.quote(study)} {shlex.quote(r.cell)} {shlex.quote(r.stage)}"
     return [
-        (r.cell, r.cell),
-        (r.role, r.role),
-        (r.size or "", r.encoder_params or 0),
+        _text(r.cell),
+        _text(r.role),
+        TableCell(r.size or "", r.encoder_params or 0),
         _number(r.encoder_params, ","),
-        (duration, r.epochs or 0.0),
+        TableCell(duration, r.epochs or 0.0),
         _number(r.seed, "d"),
         _number(r.mask_ratio, "g"),
-        (r.objective or "", r.objective or ""),
-        (decoder, (r.decoder_depth or 0) * 100_000 + (r.decoder_width or 0)),
+        _text(r.objective or ""),
+        TableCell(decoder, (r.decoder_depth or 0) * 100_000 + (r.decoder_width or 0)),
         _number(r.pretrain_flops, ".3g"),
         *(_number(top1.get(protocol), ".2f") for protocol in protocols),
         _number(paid, ".1f"),
-        (again, again),
+        _text(again),
     ]
 
 
-def _number(value: float | None, form: str) -> tuple[str, Any]:
+def _text(value: str) -> TableCell:
+    return TableCell(value, value)
+
+
+def _number(value: float | None, form: str) -> TableCell:
     """Shown and sort key; what is missing or NaN sorts below every number."""
-    return (format(value, form), value) if value is not None and is_number(value) else ("", "")
+    if value is None or not is_number(value):
+        return _text("")
+    return TableCell(format(value, form), value)

@@ -6,10 +6,9 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from studies.analysis.curves.axis_curves import AxisCurve
-from studies.analysis.curves.curves import plus_minus
+from studies.analysis.curves.curves import Curve, signed
 from studies.analysis.curves.insights import (
     TRAINS,
     CostFrontier,
@@ -24,7 +23,7 @@ from studies.analysis.curves.results import cost, filled, is_number
 from studies.analysis.figures.insight_figures import frontier_figure, rank_figure
 from studies.analysis.laws.frontier import GridOptimum
 from studies.analysis.laws.refusals import Statement
-from studies.analysis.report.meta import section
+from studies.analysis.report.section import Section, section
 from studies.result_row import ResultRow
 from studies.spec.axes import tick
 
@@ -37,34 +36,36 @@ MAX_LINES = 12
 
 
 def insight_sections(
-    rows: Sequence[ResultRow], over_axes: Sequence[AxisCurve], found: Insights
-) -> list[dict[str, Any]]:
+    rows: Sequence[ResultRow], curves: Sequence[Curve], found: Insights
+) -> list[Section]:
     """Every section that does not need a law."""
     return [
         *doubling_section(found.doublings),
         *optimum_section(found.optima),
-        *cost_table_section(rows, over_axes),
+        *cost_table_section(rows, curves),
         *relation_sections(found),
         *frontier_section(found.frontiers),
     ]
 
 
-def doubling_section(found: Sequence[Doubling]) -> list[dict[str, Any]]:
+def doubling_section(found: Sequence[Doubling]) -> list[Section]:
     """Gain per doubling of the duration, size by size."""
     if not found:
         return []
     lines = [["protocol", "size", "from", "to", "points per doubling", "paired seeds"]]
-    lines += [[d.protocol, d.size, d.start, d.end, _signed(d.gain, d.sd), str(d.n)] for d in found]
+    lines += [
+        [d.protocol, d.size, d.start, d.end, signed(d.gain, d.sd, 2), str(d.n)] for d in found
+    ]
     text = (
         "Paired over seeds. A gain that has fallen below its spread has not been shown to be "
         "over: it has become smaller than this many seeds can see.",
     )
-    return [section("Gain per doubling of the duration", [], quiet=True, lines=lines, text=text)]
+    return [section("Gain per doubling of the duration", is_quiet=True, lines=lines, text=text)]
 
 
 def optimum_section(
-    optima: Sequence[tuple[AxisCurve, str, GridOptimum | Statement]],
-) -> list[dict[str, Any]]:
+    optima: Sequence[tuple[Curve, str, GridOptimum | Statement]],
+) -> list[Section]:
     """Fitted optima over the study's numeric settings, or why none is quoted."""
     lines = [["figure", "series", "optimum", "not worse beyond noise", "points used"]]
     refused = []
@@ -82,18 +83,15 @@ def optimum_section(
         "where it stays within the noise of a mean.",
         *dict.fromkeys(refused),
     )
-    more = {"lines": lines} if len(lines) > 1 else {}
-    return [section("Fitted optima", [], quiet=True, text=text, **more)]
+    return [section("Fitted optima", is_quiet=True, text=text, lines=lines)]
 
 
-def _at(curve: AxisCurve, value: float) -> str:
+def _at(curve: Curve, value: float) -> str:
     shown = float(f"{value:.3g}")
     return tick(curve.axis.name, shown)
 
 
-def cost_table_section(
-    rows: Sequence[ResultRow], curves: Sequence[AxisCurve]
-) -> list[dict[str, Any]]:
+def cost_table_section(rows: Sequence[ResultRow], curves: Sequence[Curve]) -> list[Section]:
     """Accuracy beside cost at every place of an axis: the paper's decoder tables."""
     names = list(dict.fromkeys(c.axis.name for c in curves if c.measure == "top1"))
     found = []
@@ -106,11 +104,11 @@ def cost_table_section(
                 "Cost is the mean over the cells at a place.",
             )
             title = f"Accuracy and cost against {label}"
-            found.append(section(title, [], quiet=True, lines=table, text=text))
+            found.append(section(title, is_quiet=True, lines=table, text=text))
     return found
 
 
-def _cost_table(rows: Sequence[ResultRow], curves: Sequence[AxisCurve]) -> list[list[str]] | None:
+def _cost_table(rows: Sequence[ResultRow], curves: Sequence[Curve]) -> list[list[str]] | None:
     name = curves[0].axis.name
     flops: dict[object, list[float]] = defaultdict(list)
     hours: dict[object, list[float]] = defaultdict(list)
@@ -131,18 +129,18 @@ def _cost_table(rows: Sequence[ResultRow], curves: Sequence[AxisCurve]) -> list[
         head.append(f"top-1 %: {c.title}" + ("" if single else f", {s.label}"))
     lines = [[*head, "FLOPs", "× the cheapest", "rank-hours"]]
     least = min(sum(v) / len(v) for v in flops.values()) or math.nan
-    for at in dict.fromkeys(a for c in curves for a in c.order if a in flops):
+    for at in dict.fromkeys(a for c in curves for a in c.places if a in flops):
         line = [tick(name, at)]
         for _, s in series:
-            point = dict(s.points).get(at)
-            line.append("–" if point is None else f"{plus_minus(point.mean, point.sd)} ({point.n})")
+            point = s.point(at)
+            line.append("–" if point is None else point.text)
         mean = sum(flops[at]) / len(flops[at])
         paid = sum(hours[at]) / len(hours[at]) if hours[at] else math.nan
         lines.append([*line, f"{mean:.3g}", f"{mean / least:.2f}", f"{paid:.3g}"])
     return lines
 
 
-def relation_sections(insights: Insights) -> list[dict[str, Any]]:
+def relation_sections(insights: Insights) -> list[Section]:
     """Probe against fine-tune, and reconstruction loss against accuracy."""
     kinds = (
         (
@@ -189,7 +187,7 @@ def relation_lines(relations: Sequence[RankRelation]) -> list[list[str]]:
     return lines + [[r.x, r.y, r.verdict] for r in relations]
 
 
-def frontier_section(frontiers: Sequence[CostFrontier]) -> list[dict[str, Any]]:
+def frontier_section(frontiers: Sequence[CostFrontier]) -> list[Section]:
     """The best that FLOPs and rank-hours bought, protocol by protocol."""
     by_protocol: dict[str, list[CostFrontier]] = defaultdict(list)
     for one in frontiers:
@@ -208,11 +206,11 @@ def frontier_section(frontiers: Sequence[CostFrontier]) -> list[dict[str, Any]]:
     return [section("What a budget bought", drawn, lines=lines)]
 
 
-def noise_section(found: Sequence[SeedNoise]) -> list[dict[str, Any]]:
+def noise_section(found: Sequence[SeedNoise]) -> list[Section]:
     """Seed noise of every protocol, beside that of drawing the test images."""
     if not found:
         text = ("No setting was run at two seeds: how much of a difference is chance is unknown.",)
-        return [section("Seed noise", [], quiet=True, text=text)]
+        return [section("Seed noise", is_quiet=True, text=text)]
     lines = [
         [
             "protocol",
@@ -238,10 +236,10 @@ def noise_section(found: Sequence[SeedNoise]) -> list[dict[str, Any]]:
         "Pooled over settings that differ in the seed alone. Other test images would move "
         "all cells together, and mostly not their differences.",
     )
-    return [section("Seed noise", [], quiet=True, lines=lines, text=text)]
+    return [section("Seed noise", is_quiet=True, lines=lines, text=text)]
 
 
-def influence_section(meta: ReportMeta) -> list[dict[str, Any]]:
+def influence_section(meta: ReportMeta) -> list[Section]:
     """Which cells a law hangs on."""
     lines = [
         ["protocol", "without cell", "its residual, points", "prediction at the largest moves"]
@@ -257,9 +255,8 @@ def influence_section(meta: ReportMeta) -> list[dict[str, Any]]:
             text.append(f"{one.protocol}: {found.text}")
     if len(lines) == 1 and not text:
         return []
-    more = {"lines": lines} if len(lines) > 1 else {}
     text.append("The law fitted again without a cell: what moves much hangs on that cell alone.")
-    return [section("Influence of single cells", [], quiet=True, text=tuple(text), **more)]
+    return [section("Influence of single cells", is_quiet=True, text=text, lines=lines)]
 
 
 def _influence(protocol: str, one: Influence) -> list[str]:
@@ -267,11 +264,7 @@ def _influence(protocol: str, one: Influence) -> list[str]:
     return [protocol, one.cell, f"{one.residual:+.2f}", moved]
 
 
-def _signed(mean: float, sd: float | None) -> str:
-    return ("+" if mean >= 0 else "") + plus_minus(mean, sd, 2)
-
-
-def insights_json(rows: Sequence[ResultRow], found: Insights) -> dict[str, Any]:
+def insights_json(rows: Sequence[ResultRow], found: Insights) -> dict[str, object]:
     """All of it as plain values."""
     return {
         "seed_noise": [asdict(n) for n in found.noise],

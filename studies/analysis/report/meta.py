@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from studies.analysis.curves.differences import Difference
-    from studies.analysis.figures.drawing import Drawing
     from studies.analysis.goodput.interval_advice import StudyGoodput
     from studies.analysis.laws.by_protocol import ProtocolLaw
     from studies.analysis.sweeps.optima import Search
+    from studies.analysis.sweeps.settings import ChosenSetting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class ReportMeta:
     notes: tuple[str, ...] = ()
     """What the data can and cannot show."""
     provenance: Mapping[str, str] = field(default_factory=dict)
-    sweep_winner: Mapping[str, Any] | None = None
+    sweep_winner: ChosenSetting | None = None
     objective: str | None = None
-    """What the sweep ranked: a stage, kind or protocol."""
+    """Stage that the sweep ranked by."""
     searches: Sequence[Search] = ()
     """The sweep's trials and decisions, one search per size."""
     missing: Sequence[tuple[str, str, str]] = ()
@@ -71,8 +71,3 @@ class ReportFiles:
     summary: Path
     figures: tuple[Path, ...]
     """PNG; a PDF of the same name lies beside each."""
-
-
-def section(title: str, drawings: Sequence[Drawing | None], **more: Any) -> dict[str, Any]:
-    """A titled group of drawings, as the page's template takes it."""
-    return {"title": title, "drawings": [d for d in drawings if d is not None], **more}

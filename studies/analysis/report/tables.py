@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import enum
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -50,7 +52,11 @@ def write_json(value: Any, path: Path) -> None:
 
 
 def plain(value: Any) -> Any:
-    """JSON has no NaN: numbers that are none become null."""
+    """Dataclasses as their fields, enums as their values; what is no finite number becomes null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

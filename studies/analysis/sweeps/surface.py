@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from studies.analysis.curves.results import filled, is_number, protocol_key, protocol_label
+from studies.analysis.sweeps.settings import ChosenSetting
 from studies.result_row import EVALUATIONS, ResultRow
 
 
@@ -43,13 +43,13 @@ class SweepSurface:
 def sweep_surface(rows: Sequence[ResultRow], objective: str | None = None) -> SweepSurface | None:
     """Top-1 over mask ratio, decoder depth and width of the sweep's trials; None without any.
 
-    Only trials of one protocol, size and duration are comparable: those named by `objective`
-    (a stage, kind or protocol) if it names some, then the most frequent combination.
+    Only trials of one protocol, size and duration are comparable: those of the stage
+    `objective` if there are some, then the most frequent combination.
     """
     trials = [
         r for r in filled(rows) if r.role == "sweep" and r.kind in EVALUATIONS and is_number(r.top1)
     ]
-    named = [r for r in trials if objective in (r.stage, r.kind, r.protocol)] or trials
+    named = [r for r in trials if r.stage == objective] or trials
     counts = Counter((*protocol_key(r), r.size, r.duration) for r in named)
     if not counts:
         return None
@@ -78,26 +78,21 @@ def _sweep_points(rows: Iterable[ResultRow]) -> tuple[SweepPoint, ...]:
     )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested or dotted keys as `decoder_depth`-like ones."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}_{key}".strip("_").replace(".", "_")
-        found.update(_flat(value, name) if isinstance(value, Mapping) else {name: value})
-    return found
-
-
-def is_winner(point: SweepPoint, winner: Mapping[str, Any] | None) -> bool:
+def is_winner(point: SweepPoint, winner: ChosenSetting | None) -> bool:
     """Whether each of mask ratio, depth and width that the winner names is this point's."""
-    tests = []
-    for key, value in _flat(winner or {}).items():
-        for name in ("mask_ratio", "decoder_depth", "decoder_width"):
-            if key.endswith(name) and isinstance(value, (int, float)):
-                tests.append(math.isclose(value, getattr(point, name) or 0.0, rel_tol=1e-9))
-    return bool(tests) and all(tests)
+    if winner is None:
+        return False
+    mine = {
+        "mask_ratio": point.mask_ratio,
+        "decoder.depth": point.decoder_depth,
+        "decoder.width": point.decoder_width,
+    }
+    named = [(winner.of_pretraining(path), value or 0.0) for path, value in mine.items()]
+    pairs = [(chosen, value) for chosen, value in named if isinstance(chosen, int | float)]
+    return bool(pairs) and all(math.isclose(a, b, rel_tol=1e-9) for a, b in pairs)
 
 
-def sweep_caption(surface: SweepSurface, winner: Mapping[str, Any] | None) -> str:
+def sweep_caption(surface: SweepSurface, winner: ChosenSetting | None) -> str:
     """What the sweep's map shows, and what it leaves out."""
     trials = sum(len(p.values) for p in surface.points)
     setting = ", ".join(

@@ -16,11 +16,22 @@ import pytest
 from pyarrow import parquet
 from support.report_cases import PROTOCOLS, check_page, evaluated, grid_rows, meta
 
-from studies.analysis.curves.curves import UNTRAINED, curves, duration_trends, size_trends
+from studies.analysis.curves.curves import (
+    COMPUTE,
+    DURATION,
+    PARAMETERS,
+    UNTRAINED,
+    Change,
+    Curve,
+    trends,
+)
+from studies.analysis.curves.from_rows import scaling_curves
 from studies.analysis.curves.results import cost, unmeasured
 from studies.analysis.figures.gallery_figure import GalleryEntry, gallery
+from studies.analysis.report.curve_page import summary_text
 from studies.analysis.report.meta import ReportFiles
-from studies.analysis.report.page import summary_text, write_report
+from studies.analysis.report.page import write_report
+from studies.analysis.sweeps.settings import ChosenSetting
 from studies.analysis.sweeps.surface import sweep_surface
 from studies.result_row import COLUMNS, ResultRow
 
@@ -52,6 +63,10 @@ def other_rows() -> list[ResultRow]:
         for width in (128, 256)
     ]
     return baseline + sweep
+
+
+def over(axis: str, rows: list[ResultRow]) -> list[Curve]:
+    return [curve for curve in scaling_curves(rows) if curve.axis.name == axis]
 
 
 def gallery_entries(directory: Path, cells: int = 3) -> list[GalleryEntry]:
@@ -117,58 +132,62 @@ def test_points_and_paired_differences() -> None:
 
     start = [row(0, 0, 20.0), row(1, 0, 21.0), row(2, 0, 22.0), row(3, 0, 30.0)]
     end = [row(0, 8, 30.0), row(1, 8, 32.0), row(2, 8, 34.0)]
-    (curve,) = curves([*start, *end])
-    assert curve.points["S", "8ep"].mean == pytest.approx(32.0)
-    assert curve.points["S", "8ep"].sd == pytest.approx(2.0)
-    assert curve.points["S", UNTRAINED].n == 4
-    (trend,) = duration_trends(curve)
+    (curve,) = over(DURATION, [*start, *end])
+    point, untrained = curve.point("S", 8.0), curve.point("S", UNTRAINED)
+    assert point is not None and untrained is not None
+    assert point.mean == pytest.approx(32.0)
+    assert point.sd == pytest.approx(2.0)
+    assert (point.label, untrained.label, untrained.n) == ("8ep", "untrained", 4)
+    (trend,) = trends(curve)
     assert dict(trend.differences) == {0: 10.0, 1: 11.0, 2: 12.0}
     assert trend.mean == pytest.approx(11.0) and trend.sd == pytest.approx(1.0)
     assert trend.n == 3
-    assert trend.every_seed_rises and trend.exceeds_seed_spread
+    assert trend.every_seed_rises and trend.change is Change.RISES
 
 
 @pytest.mark.parametrize(
-    ("gains", "exceeds", "every", "verdict"),
+    ("gains", "change", "every", "verdict"),
     [
-        ((5.0, 5.5, 6.0), True, True, "rises by more"),
-        ((0.1, 3.0, 6.0), False, True, "no change beyond"),
-        ((-5.0, -5.5, -6.0), False, False, "falls by more"),
-        ((5.0, 5.5), None, True, "too few"),
-        ((0.0, 0.0, 0.0), False, False, "no change beyond"),
+        ((5.0, 5.5, 6.0), Change.RISES, True, "rises by more"),
+        ((0.1, 3.0, 6.0), Change.NONE, True, "no change beyond"),
+        ((-5.0, -5.5, -6.0), Change.FALLS, False, "falls by more"),
+        ((5.0, 5.5), Change.UNKNOWN, True, "too few"),
+        ((0.0, 0.0, 0.0), Change.NONE, False, "no change beyond"),
     ],
 )
 def test_a_rise_counts_only_above_the_seed_spread(
-    gains: tuple[float, ...], exceeds: bool | None, every: bool, verdict: str
+    gains: tuple[float, ...], change: Change, every: bool, verdict: str
 ) -> None:
     rows = []
     for seed, gain in enumerate(gains):
         for role, epochs, top1 in (("untrained", 0.0, 20.0), ("grid", 4.0, 20.0 + gain)):
             where: dict[str, Any] = {"size": "S", "seed": seed, "epochs": epochs, "role": role}
             rows.append(evaluated(f"{role}/{seed}", "knn", top1, duration="x", **where))
-    (trend,) = duration_trends(curves(rows)[0])
-    assert (trend.exceeds_seed_spread, trend.every_seed_rises) == (exceeds, every)
+    (trend,) = trends(over(DURATION, rows)[0])
+    assert (trend.change, trend.every_seed_rises) == (change, every)
     assert verdict in trend.verdict
 
 
 def test_order_sizes_and_shared_protocols() -> None:
     rows = grid_rows(sizes=("M", "Ti", "S"), epochs=(400, 0, 25))
-    found = curves(rows)
+    found = over(DURATION, rows)
     assert [c.kind for c in found] == list(PROTOCOLS)
-    assert found[0].sizes == ("Ti", "S", "M")
-    assert found[0].durations == ("25ep", "400ep")
-    assert [t.start.duration for t in size_trends(found[0])] == [UNTRAINED, "25ep", "400ep"]
+    assert [s.label for s in found[0].series] == ["Ti", "S", "M"]
+    assert [found[0].labels[at] for at in found[0].places] == ["untrained", "25ep", "400ep"]
+    by_size = trends(over(PARAMETERS, rows)[0])
+    assert [t.start.series for t in by_size] == ["untrained", "25ep", "400ep"]
+    assert {(t.start.label, t.end.label) for t in by_size} == {("Ti", "M")}
     few = [replace(r, num_labels=500, science_hash=r.science_hash + "few") for r in rows]
     many = [replace(r, num_labels=5000) for r in rows]
-    labels = [c.label for c in curves(few + many)]
+    labels = [c.title for c in over(DURATION, few + many)]
     assert len(set(labels)) == 6 and "k-NN k=20 mean tokens · test · 500 labels" in labels
 
 
 def test_evaluations_inherit_the_columns_of_their_cell() -> None:
     rows = grid_rows(sizes=("S",), epochs=(25,), seeds=(0,))
     bare = [r if r.kind == "pretrain" else replace(r, size=None, pretrain_flops=None) for r in rows]
-    (point,) = curves(bare)[0].points.values()
-    assert point.size == "S" and point.pretrain_flops == rows[0].pretrain_flops
+    (series,) = over(COMPUTE, bare)[0].series
+    assert series.label == "S" and series.points[0].at == rows[0].pretrain_flops
 
 
 def test_the_sweep_ranks_only_comparable_trials() -> None:
@@ -241,7 +260,7 @@ def test_strings_are_escaped_everywhere(tmp_path: Path) -> None:
         notes=(NASTY,),
         provenance={NASTY: NASTY},
         missing=[(NASTY, NASTY, NASTY)],
-        sweep_winner={NASTY: NASTY},
+        sweep_winner=ChosenSetting(settings={NASTY: NASTY}),
         created_at=NASTY,
     )
     gone = GalleryEntry(cell=NASTY, label=NASTY, path=tmp_path / "absent.npz")

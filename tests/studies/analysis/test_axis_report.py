@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from studies.analysis.curves.axis_curves import AxisCurve, axis_curves, ordered, trends
+from studies.analysis.curves.curves import Change, Curve, in_order, trends
+from studies.analysis.curves.from_rows import axis_curves
+from studies.analysis.report.curve_page import summary_text
 from studies.analysis.report.meta import ReportMeta
-from studies.analysis.report.page import summary_text, write_report
+from studies.analysis.report.page import write_report
 from studies.analysis.report.tables import write_csv, write_parquet
 from studies.errors import StudyError
 from studies.load import load_study
@@ -53,7 +55,7 @@ def over_mask_ratio(lift: float = 0.0) -> list[ResultRow]:
     ]
 
 
-def only(rows: list[ResultRow], **settings: Any) -> AxisCurve:
+def only(rows: list[ResultRow], **settings: Any) -> Curve:
     (curve,) = axis_curves(rows, **settings)
     return curve
 
@@ -106,8 +108,9 @@ def test_what_a_report_cannot_draw_is_refused_with_the_study(
 def test_points_are_seeds_of_a_place_and_published_numbers_stand_beside() -> None:
     curve = only(over_mask_ratio(), axes=("mask_ratio",), published=("MAE paper, Fig 5",))
     (series,) = curve.series
-    assert [at for at, _ in series.points] == [0.25, 0.5, 0.75, 0.9]
-    point = dict(series.points)[0.75]
+    assert [p.at for p in series.points] == [0.25, 0.5, 0.75, 0.9]
+    point = series.point(0.75)
+    assert point is not None
     assert (point.n, point.mean, point.sd) == (3, pytest.approx(70.2), pytest.approx(0.2))
     (reference,) = curve.published
     assert reference.label == "MAE paper, Fig 5: ViT-L/16"
@@ -122,8 +125,8 @@ def test_one_axis_varied_at_a_time_gives_one_curve_each() -> None:
         for d, w in shapes
     ]
     depth, width = axis_curves(rows, axes=("decoder_depth", "decoder_width"))
-    assert [[at for at, _ in s.points] for s in depth.series] == [[1.0, 2.0, 8.0]]
-    assert [[at for at, _ in s.points] for s in width.series] == [[128.0, 512.0, 1024.0]]
+    assert [[p.at for p in s.points] for s in depth.series] == [[1.0, 2.0, 8.0]]
+    assert [[p.at for p in s.points] for s in width.series] == [[128.0, 512.0, 1024.0]]
 
 
 def test_objectives_are_series_of_one_figure_whatever_their_kind() -> None:
@@ -135,7 +138,7 @@ def test_objectives_are_series_of_one_figure_whatever_their_kind() -> None:
         rows.append(row(f"own{size}", top1 - 1, {"size": size}, size=size, **scratch))
     curve = only(rows, axes=("size",), published=("MAE paper, Table 3 / Fig 8",))
     assert [s.label for s in curve.series] == ["from scratch", "MAE"]
-    assert [at for at, _ in curve.series[1].points] == ["B", "L"]
+    assert [p.at for p in curve.series[1].points] == ["B", "L"]
     published = {s.label.split(": ")[1]: dict(s.points) for s in curve.published}
     assert published["MAE"]["H@448"] == 87.8
     assert published["scratch (MAE authors impl)"]["B"] == 82.3
@@ -146,7 +149,7 @@ def test_protocols_at_one_place_are_kept_apart() -> None:
     other = [replace(r, protocol="linear probe, pooled", science_hash=r.cell + "p") for r in rows]
     curve = only([*rows, *other], axes=("mask_ratio",))
     assert [s.label for s in curve.series] == ["linear probe", "linear probe, pooled"]
-    assert all(p.n == 3 for s in curve.series for _, p in s.points)
+    assert all(p.n == 3 for s in curve.series for p in s.points)
 
 
 def test_nothing_tuned_to_all_tuned_is_one_curve() -> None:
@@ -155,7 +158,7 @@ def test_nothing_tuned_to_all_tuned_is_one_curve() -> None:
         row("b", 80.0, {"tuned_blocks": 12.0}, kind="finetune", protocol="fine-tune"),
     ]
     curve = only(rows, axes=("tuned_blocks",), published=("MAE paper, Fig 9",))
-    assert [at for at, _ in curve.series[0].points] == [0.0, 12.0]
+    assert [p.at for p in curve.series[0].points] == [0.0, 12.0]
     assert {s.objective for s in curve.published} == {"MAE", "MoCo v3"}
 
 
@@ -171,23 +174,23 @@ def test_costs_are_relative_within_a_series() -> None:
     ]
     both = ("speedup", "relative_flops")
     speed, flops = axis_curves(rows, axes=(name,), measures=both, published=("MAE paper, Table 2",))
-    assert [p.mean for _, p in speed.series[0].points] == pytest.approx([2.5, 1.0])
-    assert [p.mean for _, p in flops.series[0].points] == pytest.approx([1.0, 3.2])
+    assert [p.mean for p in speed.series[0].points] == pytest.approx([2.5, 1.0])
+    assert [p.mean for p in flops.series[0].points] == pytest.approx([1.0, 3.2])
     assert dict(speed.published[0].points)["decoder only, 8 decoder blocks"] == 2.8
 
 
 def test_categories_come_in_their_usual_order() -> None:
-    found = ordered(AXES["target"], ["tokens", "mine:target", "pixels"])
+    found = in_order(AXES["target"], ["tokens", "mine:target", "pixels"])
     assert found == ("pixels", "tokens", "mine:target")
-    assert ordered(axis("mask_sampling+mask_ratio"), ["grid, 75 %", "random, 75 %"])[0] == (
+    assert in_order(axis("mask_sampling+mask_ratio"), ["grid, 75 %", "random, 75 %"])[0] == (
         "random, 75 %"
     )
 
 
 def test_differences_are_paired_from_the_lowest_to_the_highest() -> None:
     first, *others = trends(only(over_mask_ratio(), axes=("mask_ratio",)))
-    assert (first.start.duration, first.end.duration) == ("25 %", "75 %")
-    assert first.mean == pytest.approx(15.0) and first.exceeds_seed_spread
+    assert (first.start.label, first.end.label) == ("25 %", "75 %")
+    assert first.mean == pytest.approx(15.0) and first.change is Change.RISES
     assert len(others) == 2
 
 
@@ -210,9 +213,9 @@ def test_a_page_over_an_axis_names_its_sources(tmp_path: Path, lift: float) -> N
     assert "https://arxiv.org/abs/2111.06377" in text
     assert ("far apart" in text) == (lift < 0)
     assert "highest at 75 %" in text
-    assert "Accuracy against duration" not in text
+    assert "Accuracy against pretraining duration" not in text
     summary = json.loads(files.summary.read_text())
-    assert summary["over_axes"][0]["published"][0]["points"][0] == [0.1, 54.6]
+    assert summary["curves"][0]["published"][0]["points"][0] == [0.1, 54.6]
     assert [p.stem for p in files.figures] == ["mask-ratio-top1-1", "cost"]
 
 

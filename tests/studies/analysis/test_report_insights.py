@@ -6,13 +6,14 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.made_up_study import rows
 from support.report_cases import check_page, evaluated, grid_rows, meta
 
-from studies.analysis.curves.axis_curves import axis_curves
-from studies.analysis.curves.curves import curves
+from studies.analysis.curves.curves import Change
+from studies.analysis.curves.from_rows import axis_curves, scaling_curves
 from studies.analysis.curves.insights import (
     doublings,
     influences,
@@ -26,6 +27,7 @@ from studies.analysis.laws.by_protocol import protocol_law, study_laws
 from studies.analysis.laws.frontier import GridOptimum
 from studies.analysis.laws.refusals import Statement
 from studies.analysis.report.claims import claims
+from studies.analysis.report.evidence import EvidenceLine
 from studies.analysis.report.meta import ReportFiles
 from studies.analysis.report.page import write_report
 from studies.errors import StudyError
@@ -48,7 +50,7 @@ def test_seed_noise_is_pooled_over_points_and_has_an_interval() -> None:
 
 
 def test_doublings_are_paired_and_per_doubling() -> None:
-    found = doublings(curves(grid_rows(epochs=(25, 100)))[0])
+    found = doublings(scaling_curves(grid_rows(epochs=(25, 100)))[0])
     assert [d.size for d in found] == ["Ti", "S", "M"]
     gains = 5 * (math.log2(5) - 1) / 2  # two doublings; sizes gain 15 % more each
     for rank, d in enumerate(found):
@@ -152,49 +154,45 @@ def test_the_page_has_every_section_and_files_beside_it(tmp_path: Path) -> None:
     assert {c["level"] for c in summary["claims"]} == {"fitted", "suggested"}
 
 
-def test_claims_carry_the_level_of_their_evidence() -> None:
-    line = {
-        "primary": True,
-        "sentence": "s",
-        "protocol": "p",
-        "pairs": 3,
-        "every_seed_rises": True,
-        "exceeds": True,
-        "verdict": "rises by more than the seed spread",
-    }
-    cases = (
-        ({}, "shown"),
-        ({"exceeds": False, "every_seed_rises": False}, "not shown"),
-        ({"exceeds": False, "every_seed_rises": False, "verdict": "falls by more"}, "shown"),
-        ({"exceeds": None, "pairs": 2}, "suggested"),
-        ({"exceeds": None, "pairs": 1}, "open"),
-        ({"exceeds": None, "pairs": 0, "every_seed_rises": False}, "open"),
-    )
-    for change, level in cases:
-        (claim,) = claims([line | {"verdict": ""} | change], ())
-        assert claim.level == level
-
-
-def test_differences_that_are_judged_alike_are_one_claim() -> None:
-    line = {
-        "primary": True,
+def line(**more: Any) -> EvidenceLine:
+    base: dict[str, Any] = {
         "protocol": "probe",
+        "compares": "size B",
+        "primary": True,
+        "start": "B untrained",
+        "start_top1": "",
+        "end": "B 800ep",
+        "end_top1": "",
+        "difference": "+9.0 ± 1.0",
         "pairs": 3,
         "every_seed_rises": True,
-        "exceeds": True,
+        "change": Change.RISES,
         "verdict": "rises",
         "sentence": "alone",
     }
-    lines = [
-        line | {"start": f"{size} untrained", "end": f"{size} 800ep", "difference": gain}
-        for size, gain in (("B", "+9.0 ± 1.0"), ("L", "+12.0 ± 2.0"))
-    ]
-    (both,) = claims(lines, ())
+    return EvidenceLine(**base | more)
+
+
+def test_claims_carry_the_level_of_their_evidence() -> None:
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({}, "shown"),
+        ({"change": Change.NONE, "every_seed_rises": False}, "not shown"),
+        ({"change": Change.FALLS, "every_seed_rises": False}, "shown"),
+        ({"change": Change.UNKNOWN, "pairs": 2}, "suggested"),
+        ({"change": Change.UNKNOWN, "pairs": 1}, "open"),
+        ({"change": Change.UNKNOWN, "pairs": 0, "every_seed_rises": False}, "open"),
+    )
+    for change, level in cases:
+        (claim,) = claims([line(**change)], ())
+        assert claim.level.value == level
+
+
+def test_differences_that_are_judged_alike_are_one_claim() -> None:
+    other = {"start": "L untrained", "end": "L 800ep", "difference": "+12.0 ± 2.0"}
+    (both,) = claims([line(), line(**other)], ())
     told = "B untrained to B 800ep +9.0 ± 1.0; L untrained to L 800ep +12.0 ± 2.0 points"
     assert both.text == f"probe: {told}: rises."
-    assert [c.text for c in claims([lines[0], lines[1] | {"protocol": "k-NN"}], ())] == [
-        "alone"
-    ] * 2
+    assert [c.text for c in claims([line(), line(protocol="k-NN")], ())] == ["alone"] * 2
 
 
 def test_a_protocol_that_a_size_is_not_asked_for_leaves_its_coverage_full(tmp_path: Path) -> None:
