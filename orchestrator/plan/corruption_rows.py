@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,7 @@ from studies.result_row import Place, ResultRow
 
 
 def by_condition(
-    row: ResultRow, axes: Sequence[str], severities: Sequence[int], details: dict[str, Any]
+    row: ResultRow, axes: Sequence[str], severities: Sequence[int], details: Mapping[str, Any]
 ) -> list[ResultRow]:
     """Rows by severity (0: clean images) and by corruption, each a mean over the other.
 

@@ -7,11 +7,11 @@ import enum
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from mae_core.config import AdoptedRecipe, EncoderConfig
 from mae_core.errors import ConfigError
 from mae_core.model.cost import Cost
+from orchestrator.plan.accepted import Accepted, accepted_json, load_accepted
 from orchestrator.plan.cost import Rates, TimedStage, cost_of
 from orchestrator.store.adopted import with_digests
 from orchestrator.store.data_facts import Datasets, data_paths
@@ -20,7 +20,7 @@ from orchestrator.sweep.trials import Trials, Values, Winner, apply_winner
 from studies.errors import unknown
 from studies.result_row import Place
 from studies.spec.axes import places, size_name
-from studies.spec.canonical_json import differences
+from studies.spec.canonical_json import Change, differences
 from studies.spec.cell import Cell, Stage
 from studies.spec.checks import Finding, check_study
 from studies.spec.codec import to_plain
@@ -66,8 +66,8 @@ class PlannedStage:
     record: DoneRecord | None = None
     sweep: str = ""
     """Hash of the sweep whose trial it is, or whose winner it repeats; empty in the grid."""
-    changes: tuple[tuple[str, Any, Any], ...] = ()
-    """Dotted key, accepted value, new value; for a changed stage."""
+    changes: tuple[Change, ...] = ()
+    """From the accepted settings; for a changed stage."""
 
     @property
     def address(self) -> str:
@@ -151,6 +151,15 @@ class Plan:
     def protocol_keys(self) -> tuple[str, ...]:
         """Of each stage, in their order: alike where they measure in the same way."""
         return tuple(protocol_keys(self.stages))
+
+    def protocol_key(self, planned: PlannedStage) -> str:
+        """Key of one of the plan's stages."""
+        return self._key_of[planned.cell.address, planned.stage.name]
+
+    @functools.cached_property
+    def _key_of(self) -> dict[tuple[str, str], str]:
+        names = [(s.cell.address, s.stage.name) for s in self.stages]
+        return dict(zip(names, self.protocol_keys, strict=True))
 
     @property
     def has_work(self) -> bool:
@@ -263,7 +272,7 @@ class Planner:
         records: Records,
         datasets: Datasets,
         fingerprints: dict[str, str],
-        accepted: dict[str, Any],
+        accepted: Mapping[tuple[str, str], Accepted],
         known: set[str],
         study: Study,
     ) -> None:
@@ -320,10 +329,10 @@ class Planner:
         identity: Identity,
         record: DoneRecord | None,
         parents: list[DoneRecord | None],
-    ) -> tuple[Status, str, tuple[tuple[str, Any, Any], ...]]:
-        accepted = self._accepted.get(f"{cell.address}#{stage.name}")
+    ) -> tuple[Status, str, tuple[Change, ...]]:
+        accepted = self._accepted.get((cell.address, stage.name))
         # What was planned but never finished binds nobody.
-        has_result = accepted is not None and self._records.done(accepted["hash"]) is not None
+        has_result = accepted is not None and self._records.done(accepted.science_hash) is not None
         if cell.uses_winner:
             if has_result:
                 return Status.CHANGED, "its sweep changed and will run again", ()
@@ -333,17 +342,17 @@ class Planner:
             if current == record.parents:
                 return Status.DONE, f"attempt {record.attempt}, {record.finished_at}", ()
             return Status.STALE, "a parent was run again since", ()
-        is_other = accepted is not None and accepted["hash"] != identity.science_hash
+        is_other = accepted is not None and accepted.science_hash != identity.science_hash
         if accepted is not None and is_other and has_result and cell.role != "sweep":
-            changes = tuple(differences(accepted["science"], identity.science))
-            own = tuple(c for c in changes if c[0] != "parents" and c[1] != UNKNOWN_DATA)
+            changes = tuple(differences(accepted.science, identity.science))
+            own = tuple(c for c in changes if c.key != "parents" and c.old != UNKNOWN_DATA)
             return Status.CHANGED, _explain(own), own
         if isinstance(stage.recipe, AdoptedRecipe) and not stage.recipe.sha256:
             return Status.MISSING, f"adopt it first: --name {stage.recipe.name}", ()
         return Status.MISSING, "never finished", ()
 
 
-def _explain(changes: tuple[tuple[str, Any, Any], ...]) -> str:
+def _explain(changes: tuple[Change, ...]) -> str:
     if not changes:
         return "a parent's identity changed"
     shown = [f"{key}: {_show(old)} → {_show(new)}" for key, old, new in changes[:3]]
@@ -351,25 +360,24 @@ def _explain(changes: tuple[tuple[str, Any, Any], ...]) -> str:
     return "; ".join(shown) + more
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return "default" if value is None else str(value)
-
-
-def load_accepted(records: Records, study: str) -> dict[str, Any]:
-    """Identities that were last run, by address: `{"hash", "science"}` each."""
-    last = records.store.last_numbered(f"studies/{study}/resolved")
-    return {} if last is None else dict(last[1]["stages"])
 
 
 def accept(records: Records, plan: Plan) -> None:
     """Keep the plan as what this study's addresses stand for, if it differs from the last."""
     prefix = f"studies/{plan.study.name}/resolved"
     stages = load_accepted(records, plan.study.name) | {
-        s.address: {"hash": s.identity.science_hash, "science": s.identity.science}
+        (s.cell.address, s.stage.name): Accepted(
+            cell=s.cell.address,
+            stage=s.stage.name,
+            science_hash=s.identity.science_hash,
+            science=s.identity.science,
+        )
         for s in plan.stages
         if not s.cell.uses_winner and s.cell.role != "sweep"
     }
-    resolved = {"study": to_plain(plan.study), "stages": stages}
+    resolved = {"study": to_plain(plan.study), "stages": accepted_json(stages)}
     last = records.store.last_numbered(prefix)
     if last is None or last[1] != resolved:
         records.store.append_numbered(prefix, resolved)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
 
 from mae_core.config import (
-    AdoptedRecipe,
     CorruptionRecipe,
     EvalRecipe,
     Family,
-    PretrainRecipe,
 )
+from orchestrator.plan.cell_facts import cell_facts
 from orchestrator.plan.corruption_rows import by_condition
-from orchestrator.plan.plan import Plan, PlannedStage, Planner
+from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.store.records import Records
 from studies.result_row import ResultRow, Role
 from studies.spec.axes import place
-from studies.spec.cell import Cell
 
 
 def make_rows(
@@ -53,7 +51,7 @@ def _row(plan: Plan, planned: PlannedStage, key: str, records: Records) -> Resul
         protocol_key=key,
         role=role_of(planned),
         science_hash=planned.identity.science_hash,
-        **axes_of(planned.cell, plan.planner),
+        **asdict(cell_facts(planned.cell, plan.planner)),
         family=planned.coordinates.family,
         objective=objective_of(planned),
         places=planned.places,
@@ -90,40 +88,3 @@ def role_of(planned: PlannedStage) -> Role:
         if recipe.FAMILY is Family.PRETRAINING and not has_steps:
             return "untrained"
     return planned.cell.role
-
-
-def axes_of(cell: Cell, planner: Planner) -> dict[str, Any]:
-    """Where a cell stands: the axes of its pretraining; only the seed for a baseline."""
-    pretrain = cell.pretrain
-    if pretrain is None:
-        return {"seed": cell.stages[0].recipe.seed}
-    recipe: Any = pretrain.recipe
-    cost = planner.cost(cell, pretrain)
-    size = recipe.encoder.name or f"{recipe.encoder.width}x{recipe.encoder.depth}"
-    if isinstance(recipe, AdoptedRecipe):  # how long it was trained, its makers know
-        return {"size": size, "encoder_params": cost.encoder_params, "seed": recipe.seed}
-    own = {}
-    if isinstance(recipe, PretrainRecipe):
-        own = {
-            "mask_ratio": recipe.mask_ratio,
-            "decoder_depth": recipe.decoder.depth,
-            "decoder_width": recipe.decoder.width,
-        }
-    return own | {
-        "size": size,
-        "encoder_params": cost.encoder_params,
-        "total_params": cost.total_params,
-        "duration": str(recipe.duration),
-        "epochs": _epochs(recipe, cost.images, planner.num_train(pretrain)),
-        "steps": cost.steps,
-        "images_seen": cost.images,
-        "seed": recipe.seed,
-        "pretrain_flops": cost.algorithmic_flops,
-    }
-
-
-def _epochs(recipe: Any, images: int, num_train: int) -> float | None:
-    """Epochs as the study asks for them; else passes over the training set."""
-    if recipe.duration.unit == "epochs":
-        return float(recipe.duration.value)
-    return images / num_train if num_train else None

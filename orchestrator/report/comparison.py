@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
 from orchestrator.plan.history import kept_plan, kept_states
@@ -22,6 +22,14 @@ from studies.result_row import ResultRow
 from studies.spec.coordinates import stage_family
 from studies.spec.protocols import protocol_keys
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    F64 = NDArray[np.float64]
+
+Images = tuple[list[bool], list[bool]]
+"""Whether each image was right, on either side."""
 PREDICTIONS = "predictions.parquet"
 
 
@@ -228,7 +236,9 @@ def _top1(planned: PlannedStage) -> float:
     return float(planned.record.metrics["top1"])
 
 
-def _interval(differences: Any, images: Sequence[Any]) -> tuple[float | None, float | None, str]:
+def _interval(
+    differences: F64, images: Sequence[Images | None]
+) -> tuple[float | None, float | None, str]:
     """Over seeds where there are two or more, else over the images of the one pair."""
     if len(differences) > 1:
         from scipy import stats
@@ -244,7 +254,7 @@ def _interval(differences: Any, images: Sequence[Any]) -> tuple[float | None, fl
     return found.low, found.high, "images"
 
 
-def _mcnemar(images: Sequence[Any]) -> str:
+def _mcnemar(images: Sequence[Images | None]) -> str:
     """Of the images of a single pair; empty with several seeds, whose images may differ."""
     from studies.analysis.curves.paired_tests import mcnemar
 
@@ -253,13 +263,13 @@ def _mcnemar(images: Sequence[Any]) -> str:
     return mcnemar(*images[0]).statement()
 
 
-def _images(pair: Pair, records: Records) -> Any:
+def _images(pair: Pair, records: Records) -> Images | None:
     """Whether each image was right on both sides, or None where images or files differ."""
     first, second = (_right(planned, records) for planned in pair.both)
     if first is None or second is None or first.keys() != second.keys():
         return None
     order = sorted(first)
-    return tuple([side[index] for index in order] for side in (first, second))
+    return [first[index] for index in order], [second[index] for index in order]
 
 
 def _right(planned: PlannedStage, records: Records) -> Mapping[int, bool] | None:

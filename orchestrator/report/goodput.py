@@ -115,13 +115,13 @@ def _has_driver(records: Records, attempt: Mapping[str, Any]) -> bool:
     return driver is not None and is_alive(records.store, driver)
 
 
-def _seconds(iso: Any) -> float | None:
+def _seconds(iso: object) -> float | None:
     """Unix seconds of an ISO 8601 time; None for what is none."""
     try:
-        return datetime.datetime.fromisoformat(iso).timestamp()
+        return datetime.datetime.fromisoformat(str(iso)).timestamp()
     except (TypeError, ValueError):
         return None
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

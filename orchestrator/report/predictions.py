@@ -6,12 +6,12 @@ studies/<study>/predictions/000001.json …   one registered prediction each; ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from orchestrator.errors import UserError
+from orchestrator.plan.cell_facts import cell_facts
 from orchestrator.plan.plan import Plan, PlannedStage
-from orchestrator.plan.rows import axes_of, objective_of
+from orchestrator.plan.rows import objective_of
 from orchestrator.store.records import Records, now_iso
 from studies.analysis.laws.by_protocol import DURATION, SIZE, ProtocolLaw, candidates, protocol_law
 from studies.analysis.laws.next_runs import NextRuns, PossibleRun, advise, go_or_no_go
@@ -37,25 +37,42 @@ class Forecast:
     stage: str
     protocol: str
     science_hash: str
-    top1: float | None
+    top1: float | None = None
     """None where no law may be used."""
-    low: float | None
-    high: float | None
-    level: float | None
-    law: str | None
-    statements: tuple[str, ...]
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    law: str | None = None
+    statements: tuple[str, ...] = ()
     """Warnings that go with it."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values."""
         return {**self.__dict__, "statements": list(self.statements)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A forecast with a number, as the store keeps it."""
+
+    cell: str
+    stage: str
+    protocol: str
+    science_hash: str
+    top1: float
+    low: float
+    high: float
+    level: float
+    law: str | None
+    statements: Sequence[str]
+    registered_at: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """A registered prediction, and what was measured since."""
 
-    record: dict[str, Any]
+    record: Registered
     measured: float | None
     """top-1 in per cent; None while it has not run."""
 
@@ -64,7 +81,7 @@ class Scored:
         """`open`, `hit` or `miss`."""
         if self.measured is None:
             return "open"
-        inside = self.record["low"] <= self.measured <= self.record["high"]
+        inside = self.record.low <= self.measured <= self.record.high
         return "hit" if inside else "miss"
 
     @property
@@ -74,9 +91,9 @@ class Scored:
             return None
         from statistics import NormalDist
 
-        value, low, high = (self.record[k] for k in ("top1", "low", "high"))
-        reach = high - value if self.measured > value else value - low
-        quantile = NormalDist().inv_cdf(0.5 + self.record["level"] / 2)
+        value = self.record.top1
+        reach = self.record.high - value if self.measured > value else value - self.record.low
+        quantile = NormalDist().inv_cdf(0.5 + self.record.level / 2)
         return (self.measured - value) / reach * quantile if reach > 0 else None
 
 
@@ -115,9 +132,10 @@ def scored(plan: Plan, records: Records) -> list[Scored]:
     """All registered predictions of a study, with what was measured since."""
     found = []
     for name in records.store.list(_prefix(plan)):
-        record = records.store.read_json(f"{_prefix(plan)}/{name}")
-        if record is not None:
-            done = records.done(record["science_hash"])
+        plain = records.store.read_json(f"{_prefix(plan)}/{name}")
+        if plain is not None:
+            record = Registered(**plain)
+            done = records.done(record.science_hash)
             measured = None if done is None else done.metrics.get("top1")
             found.append(Scored(record=record, measured=measured))
     return found
@@ -130,10 +148,10 @@ def score_lines(found: Sequence[Scored]) -> list[list[str]]:
         r, z = one.record, one.z
         lines.append(
             [
-                r["cell"],
-                r["protocol"],
-                f"{r['top1']:.2f}",
-                f"{r['low']:.2f} to {r['high']:.2f} ({r['level']:.0%})",
+                r.cell,
+                r.protocol,
+                f"{r.top1:.2f}",
+                f"{r.low:.2f} to {r.high:.2f} ({r.level:.0%})",
                 "" if one.measured is None else f"{one.measured:.2f}",
                 one.verdict,
                 "" if z is None else f"{z:+.1f}",
@@ -152,7 +170,7 @@ def advise_cells(
         StudyError: no such cell; a budget that is not positive.
     """
     target = _target_stage(plan, address, stage)
-    protocol = target.stage.recipe.protocol
+    protocol, key = target.stage.recipe.protocol, plan.protocol_key(target)
     done = _law(plan, rows, target)
     place = _place(plan, target.cell)
     options = [
@@ -160,8 +178,8 @@ def advise_cells(
             cell=cell.address,
             axes=_place(plan, cell),
             gpu_hours=max(_gpu_hours(plan, cell), 1e-9),
-            times=MAX_REPEATS if _has(rows, cell.address, protocol) else 1,
-            is_measured=_has(rows, cell.address, protocol),
+            times=MAX_REPEATS if _has(rows, cell.address, key) else 1,
+            is_measured=_has(rows, cell.address, key),
         )
         for cell in plan.study.cells
         if cell.role == "grid" and _is_placed(plan, cell) and cell.address != address
@@ -222,25 +240,24 @@ def _forecast(
     plan: Plan, rows: Sequence[ResultRow], planned: PlannedStage, target: dict[str, float]
 ) -> Forecast:
     protocol = planned.stage.recipe.protocol
-    common: dict[str, Any] = {
-        "cell": planned.cell.address,
-        "stage": planned.stage.name,
-        "protocol": protocol,
-        "science_hash": planned.identity.science_hash,
-    }
-    nothing: dict[str, Any] = {"top1": None, "low": None, "high": None, "level": None, "law": None}
+    nothing = Forecast(
+        cell=planned.cell.address,
+        stage=planned.stage.name,
+        protocol=protocol,
+        science_hash=planned.identity.science_hash,
+    )
     try:
         done = protocol_law(
-            _alike(rows, planned), protocol, top=_chance(plan, planned), targets=[target]
+            _alike(plan, rows, planned), protocol, top=_chance(plan, planned), targets=[target]
         )
     except StudyError as error:
-        return Forecast(**common, **nothing, statements=(str(error),))
+        return replace(nothing, statements=(str(error),))
     said = tuple(s.text for s in done.statements if s.kind is not StatementKind.NOTE)
     if done.law is None or done.conclusion is None or not done.conclusion.predictions:
-        return Forecast(**common, **nothing, statements=said)
+        return replace(nothing, statements=said)
     p = done.conclusion.predictions[0]
-    return Forecast(
-        **common,
+    return replace(
+        nothing,
         top1=100 - p.value,
         low=100 - p.high,
         high=100 - p.low,
@@ -250,16 +267,21 @@ def _forecast(
     )
 
 
-def _alike(rows: Sequence[ResultRow], planned: PlannedStage) -> list[ResultRow]:
-    """Rows of encoders that were trained for what this one is."""
-    objective = objective_of(planned)
-    return [r for r in rows if r.objective == objective]
+def _alike(plan: Plan, rows: Sequence[ResultRow], planned: PlannedStage) -> list[ResultRow]:
+    """Rows of encoders that were trained for what this one is, measured as it is or by name."""
+    objective, key = objective_of(planned), plan.protocol_key(planned)
+    name = planned.stage.recipe.protocol
+    return [
+        r
+        for r in rows
+        if r.objective == objective and (r.protocol_key == key or r.protocol != name)
+    ]
 
 
 def _law(plan: Plan, rows: Sequence[ResultRow], planned: PlannedStage) -> ProtocolLaw | None:
     try:
         protocol = planned.stage.recipe.protocol
-        return protocol_law(_alike(rows, planned), protocol, top=_chance(plan, planned))
+        return protocol_law(_alike(plan, rows, planned), protocol, top=_chance(plan, planned))
     except StudyError:
         return None
 
@@ -281,18 +303,18 @@ def _target_stage(plan: Plan, address: str, stage: str | None) -> PlannedStage:
 
 def _place(plan: Plan, cell: Cell) -> dict[str, float]:
     """Encoder parameters and images seen of a cell."""
-    at = axes_of(cell, plan.planner)
-    if not at.get(SIZE) or not at.get(DURATION):
+    at = cell_facts(cell, plan.planner)
+    if not at.encoder_params or not at.images_seen:
         raise UserError(
             f"cell {cell.address} has no size or no duration that a law could be read at (its data "
             "may not have been read yet)"
         )
-    return {SIZE: float(at[SIZE]), DURATION: float(at[DURATION])}
+    return {SIZE: float(at.encoder_params), DURATION: float(at.images_seen)}
 
 
 def _is_placed(plan: Plan, cell: Cell) -> bool:
-    at = axes_of(cell, plan.planner)
-    return bool(at.get(SIZE) and at.get(DURATION))
+    at = cell_facts(cell, plan.planner)
+    return bool(at.encoder_params and at.images_seen)
 
 
 def _chance(plan: Plan, planned: PlannedStage) -> float | None:
@@ -313,8 +335,8 @@ def _gpu_hours(plan: Plan, cell: Cell) -> float:
     return sum(plan.seconds(s) * s.cost.world_size for s in stages) / 3600
 
 
-def _has(rows: Sequence[ResultRow], cell: str, protocol: str) -> bool:
-    return any(r.cell == cell and r.protocol == protocol and r.top1 is not None for r in rows)
+def _has(rows: Sequence[ResultRow], cell: str, key: str) -> bool:
+    return any(r.cell == cell and r.protocol_key == key and r.top1 is not None for r in rows)
 
 
 def _prefix(plan: Plan) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import platform
 from pathlib import Path
-from typing import Any
 
 from mae_core.config import GALLERY_FILE, PretrainRecipe, ReconstructionRecipe
 from mae_core.config.inference import gallery_file
@@ -88,7 +87,7 @@ def asks_for_laws(plan: Plan) -> bool:
 
 
 def _provenance(plan: Plan) -> dict[str, str]:
-    found: dict[str, Any] = {"data": ", ".join(f"{p} {f}" for p, f in plan.fingerprints.items())}
+    found = {"data": ", ".join(f"{p} {f}" for p, f in plan.fingerprints.items())}
     found |= {k: str(v) for k, v in code_version().items()}
     for planned in plan.stages:
         if planned.record is not None and planned.record.provenance:
@@ -98,7 +97,7 @@ def _provenance(plan: Plan) -> dict[str, str]:
             versions: dict[str, str] = provenance.get("versions", {})
             found["versions"] = ", ".join(f"{k} {v}" for k, v in versions.items())
             break
-    return {k: str(v) for k, v in found.items()} | {"python": sys.version.split()[0]}
+    return found | {"python": platform.python_version()}
 
 
 def _gallery(plan: Plan, records: Records) -> list[GalleryEntry]:

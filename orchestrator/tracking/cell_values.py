@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from orchestrator.plan.cell_facts import cell_facts
 from orchestrator.plan.plan import Plan, PlannedStage
-from orchestrator.plan.rows import axes_of
 from studies.result_row import ResultRow
 from studies.spec.axes import place, places
 from studies.spec.codec import to_plain
@@ -45,7 +45,7 @@ MAX_SETTING = 500
 
 def axes(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
     """Where a run stands: numbers and words, by name."""
-    at = axes_of(planned.cell, plan.planner)
+    at = cell_facts(planned.cell, plan.planner).to_dict()
     found = {name: at[name] for name in AXES if name in at}
     start = planned.cell.pretrain
     if start is not None:

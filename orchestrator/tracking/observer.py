@@ -22,7 +22,7 @@ from cluster.verdict import Verdict
 from orchestrator.drive.observer import Observer
 from orchestrator.drive.task import Task
 from orchestrator.plan.plan import Plan, PlannedStage
-from orchestrator.plan.rows import axes_of, make_rows
+from orchestrator.plan.rows import make_rows
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import Store
 from orchestrator.store.generations import Generation, generations, milliseconds
@@ -298,7 +298,7 @@ class Tracking(Observer):
 
     def _tags(self, planned: PlannedStage) -> dict[str, str]:
         tags = {"study": self._plan.study.name, "cell": planned.cell.address}
-        size = axes_of(planned.cell, self._plan.planner).get("size")
+        size = planned.coordinates.size
         return tags | ({"size": str(size)} if size else {})
 
 

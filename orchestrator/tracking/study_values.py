@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def reported_laws(report: Path | None) -> list[dict[str, Any]]:
 
 
 def _prediction(one: Scored) -> dict[str, Any]:
-    return one.record | {"measured": one.measured, "verdict": one.verdict, "z": one.z}
+    return asdict(one.record) | {"measured": one.measured, "verdict": one.verdict, "z": one.z}
 
 
 def _finite(value: Any) -> Any:

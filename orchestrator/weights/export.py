@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mae_core.config import CLASSIFIER_FILE, DECODER_FILE, ENCODER_FILE, DecoderConfig
 from orchestrator.errors import UserError
+from orchestrator.plan.accepted import load_accepted
 from orchestrator.plan.history import kept_studies
-from orchestrator.plan.plan import load_accepted
 from orchestrator.store.records import DoneRecord, Records
 from studies.errors import unknown
 
@@ -86,7 +86,7 @@ def find_file(reference: str, records: Records) -> Path:
     if reference in adopted_names(records):
         return find_adopted(records, reference).folder / ENCODER_FILE
     study, cell, stage = split_address(reference, records, adopted_names(records))
-    return _output(study, cell, stage, load_accepted(records, study), records)
+    return _output(study, cell, stage, records)
 
 
 def split_address(
@@ -111,11 +111,12 @@ def _splits(address: str) -> Iterator[tuple[str, str]]:
         yield "/".join(parts[:end]), "/".join(parts[end:])
 
 
-def _output(study: str, cell: str, stage: str, accepted: dict[str, Any], records: Records) -> Path:
+def _output(study: str, cell: str, stage: str, records: Records) -> Path:
     """The weights that a finished stage of a cell left: the named one, or the first that did."""
-    stages = {a.partition("#")[2]: v["hash"] for a, v in accepted.items() if _cell(a) == cell}
+    accepted = load_accepted(records, study)
+    stages = {name: one.science_hash for (at, name), one in accepted.items() if at == cell}
     if not stages:
-        raise unknown("cell", cell, {_cell(a) for a in accepted}, where=f"study {study}")
+        raise unknown("cell", cell, {at for at, _ in accepted}, where=f"study {study}")
     if stage and stage not in stages:
         raise unknown("stage", stage, stages, where=f"cell {study}/{cell}")
     names = [stage] if stage else list(stages)
@@ -127,10 +128,6 @@ def _output(study: str, cell: str, stage: str, accepted: dict[str, Any], records
     wanted = f"stage {stage}" if stage else "no stage"
     state = "is not finished, or left no weights" if stage else "of it has left an encoder yet"
     raise UserError(f"{study}/{cell}: {wanted} {state}; see `mae-study status {study}`")
-
-
-def _cell(address: str) -> str:
-    return address.partition("#")[0]
 
 
 def _path(record: DoneRecord, file: str, records: Records) -> Path:

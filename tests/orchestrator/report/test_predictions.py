@@ -44,11 +44,11 @@ TARGET = "Ti/e400/s0"
 
 def truth(planned: PlannedStage, plan: Plan) -> float:
     """Top-1 of a cell by a law, with a little noise that depends on its address."""
-    from orchestrator.plan.rows import axes_of
+    from orchestrator.plan.cell_facts import cell_facts
 
-    at = axes_of(planned.cell, plan.planner)
+    at = cell_facts(planned.cell, plan.planner)
     wobble = math.sin(sum(map(ord, planned.cell.address))) * 0.1
-    error = 8 + 60 * at["encoder_params"] ** -0.2 + 300 * at["images_seen"] ** -0.3
+    error = 8 + 60 * (at.encoder_params or 1) ** -0.2 + 300 * (at.images_seen or 1) ** -0.3
     return float(100 - error + wobble)
 
 
