@@ -38,6 +38,7 @@ types: $(STAMP)
 # API pages from the docstrings. pdoc cannot read a few annotations and shows them as written.
 docs: $(STAMP)
 	$(BIN)/python -W "ignore:Error parsing type annotation" -m pdoc --no-show-source \
+	  --docformat google \
 	  --output-directory build/api $(PACKAGES)
 	@echo "open build/api/index.html"
 
