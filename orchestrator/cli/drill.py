@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +90,7 @@ def drill(
     4 if not.
     """
     from orchestrator.cli.live import Display
-    from orchestrator.cli.output import make_console
+    from orchestrator.cli.output import make_console, print_json
     from orchestrator.drill import DrillOptions, run_drill
     from orchestrator.store.driver import LocalStore
 
@@ -115,7 +114,7 @@ def drill(
 
             shutil.rmtree(folder, ignore_errors=True)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1, default=str))
+        print_json(found.to_json())
     else:
         click.echo(text_of(found))
         if keep:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -18,13 +18,30 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("table", metavar="TABLE", type=click.Path(path_type=Path))
 @click.option("--y", required=True, metavar="COLUMN", help="Results.")
-@click.option("--x", "axes", multiple=True, required=True, metavar="COLUMN",
-              help="What was varied: parameters, tokens, compute ...; once or twice.")  # fmt: skip
-@click.option("--as", "measure", type=click.Choice(["loss", "error", "accuracy"]), default="loss",
-              show_default=True, help="What --y is; error and accuracy in per cent.")  # fmt: skip
-@click.option("--law", "laws", multiple=True, metavar="NAME",
-              help="power, power-floor, broken, saturating, frontier, product, additive, "
-              "additive-shared or bounded; default: all that fit the axes compete.")  # fmt: skip
+@click.option(
+    "--x",
+    "axes",
+    multiple=True,
+    required=True,
+    metavar="COLUMN",
+    help="What was varied: parameters, tokens, compute ...; once or twice.",
+)
+@click.option(
+    "--as",
+    "measure",
+    type=click.Choice(["loss", "error", "accuracy"]),
+    default="loss",
+    show_default=True,
+    help="What --y is; error and accuracy in per cent.",
+)
+@click.option(
+    "--law",
+    "laws",
+    multiple=True,
+    metavar="NAME",
+    help="power, power-floor, broken, saturating, frontier, product, additive, "
+    "additive-shared or bounded; default: all that fit the axes compete.",
+)
 @click.option(
     "--top", type=float, help="Error of guessing, in per cent; lets the bounded law compete."
 )
@@ -48,7 +65,7 @@ def fit(
     where: tuple[str, ...],
     at: tuple[str, ...],
     huber: float | None,
-    scale: Any,
+    scale: Literal["absolute", "log"] | None,
     out: str | None,
     as_json: bool,
 ) -> None:
@@ -61,9 +78,14 @@ def fit(
     from studies.analysis.laws.fit import Method
 
     question = Question(
-        y=y, axes=axes, measure=measure, by=by, laws=laws, top=top,
+        y=y,
+        axes=axes,
+        measure=measure,
+        by=by,
+        laws=laws,
+        top=top,
         where=tuple(_pair(text, "--where") for text in where),
-    )  # fmt: skip
+    )
     targets = [_target(text) for text in at]
     method = Method(starts=4, huber=huber, scale=scale)
     found = fit_table(read_table(table), question, targets, method)

@@ -59,9 +59,7 @@ def predict(
     found = forecast_cell(plan, make_rows(plan, records), cell)
     numbers = [] if dry_run else register(plan, records, found)
     if as_json:
-        print_json(
-            {"cell": cell, "registered": numbers, "predictions": [f.to_json() for f in found]}
-        )
+        print_json({"cell": cell, "registered": numbers, "predictions": found})
         return
     console = make_console()
     for one in found:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -33,7 +33,7 @@ class Group(click.Group):
             raise click.UsageError(str(unknown("command", cmd_name, self.commands)))
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run it."""
         with plain_errors():
             return super().invoke(ctx)
@@ -64,13 +64,13 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+Decorator = Callable[[Callable[..., object]], Callable[..., object]]
 
 
 def combined(*options: Decorator) -> Decorator:
     """One decorator that applies several options, the first on top."""
 
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(function: Callable[..., object]) -> Callable[..., object]:
         for option in reversed(options):
             function = option(function)
         return function
@@ -138,7 +138,7 @@ def stop_on_sigterm() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C: half-written files are removed."""
     import signal
 
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGTERM, interrupt)

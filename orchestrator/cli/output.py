@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from studies.json_text import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,14 +42,6 @@ def markup_free(text: str) -> str:
     return escape(text)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print strict JSON: a number that is not finite becomes null."""
-    click.echo(json.dumps(_finite(value), indent=1, default=str, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(below) for key, below in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+    click.echo(json_text(value))

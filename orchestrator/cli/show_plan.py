@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mae_core.config import Family, PretrainRecipe
 from mae_core.model.cost import Cost
 from orchestrator.cli.live import duration_text
 from orchestrator.plan.plan import Plan, PlannedStage, Status, SweepPlan, plan_findings
@@ -58,17 +59,21 @@ def print_findings(findings: list[Finding], console: Console) -> None:
 def _sizes_table(plan: Plan) -> Table:
     """One row per size, duration and cost: parameters, FLOPs, steps, batch, time."""
     table = Table(title="pretraining", title_justify="left", box=None)
-    headings = ("size", "duration", "cells", "encoder M", "with decoder M", "GFLOP/image",
-                "executed", "steps", "micro×accum×world", "total FLOPs", "each")  # fmt: skip
+    headings = (
+        *("size", "duration", "cells", "encoder M", "with decoder M", "GFLOP/image"),
+        *("executed", "steps", "micro×accum×world", "total FLOPs", "each"),
+    )
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "size" else "right")
     groups: dict[tuple[str, str, Cost], list[PlannedStage]] = {}
-    objectives = {"pretrain": "", "contrastive": " MoCo v3"}
     for planned in plan.stages:
-        if planned.stage.kind in objectives and planned.cell.role != "sweep":
-            recipe: Any = planned.stage.recipe
-            name = recipe.encoder.name + objectives[planned.stage.kind]
-            groups.setdefault((name, str(recipe.duration), planned.cost), []).append(planned)
+        recipe = planned.stage.recipe
+        if recipe.FAMILY is Family.PRETRAINING and planned.cell.role != "sweep":
+            assert recipe.new_encoder is not None and recipe.training is not None
+            other = "" if isinstance(recipe, PretrainRecipe) else f" {recipe.objective_name}"
+            name = recipe.new_encoder.name + other
+            duration = str(recipe.training.duration)
+            groups.setdefault((name, duration, planned.cost), []).append(planned)
     for (size, duration, _), members in groups.items():
         cost, split = members[0].cost, members[0].cost.split
         assert cost.flops_per_image is not None and split is not None
@@ -135,7 +140,7 @@ def _sweep_lines(sweep: SweepPlan) -> Iterator[str]:
             yield f"  Pareto front: trial {point.trial}, {values}"
 
 
-def _stages_table(stages: Any) -> Table:
+def _stages_table(stages: Iterable[PlannedStage]) -> Table:
     table = Table(box=None)
     for heading in ("cell", "stage", "identity", "status", "why"):
         table.add_column(heading, overflow="fold")
@@ -172,7 +177,7 @@ def _is_known(plan: Plan) -> bool:
     return all(s.cost.is_known for s in plan.work)
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
+def plan_json(plan: Plan) -> dict[str, object]:
     """Everything that `plan` knows, as plain values."""
     sweeps = [_sweep_json(sweep) for sweep in plan.sweeps]
     return {
@@ -188,7 +193,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _sweep_json(sweep: SweepPlan) -> dict[str, Any]:
+def _sweep_json(sweep: SweepPlan) -> dict[str, object]:
     return {
         "size": sweep.label or None,
         "sweep_hash": sweep.trials.sweep_hash,
@@ -199,7 +204,7 @@ def _sweep_json(sweep: SweepPlan) -> dict[str, Any]:
     }
 
 
-def _stage_json(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
+def _stage_json(plan: Plan, planned: PlannedStage) -> dict[str, object]:
     cost = planned.cost
     flops = cost.flops_per_image
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -104,7 +106,7 @@ def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def status_json(plan: Plan, records: Records) -> dict[str, Any]:
+def status_json(plan: Plan, records: Records) -> dict[str, object]:
     """The same as plain values."""
     _, _, counts = _matrix(plan)
     started = _started(plan, records)
@@ -214,7 +216,7 @@ def print_logs(
         _say(console, end["traceback"])
 
 
-def _print_file(console: Console, path: Any) -> None:
+def _print_file(console: Console, path: Path) -> None:
     if not path.exists():
         _say(console, f"no output kept at {path}")
         return
@@ -225,10 +227,10 @@ def _print_file(console: Console, path: Any) -> None:
         _say(console, line)
 
 
-def print_mapping(values: dict[str, Any], console: Console, indent: int = 0) -> None:
+def print_mapping(values: Mapping[str, object], console: Console, indent: int = 0) -> None:
     """Print nested plain values, one per line."""
     for key, value in values.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, Mapping) and value:
             _say(console, f"{'  ' * indent}{key}")
             print_mapping(value, console, indent + 1)
         else:
@@ -236,7 +238,7 @@ def print_mapping(values: dict[str, Any], console: Console, indent: int = 0) -> 
             _say(console, f"{'  ' * indent}{key:18} {shown}")
 
 
-def import_json(facts: DataFacts, destination: str) -> dict[str, Any]:
+def import_json(facts: DataFacts, destination: str) -> dict[str, object]:
     """What an import has written and left out, as plain values."""
     return {
         "train": facts.num_train,
@@ -252,9 +254,9 @@ def import_json(facts: DataFacts, destination: str) -> dict[str, Any]:
 
 def print_import(facts: DataFacts, destination: str, console: Console) -> None:
     """Print what an import has written, then name the first files that it left out."""
-    values = import_json(facts, destination)
-    names = values.pop("first_left_out")
-    print_mapping(values, console)
+    names = facts.first_skipped
+    values = import_json(facts, destination).items()
+    print_mapping({k: v for k, v in values if k != "first_left_out"}, console)
     if names:
         more = ", the first" if facts.num_skipped > len(names) else ""
         _say(console, f"{facts.num_skipped} files cannot be decoded and were left out{more}:")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +12,6 @@ from orchestrator.cli.output import print_json
 
 if TYPE_CHECKING:
     from orchestrator.store.adopted import Adopted
-    from orchestrator.weights.export import Exported
 
 LAYOUTS = ("official", "hf", "timm")
 
@@ -118,7 +117,7 @@ def export(
         with_decoder=with_decoder,
     )
     if as_json:
-        print_json(_exported_json(done))
+        print_json(done)
     else:
         click.echo("\n".join(map(str, done.files)))
 
@@ -156,16 +155,6 @@ def adopted_text(name: str, adopted: Adopted) -> str:
         f"in a study   {recipe_text(name, adopted)}",
     ]
     return "\n".join(lines)
-
-
-def _exported_json(done: Exported) -> dict[str, Any]:
-    return {
-        "source": str(done.source),
-        "layout": done.layout,
-        "files": [str(path) for path in done.files],
-        "sha256": done.sha256,
-        "has_decoder": done.has_decoder,
-    }
 
 
 def _lines(path: str | None) -> list[str]:

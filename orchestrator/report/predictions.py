@@ -46,10 +46,6 @@ class Forecast:
     statements: tuple[str, ...] = ()
     """Warnings that go with it."""
 
-    def to_json(self) -> dict[str, object]:
-        """Plain values."""
-        return {**self.__dict__, "statements": list(self.statements)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
@@ -122,7 +118,7 @@ def register(plan: Plan, records: Records, forecasts: Sequence[Forecast]) -> lis
     """Write predictions that have a number into the store; return their numbers there."""
     prefix = _prefix(plan)
     return [
-        records.store.append_numbered(prefix, one.to_json() | {"registered_at": now_iso()})
+        records.store.append_numbered(prefix, {**vars(one), "registered_at": now_iso()})
         for one in forecasts
         if one.top1 is not None
     ]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import csv
-import enum
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from studies.json_text import json_text
 from studies.result_row import ResultRow, Value, columns_of
 
 
@@ -45,22 +42,6 @@ def _type(hint: Any, column: str, rows: Sequence[Mapping[str, Value]]) -> str:
     return "float" if all(isinstance(place, float) for place in places) else "str"
 
 
-def write_json(value: Any, path: Path) -> None:
-    """Plain values; what is no finite number becomes null."""
-    text = json.dumps(plain(value), indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses as their fields, enums as their values; what is no finite number becomes null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, enum.Enum):
-        return plain(value.value)
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+def write_json(value: object, path: Path) -> None:
+    """Any value; what is no finite number becomes null."""
+    path.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
