@@ -34,7 +34,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Layout:
+class GangLayout:
     """What must be equal for a resumed run to be bit-exact; otherwise it is order-exact."""
 
     world_size: int
@@ -56,7 +56,7 @@ class Manifest:
     science_hash: str
     lease_epoch: int
     """Fencing epoch of the driver whose gang saved it."""
-    layout: Layout
+    layout: GangLayout
     position: dict[str, int]
     """Where the data stands: `images_seen`, `epoch`, `offset` within it."""
     parameter_digest: str
@@ -85,7 +85,7 @@ class Manifest:
             digest = raw.pop("digest")
             if digest != _digest(raw) or content != _encode(raw | {"digest": digest}):
                 raise ValueError("its own digest differs")
-            layout = Layout(**raw.pop("layout"))
+            layout = GangLayout(**raw.pop("layout"))
             files = {_checked(n): FileEntry(**e) for n, e in raw.pop("files").items()}
             manifest = cls(**raw, layout=layout, files=files)
             _check(manifest)
@@ -118,7 +118,7 @@ def _check(manifest: Manifest) -> None:
             raise TypeError(f"{name} is {getattr(manifest, name)!r}")
     if not math.isfinite(manifest.probe_loss):
         raise ValueError("its loss is not finite")
-    for name in (f.name for f in fields(Layout) if f.type == "int"):
+    for name in (f.name for f in fields(GangLayout) if f.type == "int"):
         if type(getattr(manifest.layout, name)) is not int or getattr(manifest.layout, name) < 0:
             raise TypeError(f"layout.{name} is {getattr(manifest.layout, name)!r}")
     for entry in manifest.files.values():

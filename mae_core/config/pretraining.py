@@ -294,7 +294,7 @@ class AdoptedRecipe(Recipe):
 
     KIND: ClassVar[str] = "adopted"
     FAMILY: ClassVar[Family] = Family.ADOPTED
-    ENTRY: ClassVar[str] = "mae_core.pretrain.adopted:run_adopted"
+    ENTRY: ClassVar[str] = "mae_core.pretrain.encoder_output:run_adopted"
     YIELDS: ClassVar[tuple[str, ...]] = (ENCODER_FILE,)
 
     encoder: EncoderConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ SIDECAR = "mae_study_facts.json"
 SIDECAR_VERSION = 1
 NUM_FOLDS = 5
 """A source without a test split is cut into five stratified folds; `split_seed` picks the test."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with the images that are done, and all."""
 
 
 @dataclass(frozen=True, kw_only=True)

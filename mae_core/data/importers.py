@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mae_core.data.facts import DataFacts, write_sidecar
+from mae_core.data.facts import DataFacts, Progress, write_sidecar
 from mae_core.data.order import stratified_order
 from mae_core.data.parquet import ROLE_WORDS, SplitWriter
-from mae_core.data.scan import SHOWN, Progress, SplitSurvey, examine, summarise
+from mae_core.data.scan import SHOWN, SplitSurvey, examine, summarise
 from mae_core.errors import DataError
 from mae_core.runtime.keyed_random import Stream, bits
 
@@ -40,7 +40,7 @@ CIFAR_SIDE = 32
 
 
 @dataclass(frozen=True)
-class Item:
+class ImageItem:
     """One image to be stored."""
 
     name: str
@@ -153,7 +153,7 @@ def import_cifar(
 
 def store_items(
     destination: Path,
-    splits: Mapping[str, Sequence[Item]],
+    splits: Mapping[str, Sequence[ImageItem]],
     class_names: tuple[str, ...],
     on_progress: Progress | None,
 ) -> DataFacts:
@@ -238,7 +238,7 @@ def _writing(destination: Path) -> Iterator[None]:
         ) from error
 
 
-def _permuted(items: Sequence[Item]) -> list[Item]:
+def _permuted(items: Sequence[ImageItem]) -> list[ImageItem]:
     index = np.arange(len(items), dtype=np.int64)
     order = np.argsort(bits(IMPORT_SEED, Stream.ORDER, 0, index)[:, 0], kind="stable")
     return [items[i] for i in order]
@@ -278,7 +278,7 @@ def _class_names(train: Path) -> tuple[str, ...]:
     return names
 
 
-def _items(root: Path, folder: Path, class_names: Sequence[str]) -> list[Item]:
+def _items(root: Path, folder: Path, class_names: Sequence[str]) -> list[ImageItem]:
     unknown = [p.name for p in _subfolders(folder) if p.name not in class_names]
     if unknown:
         raise DataError(f"{folder}: classes {', '.join(unknown[:5])} are not in the train folder")
@@ -287,7 +287,7 @@ def _items(root: Path, folder: Path, class_names: Sequence[str]) -> list[Item]:
         files = list(_images(folder / name, ())) if (folder / name).is_dir() else []
         if not files and folder.name.lower() not in ROLE_WORDS["validation"] | ROLE_WORDS["test"]:
             raise DataError(f"{folder / name}: no images in this class folder; fill or remove it")
-        items += [Item(f.relative_to(root).as_posix(), label, f.read_bytes) for f in files]
+        items += [ImageItem(f.relative_to(root).as_posix(), label, f.read_bytes) for f in files]
     if not items:
         raise DataError(f"{folder}: no images in its class folders")
     return items
@@ -307,7 +307,7 @@ def _images(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
             yield entry
 
 
-def _cut_test(items: Sequence[Item], fraction: float) -> dict[str, list[Item]]:
+def _cut_test(items: Sequence[ImageItem], fraction: float) -> dict[str, list[ImageItem]]:
     if not 0 < fraction < 1:
         raise DataError(f"test fraction {fraction}: must be between 0 and 1")
     labels = np.array([item.label for item in items], dtype=np.int64)
@@ -398,7 +398,7 @@ def _entry(content: Mapping[bytes, object], key: bytes, kind: type, name: str) -
 
 def _cifar_items(
     content: Mapping[bytes, object], name: str, labels_key: bytes, num_classes: int
-) -> list[Item]:
+) -> list[ImageItem]:
     pixels: npt.NDArray[np.uint8] = _entry(content, b"data", np.ndarray, name)
     labels = _entry(content, labels_key, list, name)
     shape = (len(labels), 3 * CIFAR_SIDE**2)
@@ -411,7 +411,7 @@ def _cifar_items(
         names = _entry(content, b"filenames", list, name)
     images = pixels.reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1)
     return [
-        Item(_text(file), label, _png_reader(image))
+        ImageItem(_text(file), label, _png_reader(image))
         for file, label, image in zip(names, labels, images, strict=True)
     ]
 

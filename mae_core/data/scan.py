@@ -19,14 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mae_core.config import DataConfig
-from mae_core.data.facts import DIGITS, DataFacts, find_facts
+from mae_core.data.facts import DIGITS, DataFacts, Progress, find_facts
 from mae_core.data.parquet import Rows, open_source
 from mae_core.data.sources import bad_images_message, decode_image, load_digits
 from mae_core.errors import DataError
 from mae_core.runtime.json_values import Json
 
 I64 = npt.NDArray[np.int64]
-Progress = Callable[[int, int], None]
 
 SHOWN = 5
 """Problems that are named; the rest are counted."""

@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from mae_core.data.facts import DIGITS, DataFacts
-from mae_core.data.importers import Item, reading, store_items
+from mae_core.data.facts import DIGITS, DataFacts, Progress
+from mae_core.data.importers import ImageItem, reading, store_items
 from mae_core.data.parquet import Rows, open_source
-from mae_core.data.scan import SHOWN, Progress
+from mae_core.data.scan import SHOWN
 from mae_core.errors import DataError
 
 REPEATED_CLASS = re.compile(r"^((n\d{8})_\d+)_\2$")
@@ -107,10 +107,10 @@ def _refuse(names: Sequence[str], message: str) -> None:
         raise DataError(message.format(count=len(names), shown=shown))
 
 
-def _items(rows: Rows, which: Sequence[int]) -> list[Item]:
+def _items(rows: Rows, which: Sequence[int]) -> list[ImageItem]:
     names = rows.image_names()
     return [
-        Item(names[row] or rows.name(row), int(rows.labels[row]), _reader(rows, row))
+        ImageItem(names[row] or rows.name(row), int(rows.labels[row]), _reader(rows, row))
         for row in which
     ]
 

@@ -10,7 +10,7 @@ from mae_core.config.inference import check_candidate
 from mae_core.data.sources import ImageData
 from mae_core.errors import NumericsError
 from mae_core.evaluate.classifier import evaluate, load_classifier
-from mae_core.evaluate.predictions import finish
+from mae_core.evaluate.scores import finish
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
 from mae_core.runtime.json_values import Json

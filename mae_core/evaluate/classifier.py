@@ -40,7 +40,7 @@ from mae_core.data.loader import rank_batches
 from mae_core.data.sources import Split
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.evaluate.features import BATCH_SIZE, pool
-from mae_core.evaluate.predictions import Predictions, concatenate, predict
+from mae_core.evaluate.scores import Predictions, concatenate, predict
 from mae_core.model.ema import WeightAverage
 from mae_core.model.positions import resize_positions, sincos_positions
 from mae_core.model.vit import NORM_EPS, Encoder, Linear

@@ -19,7 +19,7 @@ from mae_core.evaluate.features import (
     gather_features,
     labelled_split,
 )
-from mae_core.evaluate.predictions import Predictions, finish, predict
+from mae_core.evaluate.scores import Predictions, finish, predict
 from mae_core.model.vit import Encoder
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext

@@ -21,13 +21,14 @@ from mae_core.data.sources import ImageData, Split
 from mae_core.evaluate.classifier import Classifier, build_classifier, evaluate, save_classifier
 from mae_core.evaluate.features import effective_batch, labelled_split
 from mae_core.evaluate.finetune_inputs import FinetuneInputs
-from mae_core.evaluate.predictions import finish
+from mae_core.evaluate.scores import finish
 from mae_core.model.ema import WeightAverage
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.metrics import Metrics
 from mae_core.train.job import make_job, training_details
-from mae_core.train.loop import Inputs, TrainJob, train
+from mae_core.train.loop import TrainJob, train
 from mae_core.train.optim import layer_decay_groups
+from mae_core.train.state import Inputs
 
 
 def run_finetune(

@@ -21,7 +21,7 @@ from mae_core.data.augmented import augmented
 from mae_core.data.loader import Batch, normalise
 from mae_core.runtime import collectives
 from mae_core.runtime.keyed_random import Stream, uniform
-from mae_core.train.loop import Inputs
+from mae_core.train.state import Inputs
 
 
 class FinetuneInputs:

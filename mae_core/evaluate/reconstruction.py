@@ -33,7 +33,7 @@ from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError, DataError
 from mae_core.evaluate.features import BATCH_SIZE
 from mae_core.evaluate.gallery import make_gallery
-from mae_core.evaluate.predictions import write_table
+from mae_core.evaluate.scores import write_table
 from mae_core.model.mae import MAE
 from mae_core.model.masking import mask_noise
 from mae_core.model.patchify import VARIANCE_EPS, patch_targets, patchify

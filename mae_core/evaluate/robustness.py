@@ -32,7 +32,7 @@ from mae_core.data.loader import Batch, normalise, rank_batches
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import ConfigError
 from mae_core.evaluate.classifier import Classifier, load_classifier
-from mae_core.evaluate.predictions import (
+from mae_core.evaluate.scores import (
     Predictions,
     concatenate,
     finish,

@@ -20,7 +20,7 @@ from mae_core.model.flops import target_width
 from mae_core.model.masking import random_masking, shuffle_order
 from mae_core.model.patchify import patch_targets, patchify
 from mae_core.model.positions import sincos_positions
-from mae_core.model.vit import NORM_EPS, TOKEN_STD, Block, Encoder, Linear, init_weights
+from mae_core.model.vit import NORM_EPS, TOKEN_STD, Encoder, Linear, TransformerBlock, init_weights
 
 
 class Reconstruction(NamedTuple):
@@ -53,7 +53,7 @@ class Decoder(nn.Module):
             "positions", sincos_positions(config.width, grid_size), persistent=False
         )
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads) for _ in range(config.depth)
+            TransformerBlock(config.width, config.num_heads) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.head = Linear(config.width, num_outputs)

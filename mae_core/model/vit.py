@@ -62,7 +62,7 @@ class Mlp(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Pre-LN transformer block (arXiv 2010.11929, equations 2 and 3)."""
 
     def __init__(
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
         else:
             self.register_buffer("positions", table, persistent=False)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_ratio, config.norm_eps)
+            TransformerBlock(config.width, config.num_heads, config.mlp_ratio, config.norm_eps)
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)

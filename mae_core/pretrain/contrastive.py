@@ -29,8 +29,9 @@ from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.metrics import Metrics
 from mae_core.train.job import make_job, training_metrics
-from mae_core.train.loop import Inputs, train
+from mae_core.train.loop import train
 from mae_core.train.optim import pretrain_groups
+from mae_core.train.state import Inputs
 
 
 def run_contrastive(

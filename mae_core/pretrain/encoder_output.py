@@ -1,11 +1,14 @@
-"""The encoder of a network that was trained with more parts, as the file that evaluations read."""
+"""The file of an encoder that evaluations read: written by a training, or not there yet."""
 
 from __future__ import annotations
+
+from typing import NoReturn
 
 from torch import Tensor
 
 from mae_core.checkpoint.encoder_file import save_encoder
-from mae_core.config import ENCODER_FILE, ContrastiveRecipe, PretrainRecipe
+from mae_core.config import ENCODER_FILE, AdoptedRecipe, ContrastiveRecipe, PretrainRecipe
+from mae_core.errors import ConfigError
 from mae_core.runtime.context import RunContext
 
 PREFIX = "encoder."
@@ -24,3 +27,12 @@ def save_trained(
         extra={"science_hash": ctx.science_hash},
     )
     return {k: v for k, v in state.items() if not k.startswith(PREFIX)}
+
+
+def run_adopted(recipe: AdoptedRecipe, *_: object) -> NoReturn:
+    """Raise `ConfigError`: an imported encoder is not computed."""
+    name = recipe.name or recipe.sha256
+    raise ConfigError(
+        f"encoder {name!r} has not been adopted into this store: "
+        f"mae-study adopt FILE --name {recipe.name or 'NAME'}"
+    )

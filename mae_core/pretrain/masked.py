@@ -26,7 +26,7 @@ from mae_core.model.targets import Target
 from mae_core.model.vit import Encoder
 from mae_core.pretrain.encoder_output import save_trained
 from mae_core.pretrain.monitor import MaskedLoss, Monitor
-from mae_core.pretrain.targets import make_target
+from mae_core.pretrain.target_files import make_target
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.metrics import Metrics

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mae_core.errors import ConfigError
-from mae_core.runtime.storage import Fault, FaultyStream, LocalStorage, Storage, check_name
+from mae_core.runtime.storage import FaultPoint, FaultyStream, LocalStorage, Storage, check_name
 
 
 class ArrowStorage(Storage):
@@ -18,7 +18,7 @@ class ArrowStorage(Storage):
     Without a conditional put there is no exclusive create: it is refused, not imitated.
     """
 
-    def __init__(self, filesystem: Any, prefix: str, fault: Fault | None = None) -> None:
+    def __init__(self, filesystem: Any, prefix: str, fault: FaultPoint | None = None) -> None:
         super().__init__(prefix.rstrip("/"), fault)
         self._fs = filesystem
 
@@ -89,7 +89,7 @@ class ArrowStorage(Storage):
         return f"{self.where}/{check_name(name)}".rstrip("/")
 
 
-def open_storage(where: str | Path, fault: Fault | None = None) -> Storage:
+def open_storage(where: str | Path, fault: FaultPoint | None = None) -> Storage:
     """Storage at a path or URI; raises `ConfigError` for a URI that pyarrow cannot open."""
     text = str(where)
     if "://" not in text:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 CHUNK = 1 << 22
-Fault = Callable[[str], None]
+FaultPoint = Callable[[str], None]
 
 
 class UnsafeName(ValueError):
@@ -55,7 +55,7 @@ class Storage(ABC):
     A path in the local file system is no part of it: `local` answers None where there is none.
     """
 
-    def __init__(self, where: str, fault: Fault | None = None) -> None:
+    def __init__(self, where: str, fault: FaultPoint | None = None) -> None:
         self.where = where
         """Directory or prefix, for messages."""
         self._fault = fault or _no_fault
@@ -120,7 +120,7 @@ class Storage(ABC):
 class LocalStorage(Storage):
     """A directory on a local or shared POSIX file system."""
 
-    def __init__(self, root: Path, fault: Fault | None = None) -> None:
+    def __init__(self, root: Path, fault: FaultPoint | None = None) -> None:
         super().__init__(str(root), fault)
         self.root = root
 
@@ -229,7 +229,7 @@ class LocalStorage(Storage):
 class FaultyStream:
     """A stream whose writes can be rehearsed to fail."""
 
-    def __init__(self, stream: Any, fault: Fault) -> None:
+    def __init__(self, stream: Any, fault: FaultPoint) -> None:
         self._stream, self._fault = stream, fault
 
     def write(self, content: Any) -> int:

@@ -34,7 +34,7 @@ SHARDS = "shards"
 """Folder of DeepSpeed's files within a checkpoint."""
 MODULE_SHARD = "mp_rank_00_model_states.pt"
 """Of rank 0 below ZeRO-3: the module as it is, on every rank alike."""
-Settings = dict[str, object]
+GroupSettings = dict[str, object]
 """Of a parameter group, as torch keeps it."""
 _LINEAR = nn.functional.linear
 
@@ -230,18 +230,18 @@ class Engine:
         for name in left.keys() & saved.keys():
             left[name].copy_(saved[name])
 
-    def _optimizer_settings(self) -> list[list[Settings]]:
+    def _optimizer_settings(self) -> list[list[GroupSettings]]:
         return [
             [{k: v for k, v in g.items() if k != "params"} for g in groups]
             for groups in self._group_lists()
         ]
 
-    def _group_lists(self) -> list[list[Settings]]:
+    def _group_lists(self) -> list[list[GroupSettings]]:
         optimizer = self._engine.optimizer
         inner = getattr(optimizer, "optimizer", optimizer)
         return [optimizer.param_groups, inner.param_groups]
 
-    def _repair_zero3(self, settings: list[list[Settings]]) -> None:
+    def _repair_zero3(self, settings: list[list[GroupSettings]]) -> None:
         """Undo what the universal loader of ZeRO-3 does wrong (DeepSpeed 0.19.8).
 
         It copies the first group's settings to all groups, and gives all sub-groups one and the

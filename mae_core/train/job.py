@@ -22,9 +22,10 @@ from mae_core.data.sources import Split
 from mae_core.runtime import collectives
 from mae_core.runtime.json_values import Json
 from mae_core.runtime.metrics import Metrics
-from mae_core.train.loop import Inputs, TrainJob, TrainResult
+from mae_core.train.loop import TrainJob, TrainResult
 from mae_core.train.lr_schedule import LrSchedule
 from mae_core.train.optim import ParamGroup
+from mae_core.train.state import Inputs
 
 StepsRecipe = (
     PretrainRecipe | ContrastiveRecipe | TokenizerRecipe | FinetuneRecipe | AttentiveProbeRecipe

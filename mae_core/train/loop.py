@@ -21,7 +21,7 @@ from mae_core.train.deepspeed_engine import Engine
 from mae_core.train.lr_schedule import LrSchedule
 from mae_core.train.optim import ParamGroup
 from mae_core.train.saver import LEVEL_NONE, Resumed, Saver, find_checkpoint
-from mae_core.train.state import RECENT
+from mae_core.train.state import RECENT, Inputs
 
 MAX_LOG_EVERY = 50
 MIN_LOGS = 100
@@ -30,10 +30,6 @@ MIN_RECENT = 5
 """Logged losses before a spike can be detected."""
 PROBE_IMAGES = 2
 """Enough to tell wrong weights from right ones; training waits for them at each save."""
-
-
-Inputs = tuple[torch.Tensor, ...]
-"""Arguments of a module's forward, on the device."""
 
 
 class Stopped(MaeCoreError):

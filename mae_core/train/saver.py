@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from mae_core.checkpoint.commit import Checkpoints, Found
-from mae_core.checkpoint.manifest import Layout, Manifest
+from mae_core.checkpoint.manifest import GangLayout, Manifest
 from mae_core.checkpoint.universal import convert
 from mae_core.config import STATE_FILE, BatchSplit, Execution, Precision
 from mae_core.data.loader import I64
@@ -30,13 +30,12 @@ from mae_core.runtime import collectives
 from mae_core.runtime.arrow_storage import open_storage
 from mae_core.runtime.context import RunContext
 from mae_core.train.deepspeed_engine import SHARDS, Engine, safe_types, software_versions
-from mae_core.train.state import FILE, TrainState, unpack
+from mae_core.train.state import FILE, Inputs, TrainState, unpack
 
 LEVEL_NONE, BIT_EXACT, ORDER_EXACT = "none", "bit-exact", "order-exact"
 PROBE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}
 """Relative, of the fixed batch's loss after a resume that is not bit-exact."""
 Position = Callable[[int], dict[str, int]]
-Inputs = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -315,10 +314,10 @@ def _where(ctx: RunContext, execution: Execution) -> str | Path | None:
     return f"{execution.checkpoint_uri.rstrip('/')}/{ctx.science_hash}"
 
 
-def _layout(execution: Execution, precision: Precision, batch: BatchSplit) -> Layout:
+def _layout(execution: Execution, precision: Precision, batch: BatchSplit) -> GangLayout:
     device = collectives.device()
     cuda = device.type == "cuda"
-    return Layout(
+    return GangLayout(
         world_size=collectives.world(),
         zero_stage=execution.zero_stage,
         micro_batch=batch.micro,

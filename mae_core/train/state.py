@@ -19,6 +19,8 @@ from mae_core.runtime.rng_state import restore_rng, rng_state
 FILE = "ranks/rank-{rank:05d}.pt"
 RECENT = 20
 """Logged losses with which a spike is compared."""
+Inputs = tuple[torch.Tensor, ...]
+"""Arguments of a module's forward, on the device."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ from mae_core.config import AdoptedRecipe, EncoderConfig
 from mae_core.errors import ConfigError
 from mae_core.model.cost import Cost
 from orchestrator.plan.accepted import Accepted, accepted_json, load_accepted
-from orchestrator.plan.cost import Rates, TimedStage, cost_of
+from orchestrator.plan.estimate import Rates, TimedStage, cost_of
 from orchestrator.store.adopted import with_digests
 from orchestrator.store.data_facts import Datasets, data_paths
 from orchestrator.store.records import DoneRecord, Records

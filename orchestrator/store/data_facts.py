@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from mae_core.config import DataConfig
-from mae_core.data.facts import DataFacts, dev_size, find_facts, split_sizes, subset_size
+from mae_core.data.facts import DataFacts, Progress, dev_size, find_facts, split_sizes, subset_size
 from mae_core.errors import DataError
 from mae_core.model.cost import DataSize
 from orchestrator.store.driver import Store
@@ -20,7 +19,6 @@ from studies.spec.identity import UNKNOWN_DATA
 from studies.spec.study import Study
 
 UNPLANNED = DataSize(num_train=0, num_eval=0, num_classes=0, is_measured=False)
-Progress = Callable[[int, int], None]
 
 
 class Datasets:

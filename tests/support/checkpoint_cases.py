@@ -12,10 +12,10 @@ import torch
 
 from mae_core.checkpoint import manifest
 from mae_core.checkpoint.commit import Checkpoints, Found, Saved
-from mae_core.checkpoint.manifest import Layout, Manifest
+from mae_core.checkpoint.manifest import GangLayout, Manifest
 from mae_core.runtime.storage import LocalStorage, Storage
 
-LAYOUT = Layout(1, 2, 8, 1, "fp32", 1, "cpu", {"torch": "2"})
+LAYOUT = GangLayout(1, 2, 8, 1, "fp32", 1, "cpu", {"torch": "2"})
 
 
 def open_checkpoints(storage: Storage, *, epoch: int = 1, keep: int = 2) -> Checkpoints:

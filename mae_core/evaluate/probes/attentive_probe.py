@@ -25,7 +25,7 @@ from mae_core.config import (
 from mae_core.data.loader import Batch, rank_batches
 from mae_core.data.sources import ImageData, Split
 from mae_core.evaluate.features import BATCH_SIZE, effective_batch, labelled_split, layer_tokens
-from mae_core.evaluate.predictions import Predictions, concatenate, finish, predict
+from mae_core.evaluate.scores import Predictions, concatenate, finish, predict
 from mae_core.model.vit import NORM_EPS, Encoder, Linear, init_weights
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext

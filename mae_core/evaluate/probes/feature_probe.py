@@ -28,9 +28,9 @@ from mae_core.data.sources import ImageData, Split
 from mae_core.errors import NumericsError
 from mae_core.evaluate.feature_file import rank_share, read_features
 from mae_core.evaluate.features import effective_batch, labelled_split
-from mae_core.evaluate.predictions import finish
-from mae_core.evaluate.probes.head_grid import HeadGrid, Rates
+from mae_core.evaluate.probes.head_grid import HeadGrid, HeadSettings
 from mae_core.evaluate.probes.linear_probe import FILE_NAME, FORMAT, Head, predict_head
+from mae_core.evaluate.scores import finish
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.json_values import Json
@@ -73,7 +73,7 @@ def run_feature_probe(
     steps = rates.lr_schedules[0].total_steps
     labels_N = torch.from_numpy(split.labels)
     train_grid(grid, train_NSD, labels_N, recipe, steps, ctx)
-    chosen, points = 0, list[GridPoint]()
+    chosen, points = 0, list[HeadScore]()
     if recipe.selects_on_dev:
         dev = data.split("dev")
         scores = grid.score(_read(path, dev, layers), torch.from_numpy(dev.labels))
@@ -101,7 +101,7 @@ def run_feature_probe(
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridPoint:
+class HeadScore:
     """Settings of a head, and how it did on dev; None if it diverged."""
 
     layer: int | None
@@ -111,7 +111,7 @@ class GridPoint:
     dev_loss: float | None
 
 
-def make_rates(recipe: FeatureProbeRecipe, batch_size: int, num_images: int) -> Rates:
+def make_rates(recipe: FeatureProbeRecipe, batch_size: int, num_images: int) -> HeadSettings:
     """Learning-rate curve and weight decay of each head of a layer."""
     settings = _settings(recipe)
     schedules = {
@@ -124,7 +124,7 @@ def make_rates(recipe: FeatureProbeRecipe, batch_size: int, num_images: int) -> 
         )
         for base_lr in recipe.base_lrs
     }
-    return Rates(
+    return HeadSettings(
         lr_schedules=tuple(schedules[base_lr] for base_lr, _ in settings),
         weight_decays=tuple(weight_decay for _, weight_decay in settings),
         optimizer=recipe.optimizer,
@@ -159,7 +159,7 @@ def train_grid(
 
 def grid_points(
     recipe: FeatureProbeRecipe, layers: tuple[int | None, ...], top1_SH: Tensor, loss_SH: Tensor
-) -> list[GridPoint]:
+) -> list[HeadScore]:
     """Settings and dev scores of every head."""
     points = []
     for s, layer in enumerate(layers):
@@ -167,7 +167,7 @@ def grid_points(
             top1, loss = float(top1_SH[s, h]), float(loss_SH[s, h])
             finite = bool(np.isfinite(loss))
             points.append(
-                GridPoint(
+                HeadScore(
                     layer=layer,
                     base_lr=base_lr,
                     weight_decay=weight_decay,
@@ -178,7 +178,7 @@ def grid_points(
     return points
 
 
-def best_point(points: list[GridPoint]) -> int:
+def best_point(points: list[HeadScore]) -> int:
     """Number of the point of the highest dev top-1; of equal ones the lower loss, the earlier.
 
     Raises `NumericsError` if no point has a finite loss.

@@ -25,7 +25,7 @@ CHUNK_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rates:
+class HeadSettings:
     """How the heads of a layer learn; the same for every layer."""
 
     lr_schedules: tuple[LrSchedule, ...]
@@ -45,7 +45,7 @@ class HeadGrid:
         num_layers: int,
         width: int,
         num_classes: int,
-        rates: Rates,
+        rates: HeadSettings,
         seed: int,
         device: torch.device,
     ) -> None:

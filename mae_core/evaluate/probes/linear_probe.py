@@ -33,7 +33,7 @@ from mae_core.evaluate.features import (
     gather_features,
     labelled_split,
 )
-from mae_core.evaluate.predictions import Predictions, finish, predict
+from mae_core.evaluate.scores import Predictions, finish, predict
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.metrics import Metrics

@@ -143,7 +143,7 @@ def test_a_manifest_with_a_hostile_name_is_refused(tmp_path: Path, name: str) ->
         lambda raw: next(iter(raw["files"].values())).update(sha256="abc"),
         lambda raw: next(iter(raw["files"].values())).update(rank="0"),
     ],
-)  # fmt: skip
+)
 def test_a_manifest_that_makes_no_sense_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
@@ -267,8 +267,10 @@ def test_a_file_system_without_rename_commits_by_the_manifest(tmp_path: Path) ->
         assert isinstance(saved, Saved) and saved.problem is None
     found = open_checkpoints(storage).find()
     assert found is not None and found.manifest.step == 3
-    assert torch.equal(loaded(checkpoints, found)["shards/part-0.pt"]["weights"],
-                       state(3)["shards/part-0.pt"]["weights"])  # fmt: skip
+    assert torch.equal(
+        loaded(checkpoints, found)["shards/part-0.pt"]["weights"],
+        state(3)["shards/part-0.pt"]["weights"],
+    )
     assert len(storage.directories()) == 2
     (tmp_path / "checkpoints" / found.name / MANIFEST).unlink()
     assert is_whole(storage) == 2

@@ -15,8 +15,13 @@ def digest(tensors: list[torch.Tensor], cuts: int) -> str:
         slices = []
         for number, tensor in enumerate(tensors):
             size = -(-tensor.numel() // cuts)
-            slices.append((number, tensor.reshape(-1)[rank * size : (rank + 1) * size],
-                           min(rank * size, tensor.numel())))  # fmt: skip
+            slices.append(
+                (
+                    number,
+                    tensor.reshape(-1)[rank * size : (rank + 1) * size],
+                    min(rank * size, tensor.numel()),
+                )
+            )
         parts.append(partial_sums(slices))
     return combine(parts)
 

@@ -70,8 +70,13 @@ def test_an_image_is_corrupted_alike_in_any_batch(family: str, size: int) -> Non
     assert torch.equal(part, whole[[4, 0, 2]])
     assert torch.equal(torch.get_rng_state(), state)
     random = family not in {
-        "defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression",
-    }  # fmt: skip
+        "defocus_blur",
+        "zoom_blur",
+        "brightness",
+        "contrast",
+        "pixelate",
+        "jpeg_compression",
+    }
     again = corrupt(images, family, 3, seed=2, index=index)
     assert torch.equal(again, whole) != random
 

@@ -52,8 +52,11 @@ def test_a_folder_tells_images_of_one_name_apart(tmp_path: Path) -> None:
 
 
 def test_imagenet_is_one_set_however_it_was_packed() -> None:
-    for name in ("n01440764_10026.JPEG", "train/n01440764/n01440764_10026.JPEG",
-                 "n01440764_10026_n01440764.JPEG"):  # fmt: skip
+    for name in (
+        "n01440764_10026.JPEG",
+        "train/n01440764/n01440764_10026.JPEG",
+        "n01440764_10026_n01440764.JPEG",
+    ):
         assert key(name) == "n01440764_10026"
 
 

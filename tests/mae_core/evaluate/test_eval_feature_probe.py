@@ -33,7 +33,7 @@ from mae_core.data.sources import ImageData, open_data
 from mae_core.errors import ConfigError, DataError, NumericsError
 from mae_core.evaluate.feature_file import read_features, run_features
 from mae_core.evaluate.probes.feature_probe import (
-    GridPoint,
+    HeadScore,
     best_point,
     make_rates,
     run_feature_probe,
@@ -195,7 +195,7 @@ def test_a_head_that_diverges_is_never_chosen(
 def test_ties_go_to_the_lower_loss_then_the_earlier() -> None:
     rows = [(50.0, 0.1), (60.0, 0.9), (60.0, 0.8), (60.0, 0.8), (None, None)]
     settings: Any = {"layer": None, "base_lr": 0.1, "weight_decay": 0.0}
-    points = [GridPoint(**settings, dev_top1=top1, dev_loss=loss) for top1, loss in rows]
+    points = [HeadScore(**settings, dev_top1=top1, dev_loss=loss) for top1, loss in rows]
     assert best_point(points) == 2
 
 

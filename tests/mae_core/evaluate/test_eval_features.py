@@ -18,7 +18,7 @@ from mae_core.data.loader import eval_batches, normalise
 from mae_core.data.sources import open_data
 from mae_core.errors import CheckpointError, ConfigError, DataError, NumericsError
 from mae_core.evaluate.features import Extractor, Features, extract, gather_features
-from mae_core.evaluate.predictions import concatenate, predict, score, write_predictions
+from mae_core.evaluate.scores import concatenate, predict, score, write_predictions
 from mae_core.model.vit import Encoder
 
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2, name="tiny")

@@ -25,7 +25,7 @@ from mae_core.data.sources import ImageData, open_data
 from mae_core.data.transforms import training_image
 from mae_core.errors import ConfigError
 from mae_core.evaluate.finetune_inputs import FinetuneInputs
-from mae_core.train.loop import Inputs
+from mae_core.train.state import Inputs
 
 DIGITS = DataConfig(
     path="digits", image_size=8, num_channels=3, pixel_mean=(0.3,) * 3, pixel_std=(0.38,) * 3

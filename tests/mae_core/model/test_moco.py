@@ -38,7 +38,7 @@ from mae_core.model.flops import (
 )
 from mae_core.model.moco import MoCo, info_nce, momentum_at
 from mae_core.pretrain.contrastive import TwoPass
-from orchestrator.plan.cost import cost_of
+from orchestrator.plan.estimate import cost_of
 from studies.spec.cell import Cell, Stage
 from studies.spec.codec import recipe_from_plain, to_plain
 
@@ -168,8 +168,12 @@ def test_a_probe_depends_on_every_weight() -> None:
     inputs = TwoPass(recipe, model, 10).one(some_batch(recipe, 2), CPU)
     with torch.no_grad():
         before = float(model(*inputs))
-        for part in ("encoder.blocks.1.mlp.fc1.weight", "projector.3.weight", "predictor.0.weight",
-                     "momentum_encoder.blocks.0.attn.qkv.weight"):  # fmt: skip
+        for part in (
+            "encoder.blocks.1.mlp.fc1.weight",
+            "projector.3.weight",
+            "predictor.0.weight",
+            "momentum_encoder.blocks.0.attn.qkv.weight",
+        ):
             other = copy.deepcopy(model)
             weight = other.state_dict()[part]
             weight += 0.1 * torch.arange(weight.numel()).view_as(weight).sin()

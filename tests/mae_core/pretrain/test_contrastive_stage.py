@@ -65,8 +65,13 @@ def test_no_split_of_the_batch_changes_the_result(
     tmp_path: Path,
 ) -> None:
     """Negatives and BatchNorm are of the whole global batch of 16."""
-    cases = {"whole": (1, 1, 16), "halves": (1, 0, 8), "quarters": (1, 2, 4), "ranks": (2, 1, 8),
-             "both": (2, 2, 2)}  # fmt: skip
+    cases = {
+        "whole": (1, 1, 16),
+        "halves": (1, 0, 8),
+        "quarters": (1, 2, 4),
+        "ranks": (2, 1, 8),
+        "both": (2, 2, 2),
+    }
     losses = {}
     for name, (world, zero, micro) in cases.items():
         found = train(pool, tmp_path / name, world, zero=zero, micro=micro)

@@ -9,8 +9,15 @@ from support.gangs import PARTS, attempt, train
 
 from cluster.slot_pool import SlotPool
 
-EVERY_STAGE = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"),
-               (3, "bf16")]  # fmt: skip
+EVERY_STAGE = [
+    (0, "fp32"),
+    (1, "fp32"),
+    (2, "fp32"),
+    (3, "fp32"),
+    (1, "bf16"),
+    (2, "bf16"),
+    (3, "bf16"),
+]
 
 
 @pytest.mark.parametrize(("zero", "precision"), EVERY_STAGE)
@@ -70,9 +77,15 @@ def test_no_part_of_the_state_can_be_left_out(pool: SlotPool, tmp_path: Path, ze
 
 @pytest.mark.parametrize(
     ("zero", "precision", "worlds"),
-    [(0, "fp32", (2, 1, 2)), (1, "fp32", (2, 1, 2)), (2, "fp32", (2, 1, 2)),
-     (3, "fp32", (2, 1, 2)), (1, "bf16", (2, 1)), (3, "bf16", (1, 2))],
-)  # fmt: skip
+    [
+        (0, "fp32", (2, 1, 2)),
+        (1, "fp32", (2, 1, 2)),
+        (2, "fp32", (2, 1, 2)),
+        (3, "fp32", (2, 1, 2)),
+        (1, "bf16", (2, 1)),
+        (3, "bf16", (1, 2)),
+    ],
+)
 def test_another_world_size_goes_on_with_the_same_samples(
     pool: SlotPool, tmp_path: Path, zero: int, precision: str, worlds: tuple[int, ...]
 ) -> None:

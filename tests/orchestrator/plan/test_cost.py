@@ -24,11 +24,17 @@ from mae_core.config import (
 from mae_core.errors import ConfigError
 from mae_core.model.cost import Cost, DataSize
 from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
-from orchestrator.plan.cost import cost_of
+from orchestrator.plan.estimate import cost_of
 from studies.spec.cell import Cell, Stage
 
-DIGITS = DataConfig(path="digits", image_size=8, num_channels=1, pixel_mean=(0.3,),
-                    pixel_std=(0.38,), dev_fraction=0.1)  # fmt: skip
+DIGITS = DataConfig(
+    path="digits",
+    image_size=8,
+    num_channels=1,
+    pixel_mean=(0.3,),
+    pixel_std=(0.38,),
+    dev_fraction=0.1,
+)
 TINY = EncoderConfig(width=16, depth=2, num_heads=2, patch_size=2)
 SIZE = DataSize(1000, 300, 10, num_dev=100, num_test=300)
 SHORT: dict[str, Any] = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from mae_core.evaluate.predictions import Predictions, write_predictions
+from mae_core.evaluate.scores import Predictions, write_predictions
 from orchestrator.cli.main import main
 from orchestrator.plan.plan import accept, make_plan
 from orchestrator.report.comparison import split_side
