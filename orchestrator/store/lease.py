@@ -94,7 +94,7 @@ def hold(store: Store, study: str) -> Iterator[Lease]:
 
 
 def is_alive(store: Store, holder: dict[str, Any]) -> bool:
-    """Tell whether a driver still runs."""
+    """Say whether a driver still runs."""
     if holder["host"] == socket.gethostname():
         try:
             started = psutil.Process(holder["pid"]).create_time()

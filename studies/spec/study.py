@@ -29,7 +29,7 @@ class Study:
     measures: tuple[str, ...] = ("top1",)
     """What it draws: `top1`, and of pretraining `speedup`, `relative_flops`."""
     published: tuple[str, ...] = ()
-    """Sets of `studies.reference` that it draws beside the measured: `MAE paper, Fig 5`."""
+    """Sets of `studies.reference` that it draws next to the measured: `MAE paper, Fig 5`."""
 
     def __post_init__(self) -> None:
         check_address("study name", self.name)

@@ -123,7 +123,7 @@ def _component(
     elif name in usable:
         why = "it varies together with another source: the two cannot be separated"
     else:
-        why = "every result has its own: it cannot be told from the residual"
+        why = "every result has its own: it cannot be distinguished from the residual"
     return Component(name=name, sd=math.nan, levels=levels, is_identified=False, why=why)
 
 

@@ -23,7 +23,7 @@ SPREADS = 2.0
 """A difference counts when its mean exceeds this many standard deviations over seeds."""
 
 Key = tuple[tuple[str, Place], ...]
-"""What tells one series from another: (axis, place) pairs."""
+"""What distinguishes one series from another: (axis, place) pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -270,7 +270,7 @@ class _Figure:
         return next(sizes, "size unknown") if name == PARAMETERS else tick(name, at)
 
     def _series(self) -> tuple[Series, ...]:
-        """Rows by what differs among them beside the axis; one axis varied at a time stays so."""
+        """Rows by what differs among them besides the axis; one axis varied at a time stays so."""
         declared = self._declared()
         own = (DURATION if self.name == PARAMETERS else "size") if not self.axes else ""
         names = [*([own] if own else []), *declared, "objective", "size"]
@@ -295,7 +295,7 @@ class _Figure:
         return [a for a in self.axes if a != self.name and not part_of & set(a.split("+"))]
 
     def _separate(self, keys: dict[int, Key]) -> None:
-        """Extend keys by what tells two measurements of a place apart, where nothing else does."""
+        """Extend keys by what distinguishes two measurements of a place, if nothing else does."""
         for column in ("size", "duration", "protocol", "stage"):
             at: dict[object, set[str]] = defaultdict(set)
             for r in self.rows:

@@ -1,4 +1,4 @@
-"""What a study's cells say beside their curves: noise, doublings, ranks, frontiers, influence.
+"""What a study's cells say besides their curves: noise, doublings, ranks, frontiers, influence.
 
 Rows or curves in, numbers and statements out; where the numbers do not carry a conclusion, the
 statement says so. Accuracies are top-1 in per cent, differences in points.
@@ -49,7 +49,7 @@ class SeedNoise:
     dof: int
     points: int
     sampling_sd: float | None
-    """Of a test set of this size drawn anew, at the mean accuracy (binomial); None = unknown."""
+    """Of another test set of this size, at the mean accuracy (binomial); None = unknown."""
 
 
 def seed_noise(rows: Sequence[ResultRow]) -> list[SeedNoise]:
@@ -205,7 +205,7 @@ class RankRelation:
             return f"{text}: they order the cells alike"
         if self.high < 0:
             return f"{text}: they order the cells against each other"
-        return f"{text}: no order that chance would not give"
+        return f"{text}: no order beyond chance"
 
 
 def rank_relation(x: str, y: str, points: Sequence[tuple[str, float, float]]) -> RankRelation:
@@ -397,7 +397,7 @@ def _without(done: Conclusion, cell: str, target: Mapping[str, float]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Insights:
-    """What a study's cells say beside curves and laws."""
+    """What a study's cells say besides curves and laws."""
 
     noise: list[SeedNoise]
     doublings: list[Doubling]

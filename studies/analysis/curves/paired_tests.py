@@ -41,11 +41,11 @@ class McNemar:
         """What it shows, in words."""
         apart = self.only_a + self.only_b
         counts = (
-            f"{apart} of {self.num_examples} images tell them apart ({self.only_a} for the "
+            f"{apart} of {self.num_examples} images distinguish them ({self.only_a} for the "
             f"first, {self.only_b} for the second; p = {self.p_value:.2g})"
         )
         if not apart:
-            return f"No image of {self.num_examples} tells them apart: nothing can be concluded."
+            return f"No image of {self.num_examples} distinguishes them: nothing can be concluded."
         if self.p_value >= alpha:
             return f"No difference beyond chance: {counts}."
         better = "second" if self.only_b > self.only_a else "first"

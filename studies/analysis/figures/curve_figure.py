@@ -53,7 +53,7 @@ _SHOWN = {
 _NOTES = {
     PARAMETERS: "Decoder, head and fixed positions are not counted.",
     COMPUTE: "FLOPs are the algorithmic ones of the whole pretraining (encoder on visible tokens, "
-    "decoder on all). Each point is a full run of its own. Untrained networks cost nothing and are "
+    "decoder on all). Each point is a separate full run. Untrained networks cost nothing and are "
     "not on a logarithmic axis.",
 }
 _APART = 2.2

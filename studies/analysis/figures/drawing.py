@@ -52,7 +52,7 @@ class Drawing:
 
 BITMAP_DPI = 130
 MAX_HOT_SPOTS = 800
-"""Of a figure; with more of them nobody could hit one."""
+"""Of a figure; with more of them no one could point at one."""
 
 
 @dataclass

@@ -86,8 +86,8 @@ def _trials(searches: Sequence[Search]) -> Drawing:
     return finish(
         figure,
         "sweep-trials",
-        "Every finished trial, in the order in which it was asked for; the line is the best so "
-        "far, the band what cannot be told from the winner. The winner's own score is the best of "
+        "Every finished trial, in the order of their start; the line is the best so far, the "
+        "band what cannot be distinguished from the winner. The winner's own score is the best of "
         "many and too high; its runs at other seeds, if any, are at right.",
     )
 

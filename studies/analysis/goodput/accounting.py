@@ -32,7 +32,7 @@ DRIVER_LOST = "driver lost"
 """Cause of an attempt that has no end record because its driver is gone."""
 PREEMPTED = "preempted"
 ON_PURPOSE = frozenset({"cancelled", "resized", "not started"})
-"""Causes of ends that somebody wanted."""
+"""Causes of ends that were requested."""
 AT_THE_SAME_PLACE = frozenset({"bad input", "bad data", "error", "numerics", "checkpoint"})
 """Causes that come again where they came before: no checkpoint interval helps against them."""
 
@@ -47,7 +47,7 @@ class AttemptLog:
     cause: str | None = None
     """As in the end record; `SUCCESS` if it finished the stage."""
     is_running: bool = False
-    """True if it has no end yet and somebody is at it."""
+    """True if it has no end yet and is being run."""
     events: Sequence[Mapping[str, Any]] = ()
     """Events of its journal: `event`, `t` (Unix milliseconds) and their own fields."""
     points: Sequence[tuple[float, float]] = ()
@@ -268,7 +268,7 @@ class _Accounting:
         )
 
     def _intervals(self) -> tuple[float, ...]:
-        """Training time between its checkpoints; what it saved when told to stop has none."""
+        """Training time between its checkpoints; what it saved on a stop request has none."""
         times = sorted(self._saving_at(e) for e in self.saves if _time(e) is not None)
         stalls = statistics.fmean(_positive(e.get("stall_s")) for e in self.saves) if times else 0.0
         gaps = [b - a - (stalls if i else 0.0) for i, (a, b) in self._between(times)]

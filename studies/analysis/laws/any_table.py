@@ -1,4 +1,4 @@
-"""Laws of somebody else's results: any table of runs, with the columns that its owner names."""
+"""Laws of any table of results, with the columns that its owner names."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ MIN_SIZES_FOR_FLOOR = 4
 """A floor from fewer is a guess: three points fit E, A and alpha exactly, whatever they are."""
 MIN_POINTS_FOR_BREAK = 10
 EXPONENT_RANGE = (0.01, 3.0)
-"""Of a power law's exponent. Below, a term cannot be told from the floor; above, from a step."""
+"""Of a power law's exponent. Below, a term looks like the floor; above, like a step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from studies.errors import StudyError
 F64 = npt.NDArray[np.float64]
 
 LEVEL = 0.90
-"""Nominal probability of every interval unless told."""
+"""Nominal probability of every interval by default."""
 IDENTIFIABLE_FACTOR = 10.0
 """A positive parameter whose interval spans more than this factor is not identified."""
 _OUT_OF_SIGHT = 1e4
@@ -278,7 +278,7 @@ def _capped(value: float, limit: float) -> float:
 
 def _identifiable(low: float, high: float, low_open: bool, high_open: bool) -> tuple[bool, str]:
     if low_open and high_open:
-        return False, "the data bound it on neither side"
+        return False, "the data give no bound on either side"
     if high_open:
         return False, "the data set no upper bound"
     if low_open:

@@ -37,7 +37,7 @@ class Observations:
     clusters: tuple[str, ...]
     """Trunk of each run; the cell itself where nothing is shared."""
     seed_sd: float | None = None
-    """Standard deviation of one run over seeds, in units of y, where known from elsewhere."""
+    """Standard deviation of one run over seeds, in units of y, where known from other data."""
     seed_dof: float = math.inf
     """Degrees of freedom behind `seed_sd`: repeats - 1; infinite where it is taken as known."""
     percent: bool = False

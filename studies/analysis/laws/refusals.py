@@ -39,7 +39,7 @@ class StatementKind(enum.Enum):
     REFUSED = "refused"
     """No law, no line, no number."""
     CAUTION = "caution"
-    """The number may be shown, with this beside it."""
+    """The number may be shown, with this note."""
     NOTE = "note"
 
 
@@ -57,7 +57,7 @@ def refused(text: str) -> Statement:
 
 
 def caution(text: str) -> Statement:
-    """A mark beside a number."""
+    """A mark on a number."""
     return Statement(StatementKind.CAUTION, text)
 
 
@@ -81,7 +81,7 @@ def clean(law: Law, data: Observations, scale: str) -> tuple[Observations, tuple
         reasons += [
             (data.y < 0, "claim more than 100 %"),
             (data.y > 100, "claim less than 0 %"),
-            (data.y == 0, "are at 100 %: the test is used up, and says nothing about what is left"),
+            (data.y == 0, "are at 100 %: the test is used up and shows no further difference"),
             (data.y == 100, "are at 0 %, below chance: failed runs, or a wrong label map"),
         ]
     elif scale == "log":

@@ -1,4 +1,4 @@
-"""Which law: by its error on what was left out at the large end, with AICc beside it.
+"""Which law: by its error on what was left out at the large end, with AICc for comparison.
 
 A law is for extrapolation, so it is judged by extrapolating: the largest size, the longest duration
 and the highest compute are left out in turn, the rest is fitted, and the left-out cells predicted.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from studies.analysis.laws.by_protocol import ProtocolLaw
 
 MAX_CLAIMS = 12
-"""Of differences; every law is told."""
+"""Of differences; every law is listed."""
 
 
 class ClaimLevel(enum.Enum):
@@ -88,7 +88,7 @@ def _of_law(one: ProtocolLaw) -> Claim:
 
     refusals = [s.text for s in one.statements if s.kind is StatementKind.REFUSED]
     if one.law is None or one.choice is None or one.choice.best is None:
-        why = refusals[0] if refusals else "the results carry none"
+        why = refusals[0] if refusals else "the results have none"
         return Claim(level=ClaimLevel.OPEN, text=f"{one.protocol}: no law: {why}")
     score = one.choice.score(one.choice.best)
     text = f"{one.protocol}: the error follows {one.law.formula}"

@@ -92,7 +92,7 @@ def _at(curve: Curve, value: float) -> str:
 
 
 def cost_table_section(rows: Sequence[ResultRow], curves: Sequence[Curve]) -> list[Section]:
-    """Accuracy beside cost at every place of an axis: the paper's decoder tables."""
+    """Accuracy and cost at every place of an axis: the paper's decoder tables."""
     names = list(dict.fromkeys(c.axis.name for c in curves if c.measure == "top1"))
     found = []
     for name in names:
@@ -151,7 +151,7 @@ def relation_sections(insights: Insights) -> list[Section]:
             (
                 "Frozen features and fine-tuned networks are ranked over the cells that have "
                 "both: a "
-                "low correlation says that one cannot stand for the other. Seeds of one "
+                "low correlation means that one cannot replace the other. Seeds of one "
                 "setting are "
                 "cells of their own.",
             ),
@@ -164,7 +164,7 @@ def relation_sections(insights: Insights) -> list[Section]:
             (
                 "The loss on held-out images at one reference mask ratio and target, the same "
                 "for all "
-                "cells. A correlation here is no licence to choose settings by loss: it holds "
+                "cells. A correlation here does not allow choosing settings by loss: it holds "
                 "for the "
                 "settings that were varied.",
             ),
@@ -207,7 +207,7 @@ def frontier_section(frontiers: Sequence[CostFrontier]) -> list[Section]:
 
 
 def noise_section(found: Sequence[SeedNoise]) -> list[Section]:
-    """Seed noise of every protocol, beside that of drawing the test images."""
+    """Seed noise of every protocol, and the noise of drawing the test images."""
     if not found:
         text = ("No setting was run at two seeds: how much of a difference is chance is unknown.",)
         return [section("Seed noise", is_quiet=True, text=text)]
@@ -255,7 +255,7 @@ def influence_section(meta: ReportMeta) -> list[Section]:
             text.append(f"{one.protocol}: {found.text}")
     if len(lines) == 1 and not text:
         return []
-    text.append("The law fitted again without a cell: what moves much hangs on that cell alone.")
+    text.append("The law fitted again without a cell: what moves much depends on that cell alone.")
     return [section("Influence of single cells", is_quiet=True, text=text, lines=lines)]
 
 

@@ -1,4 +1,4 @@
-"""What a report is told beside the rows, and the files that it leaves."""
+"""What a report needs besides the rows, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportMeta:
-    """What the page says beside the rows."""
+    """What the page says besides the rows."""
 
     study: str
     question: str
@@ -41,7 +41,7 @@ class ReportMeta:
     measures: Sequence[str] = ("top1",)
     """What to draw over the axes."""
     published: Sequence[str] = ()
-    """Sets of `studies.reference` to draw beside the measured."""
+    """Sets of `studies.reference` to draw next to the measured."""
     goodput: StudyGoodput | None = None
     """Where the time of all attempts went; None or empty = nothing is said of it."""
     laws: Sequence[ProtocolLaw] = ()
@@ -70,4 +70,4 @@ class ReportFiles:
     json: Path
     summary: Path
     figures: tuple[Path, ...]
-    """PNG; a PDF of the same name lies beside each."""
+    """PNG; each with a PDF of the same name."""

@@ -60,7 +60,7 @@ def sweep_texts(searches: Sequence[Search]) -> list[str]:
     texts += [f"{short(t.key).capitalize()}: {t.verdict}{_slope(t)}." for t in trends(searches)]
     for moved in transfers(searches):
         verdict = {
-            True: "it cannot be told from the best, which does not contradict the transfer",
+            True: "it is within noise of the best, which does not contradict the transfer",
             False: "it is beaten by more than noise: the transfer does not hold",
             None: "no noise is known to judge it by",
         }[moved.holds]
@@ -86,7 +86,7 @@ def _texts_of(search: Search) -> list[str]:
         f"{settings_text(t.settings)} ({search.score(t):.1f})" for t in close[:_MAX_LISTED]
     )
     more = f"; and {len(close) - _MAX_LISTED} more" if len(close) > _MAX_LISTED else ""
-    texts = [f"{name}settings that cannot be told from the winner: {shown}{more}."]
+    texts = [f"{name}settings that cannot be distinguished from the winner: {shown}{more}."]
     spread = noise(search)
     if spread is not None and spread.source == "repeats":
         bias = search.score(won) - spread.centre
@@ -115,7 +115,7 @@ def _optimum_text(found: SweepOptimum) -> str:
     if found.status == "edge":
         return f"the best {what} lies at the edge of the values tried and is not quoted"
     if found.status == "flat" or found.at is None:
-        return f"{what} has no optimum that can be told from a flat response"
+        return f"{what} has no optimum that can be distinguished from a flat response"
     low = "the lowest tried" if found.low is None else f"{found.low:.3g}"
     high = "the highest tried" if found.high is None else f"{found.high:.3g}"
     return f"the best {what} is {found.at:.3g} (90 % interval {low} to {high})"

@@ -127,7 +127,7 @@ def noise(search: Search) -> ScoreNoise | None:
 
 
 def within_noise(search: Search) -> list[Trial]:
-    """Trials, best first, that cannot be told from the winner; the winner alone without noise.
+    """Trials, best first, that are within noise of the winner; the winner alone without noise.
 
     Of several trials with the same settings the first.
     """
@@ -153,7 +153,7 @@ class SweepOptimum:
     key: str
     status: Literal["inside", "edge", "flat", "few"]
     """`inside` the tried values; at their `edge` or beyond: not quoted; `flat`: the curvature
-    cannot be told from none; `few` trials or values."""
+    cannot be distinguished from none; `few` trials or values."""
     at: float | None = None
     low: float | None = None
     """End of the 90 % interval; None where it reaches the lowest value tried."""
@@ -167,7 +167,7 @@ def optimum(search: Search, key: str) -> SweepOptimum:
 
     The surface is additive: a constant, a line and a parabola per numeric setting of three or more
     values (on log scale where it was searched so), a level per choice. Least squares; the interval
-    is where the slope cannot be told from zero (Fieller 1954), exact for normal noise.
+    is where the slope cannot be distinguished from zero (Fieller 1954), exact for normal noise.
     """
     from scipy import stats
 
@@ -280,7 +280,7 @@ class Trend:
                 f"no trend is fitted (it needs {MIN_SIZES_FOR_TREND})"
             )
         if self.slope_low <= 0 <= self.slope_high:
-            return "no trend with size can be told from none"
+            return "no trend with size can be distinguished from none"
         return f"the optimum {'rises' if self.slope > 0 else 'falls'} with size"
 
 

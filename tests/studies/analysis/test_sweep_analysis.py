@@ -133,7 +133,7 @@ def test_the_trend_of_the_optimum_with_size() -> None:
     assert rising is not None and rising.slope == pytest.approx(0.07, abs=0.015)
     assert "rises" in rising.verdict
     level = trend(ladder((0.65, 0.65, 0.65, 0.65), sd=1.0), RATIO)
-    assert level is not None and "told from none" in level.verdict
+    assert level is not None and "distinguished from none" in level.verdict
     short = trend(ladder((0.6, 0.7)), RATIO)
     assert short is not None and short.slope is None and "no trend is fitted" in short.verdict
     edges = trend(ladder((0.6, 0.7, 1.2)), RATIO)
@@ -148,7 +148,7 @@ def test_a_flat_ladder_seldom_shows_a_trend() -> None:
         sizes = [search(0.65, sd=1.0, n=20, seed=4 * i + k, params=10 ** (3 + k)) for k in range(4)]
         found = trend(sizes, RATIO)
         if found is not None and found.slope is not None:
-            alarms.append("told from none" not in found.verdict)
+            alarms.append("distinguished from none" not in found.verdict)
     assert len(alarms) > 150 and np.mean(alarms) <= 0.16
 
 
