@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mae_core.config import (
     BestOfRecipe,
@@ -48,11 +48,18 @@ def best_on_dev(name: str, what: str, candidates: Sequence[Stage]) -> tuple[Stag
 
     The candidates have data, seed, features and labels alike; `what` says what was searched.
     """
-    first: Any = candidates[0].recipe
-    alike = {f: getattr(first, f) for f in ("data", "seed", *BestOfRecipe.ALIKE)}
+    first = candidates[0].recipe
+    assert isinstance(first, EvalRecipe)
     chosen = Stage(
         name=name,
-        recipe=BestOfRecipe(**alike, what=what),
+        recipe=BestOfRecipe(
+            data=first.data,
+            seed=first.seed,
+            features=first.features,
+            num_labels=first.num_labels,
+            label_seed=first.label_seed,
+            what=what,
+        ),
         parents=tuple(candidate.name for candidate in candidates),
         execution=candidates[0].execution,
     )

@@ -11,7 +11,6 @@ Small:     small/partial_finetune
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
 
 from mae_core.config import Duration, FinetuneRecipe, PartialFinetuneRecipe
 from studies.catalog.evaluations import IMAGENET, best_on_dev, stage
@@ -66,6 +65,6 @@ def _searched(num_blocks: float) -> tuple[Stage, ...]:
 
 def _candidate(num_blocks: float, epochs: int) -> PartialFinetuneRecipe:
     base = finetune_recipe(ABLATED, WITH_DEV, 0)
-    settings: dict[str, Any] = {f.name: getattr(base, f.name) for f in fields(FinetuneRecipe)}
-    settings |= {"duration": Duration.epochs(epochs), "eval_split": "dev"}
-    return PartialFinetuneRecipe(**settings, num_blocks=num_blocks)
+    settings = {f.name: getattr(base, f.name) for f in fields(FinetuneRecipe)}
+    recipe = PartialFinetuneRecipe(**settings, num_blocks=num_blocks)
+    return replace(recipe, duration=Duration.epochs(epochs), eval_split="dev")

@@ -49,12 +49,15 @@ def mae(
     **changes: Any,
 ) -> Stage:
     """MAE pretraining with the ablations' defaults; `changes` are fields of its recipe."""
-    settings: dict[str, Any] = {
-        "norm_pix_loss": False,
-        "duration": Duration.epochs(epochs),
-    } | changes
-    encoder = sizes.encoder(size, patch_size=patch_size)
-    recipe = PretrainRecipe(data=data, encoder=encoder, precision="bf16", seed=seed, **settings)
+    recipe = PretrainRecipe(
+        data=data,
+        encoder=sizes.encoder(size, patch_size=patch_size),
+        norm_pix_loss=False,
+        duration=Duration.epochs(epochs),
+        precision="bf16",
+        seed=seed,
+    )
+    recipe = replace(recipe, **changes)
     return Stage(name="pretrain", recipe=recipe, parents=parents, execution=execution(size))
 
 

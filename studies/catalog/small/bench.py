@@ -80,34 +80,34 @@ class Bench:
     def pretrain(self, seed: int, *, parents: tuple[str, ...] = (), **changes: Any) -> Stage:
         """MAE with raw pixels as the target, as in the paper's ablations; or with `changes`."""
         duration = changes.get("duration", Duration.epochs(self.epochs))
-        settings: dict[str, Any] = {
-            "data": self.data(seed),
-            "encoder": self.encoder,
-            "decoder": self.decoder,
-            "augmentation": self.augmentation,
-            "norm_pix_loss": False,
-            "duration": duration,
-            "global_batch": 128,
-            "optimizer": OptimizerConfig(base_lr=self.base_lr),
+        recipe = PretrainRecipe(
+            data=self.data(seed),
+            encoder=self.encoder,
+            decoder=self.decoder,
+            augmentation=self.augmentation,
+            norm_pix_loss=False,
+            duration=duration,
+            global_batch=128,
+            optimizer=OptimizerConfig(base_lr=self.base_lr),
             # In proportion to the duration: a fixed warm-up would favour long runs.
-            "lr_schedule": LrScheduleConfig(warmup=replace(duration, value=duration.value / 10)),
-            "seed": seed,
-        }
-        recipe = PretrainRecipe(**(settings | changes))
+            lr_schedule=LrScheduleConfig(warmup=replace(duration, value=duration.value / 10)),
+            seed=seed,
+        )
+        recipe = replace(recipe, **changes)
         return Stage(name="pretrain", recipe=recipe, parents=parents, execution=EXECUTION)
 
     def linear_probe(self, seed: int, **changes: Any) -> Stage:
         """Linear probe of the mean patch token with all labels, without augmentation."""
-        settings: dict[str, Any] = {
-            "data": self.data(seed),
-            "seed": seed,
-            "features": "mean",
-            "augmentation": NO_AUGMENTATION,
-            "duration": Duration.epochs(100),
-            "global_batch": 256,
-            "optimizer": OptimizerConfig(name="sgd", base_lr=0.3, weight_decay=0.0),
-        }
-        return _evaluation("linear_probe", LinearProbeRecipe(**(settings | changes)))
+        recipe = LinearProbeRecipe(
+            data=self.data(seed),
+            seed=seed,
+            features="mean",
+            augmentation=NO_AUGMENTATION,
+            duration=Duration.epochs(100),
+            global_batch=256,
+            optimizer=OptimizerConfig(name="sgd", base_lr=0.3, weight_decay=0.0),
+        )
+        return _evaluation("linear_probe", replace(recipe, **changes))
 
     def finetune_settings(self, seed: int) -> dict[str, Any]:
         """Settings of a fine-tune on few labels, which training from scratch shares."""
@@ -152,7 +152,7 @@ class Bench:
 EXECUTION = Execution(loader_threads=0)
 
 
-def _evaluation(name: str, recipe: Any) -> Stage:
+def _evaluation(name: str, recipe: LinearProbeRecipe | FinetuneRecipe) -> Stage:
     return Stage(name=name, recipe=recipe, parents=("pretrain",), execution=EXECUTION)
 
 
