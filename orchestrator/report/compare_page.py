@@ -28,7 +28,7 @@ def write_comparison(
     by_side = rows_of(sides, records)
     studies = [side.plan.study for side in sides]
     laws = [
-        replace(law, protocol=f"{side.label}: {law.protocol}")
+        replace(law, side=side.label)
         for side, rows in zip(sides, by_side, strict=True)
         if asks_for_laws(side.plan)
         for law in study_laws(rows, top=chance_of(side.plan))

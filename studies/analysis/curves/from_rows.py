@@ -8,7 +8,7 @@ of one series at one place make one point.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -28,7 +28,7 @@ from studies.analysis.curves.curves import (
     Series,
     in_order,
 )
-from studies.analysis.curves.results import filled, is_number, protocol_key, protocol_label, why_odd
+from studies.analysis.results import filled, is_number, protocol_key, protocol_names, why_odd
 from studies.reference import Published, published_set
 from studies.result_row import EVALUATIONS, Place, ResultRow
 from studies.spec.axes import AXES, axis, joined, shown, tick
@@ -70,21 +70,21 @@ def scaling_curves(
     others' curve.
     """
     known = _located(rows, "top1")
-    groups: dict[tuple[object, ...], list[_Located]] = defaultdict(list)
-    for r in known:
-        if r.row.role in ("grid", "untrained") and not r.at.keys() & WITHIN:
-            groups[protocol_key(r.row)].append(r)
-    uses = Counter(key[:2] for key in groups)
-    order = sorted(groups, key=lambda key: (EVALUATIONS.index(str(key[0])), str(key)))
+    shown = [r for r in known if r.row.role in ("grid", "untrained") and not r.at.keys() & WITHIN]
+    names = protocol_names(r.row for r in shown)
+    groups: dict[str, list[_Located]] = defaultdict(list)
+    for r in shown:
+        groups[names[protocol_key(r.row)]].append(r)
+    kinds = {name: groups[name][0].row.kind for name in groups}
+    order = sorted(groups, key=lambda name: (EVALUATIONS.index(kinds[name]), name))
     baselines = [r for r in known if r.row.role == "baseline"]
     found = []
     for name in axes:
-        for key in order:
-            first = groups[key][0].row
-            label = protocol_label(first, alone=uses[key[:2]] == 1)
+        for protocol in order:
+            first = groups[protocol][0].row
             lines = _baselines([first.protocol], _near(first, baselines))
-            figure = _Figure(name, (), "top1", groups[key], odd)
-            curve = figure.curve(title=label, kind=first.kind, lines=lines)
+            figure = _Figure(name, (), "top1", groups[protocol], odd)
+            curve = figure.curve(title=protocol, kind=first.kind, lines=lines)
             found += [curve] if curve else []
     return tuple(found)
 

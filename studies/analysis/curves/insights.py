@@ -18,12 +18,12 @@ import numpy.typing as npt
 
 from mae_core.config import EncoderUse, kinds_that
 from studies.analysis.curves.curves import DURATION, Curve, paired, signed, spread
-from studies.analysis.curves.results import filled, is_number, with_labels
 from studies.analysis.laws.conclusions import Conclusion
 from studies.analysis.laws.fit import Method, fit_law
 from studies.analysis.laws.frontier import GridOptimum, best_per_bin, grid_optimum
 from studies.analysis.laws.observations import observe
 from studies.analysis.laws.refusals import Statement
+from studies.analysis.results import by_protocol, filled, is_number
 from studies.errors import StudyError
 from studies.result_row import EVALUATIONS, ResultRow
 from studies.spec.axes import AXES
@@ -85,13 +85,15 @@ def seed_noise(rows: Sequence[ResultRow]) -> list[SeedNoise]:
 
 
 def _by_protocol(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
-    """Measured grid results on test, by protocol and number of labels."""
-    found: dict[str, list[ResultRow]] = defaultdict(list)
-    for r in filled(rows):
-        usable = r.kind in EVALUATIONS and is_number(r.top1) and r.eval_split != "dev"
-        if usable and r.role in ("grid", "untrained"):
-            found[with_labels(r)].append(r)
-    return dict(found)
+    """Measured grid results on test, by protocol."""
+    return by_protocol(
+        r
+        for r in filled(rows)
+        if r.kind in EVALUATIONS
+        and is_number(r.top1)
+        and r.eval_split != "dev"
+        and r.role in ("grid", "untrained")
+    )
 
 
 def _place(row: ResultRow) -> tuple[object, ...]:
@@ -247,13 +249,13 @@ TUNES = kinds_that(EncoderUse.TUNES)
 
 def probe_against_tune(rows: Sequence[ResultRow]) -> list[RankRelation]:
     """Each protocol of frozen features against each fine-tune, over the cells that have both."""
-    by_protocol = {p: m for p, m in _by_protocol(rows).items() if len(m) > 1}
-    frozen = [p for p, m in by_protocol.items() if m[0].kind in PROBES]
-    tuned = [p for p, m in by_protocol.items() if m[0].kind in TUNES]
+    several = {p: m for p, m in _by_protocol(rows).items() if len(m) > 1}
+    frozen = [p for p, m in several.items() if m[0].kind in PROBES]
+    tuned = [p for p, m in several.items() if m[0].kind in TUNES]
     found = []
     for x in frozen:
         for y in tuned:
-            at_x, at_y = (_mean_by_cell(by_protocol[p]) for p in (x, y))
+            at_x, at_y = (_mean_by_cell(several[p]) for p in (x, y))
             points = [(cell, at_x[cell], at_y[cell]) for cell in at_x if cell in at_y]
             if len(points) > 1:
                 found.append(rank_relation(x, y, points))

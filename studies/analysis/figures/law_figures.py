@@ -32,7 +32,7 @@ def law_figure(found: ProtocolLaw, name: str) -> Drawing | None:
     axis, other = _axes_of(fit)
     figure = new_figure(5.4, 3.9)
     axes = figure.subplots()
-    axes.set_title(textwrap.fill(found.protocol, 60))
+    axes.set_title(textwrap.fill(found.label, 60))
     for label, chosen, colour in _lines(fit, other):
         x, y = fit.data.axes[axis][chosen], fit.data.y[chosen]
         drawn = axes.plot(x, y, "o", color=colour, ms=4, alpha=0.75, label=label)
@@ -55,7 +55,7 @@ def law_figure(found: ProtocolLaw, name: str) -> Drawing | None:
     axes.grid(True)
     legend(figure, axes)
     caption = (
-        f"{found.protocol}: {done.law.formula}. Dots are runs, lines the fitted law, dashed beyond "
+        f"{found.label}: {done.law.formula}. Dots are runs, lines the fitted law, dashed beyond "
         f"the data ({DRAWN_BEYOND:g} times at most)."
     )
     return finish(figure, name, caption)
@@ -72,7 +72,7 @@ def residual_figure(found: ProtocolLaw, name: str) -> Drawing | None:
     measured = np.exp(fit.table.z) if fit.scale == "log" else fit.table.z
     figure = new_figure(5.4, 2.6)
     axes = figure.subplots()
-    axes.set_title(textwrap.fill(f"{found.protocol}: residuals", 60))
+    axes.set_title(textwrap.fill(f"{found.label}: residuals", 60))
     axes.axhline(0, color="#6b6b6b", linewidth=0.8)
     drawn = axes.plot(fitted, measured - fitted, "o", color="#0072B2", ms=4.5)
     rest = measured - fitted

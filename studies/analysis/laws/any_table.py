@@ -189,5 +189,5 @@ def prediction_lines(found: Sequence[ProtocolLaw], measure: Measure) -> list[lis
                 ends = [100 - p.value, 100 - p.high, 100 - p.low]
             beyond = ", ".join(f"{a} {x:.1f}×" for a, x in p.extrapolation.items() if x > 1.01)
             value, low, high = (f"{v:.5g}" for v in ends)
-            lines.append([one.protocol, at, value, f"{low} to {high} ({p.level:.0%})", beyond])
+            lines.append([one.label, at, value, f"{low} to {high} ({p.level:.0%})", beyond])
     return lines

@@ -17,6 +17,7 @@ from studies.analysis.laws.forms import Law
 from studies.analysis.laws.observations import Observations, observe_rows
 from studies.analysis.laws.refusals import Statement, StatementKind, note, refused
 from studies.analysis.laws.selection import Choice, choose, default_candidates, one_axis_candidates
+from studies.analysis.results import by_protocol, protocol_key
 from studies.errors import StudyError
 from studies.result_row import EVALUATIONS, ResultRow
 
@@ -31,6 +32,10 @@ class ProtocolLaw:
     """What can and cannot be said of one protocol."""
 
     protocol: str
+    objective: str | None = None
+    """Of the encoders, where those of several objectives have a law each."""
+    side: str | None = None
+    """Of the study, where several are compared."""
     data: Observations | None
     choice: Choice | None
     """How the law was chosen; None where nothing could be fitted."""
@@ -40,27 +45,30 @@ class ProtocolLaw:
     """Everything that a reader must know, refusals first."""
 
     @property
+    def label(self) -> str:
+        """What tells it from the other laws of a report."""
+        told = ", ".join(filter(None, (self.protocol, self.objective)))
+        return f"{self.side}: {told}" if self.side else told
+
+    @property
     def law(self) -> Law | None:
         """The chosen law, None where every one was refused."""
         done = self.conclusion
         return None if done is None or done.is_refused else done.law
 
 
-def protocols_of(rows: Sequence[ResultRow]) -> list[str]:
-    """Protocols with results of grid cells on the test split, as they come."""
-    return list(dict.fromkeys(r.protocol for r in rows if _is_point(r)))
-
-
-def _is_point(row: ResultRow) -> bool:
-    """A result of a grid cell on the test split, with a place on the axes."""
-    is_measured = row.kind in EVALUATIONS and row.eval_split != "dev" and row.top1 is not None
-    return bool(is_measured and row.role == "grid" and row.encoder_params and row.images_seen)
-
-
-def objectives_of(rows: Sequence[ResultRow], protocol: str) -> list[str | None]:
-    """What the encoders of a protocol's results were trained for: each has a law of its own."""
-    found = (r.objective for r in rows if r.protocol == protocol and _is_point(r))
-    return list(dict.fromkeys(found))
+def _points(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Results of grid cells on the test split with a place on the axes."""
+    return [
+        r
+        for r in rows
+        if r.kind in EVALUATIONS
+        and r.eval_split != "dev"
+        and r.top1 is not None
+        and r.role == "grid"
+        and r.encoder_params
+        and r.images_seen
+    ]
 
 
 def study_laws(
@@ -75,13 +83,13 @@ def study_laws(
     tried. `targets` give encoder parameters and images seen of runs to predict.
     """
     found = []
-    for protocol in protocols_of(rows):
-        objectives = objectives_of(rows, protocol)
+    for name, points in by_protocol(_points(rows)).items():
+        objectives = list(dict.fromkeys(r.objective for r in points))
         for objective in objectives:
-            alike = [r for r in rows if r.objective == objective]
-            law = _protocol_law(alike, protocol, top, targets)
-            is_mixed = len(objectives) > 1
-            found.append(replace(law, protocol=f"{protocol}, {objective}") if is_mixed else law)
+            key = (protocol_key(points[0]), objective)
+            alike = [r for r in rows if (protocol_key(r), r.objective) == key]
+            law = _protocol_law(alike, name, top, targets)
+            found.append(replace(law, objective=objective) if len(objectives) > 1 else law)
     return found
 
 
@@ -98,14 +106,19 @@ def protocol_law(
         StudyError: the rows have none of it, or encoders of several objectives: one law for both
             would be neither's.
     """
-    if protocol not in protocols_of(rows):
-        known = ", ".join(protocols_of(rows)) or "none"
+    points = _points(rows)
+    of_it = [r for r in points if r.protocol == protocol]
+    if not of_it:
+        known = ", ".join(dict.fromkeys(r.protocol for r in points)) or "none"
         raise StudyError(f"no result of protocol {protocol!r} yet; there are: {known}")
-    objectives = objectives_of(rows, protocol)
+    if len({protocol_key(r) for r in of_it}) > 1:
+        raise StudyError(f"{protocol}: recipes that differ go by this name; give one's rows")
+    objectives = dict.fromkeys(r.objective for r in of_it)
     if len(objectives) > 1:
         named = ", ".join(map(str, objectives))
         raise StudyError(f"{protocol}: encoders of several objectives ({named}); give one's rows")
-    return _protocol_law(rows, protocol, top, targets)
+    key = protocol_key(of_it[0])
+    return _protocol_law([r for r in rows if protocol_key(r) == key], protocol, top, targets)
 
 
 def candidates(data: Observations, top: float | None) -> tuple[Law, ...]:
@@ -122,8 +135,7 @@ def _protocol_law(
     top: float | None,
     targets: Sequence[Mapping[str, float]],
 ) -> ProtocolLaw:
-    data = observe_rows(rows, protocol=protocol, axes=(SIZE, DURATION))
-    data = usable(data)
+    data = usable(observe_rows(rows, protocol=rows[0].protocol, axes=(SIZE, DURATION)))
     return law_of(protocol, data, candidates(data, top) if len(data) else (), targets)
 
 
@@ -165,8 +177,9 @@ def law_of(
     best = choice.best or choice.candidates[0]
     fits = [t for t in targets if all(axis in t for axis in best.law.axes)]
     done = conclude(best.law, data, fits, method=replace(method, starts=Method().starts))
-    said = [s.text for s in done.statements]
-    more = [s for s in choice.statements if not any(s.text.endswith(text) for text in said)]
+    # Where the best is refused, the choice only repeats why.
+    is_said = best.is_refused and best.statements[-1] in done.statements
+    more = () if is_said else choice.statements
     statements = sorted(
         dict.fromkeys((*done.statements, *more, *dropped)),
         key=lambda s: list(StatementKind).index(s.kind),
@@ -194,7 +207,7 @@ def law_lines(found: Sequence[ProtocolLaw]) -> list[list[str]]:
             interval = one.conclusion.intervals.get(name)
             shown = "" if interval is None else _ends(interval.low, interval.high)
             known = "" if interval is None else ("yes" if interval.identifiable else interval.why)
-            start = [one.protocol, one.law.formula] if i == 0 else ["", ""]
+            start = [one.label, one.law.formula] if i == 0 else ["", ""]
             what = f"{name} (at the reference)" if name in (one.law.powers or {}) else name
             lines.append([*start, what, f"{values[name]:.4g}", shown, known])
     return lines
@@ -213,9 +226,9 @@ def law_texts(found: Sequence[ProtocolLaw]) -> list[str]:
     }
     said = []
     for one in found:
-        said += [f"{one.protocol}: {marks[s.kind]}: {s.text}" for s in one.statements]
+        said += [f"{one.label}: {marks[s.kind]}: {s.text}" for s in one.statements]
         if one.conclusion is not None and one.conclusion.fit is not None:
-            said.append(f"{one.protocol}: {_reference(one.conclusion.fit)}")
+            said.append(f"{one.label}: {_reference(one.conclusion.fit)}")
     return said
 
 
@@ -229,7 +242,7 @@ def law_json(found: Sequence[ProtocolLaw]) -> list[dict[str, object]]:
     """Everything of it as plain values."""
     return [
         {
-            "protocol": one.protocol,
+            "protocol": one.label,
             "law": one.law.name if one.law else None,
             "formula": one.law.formula if one.law else None,
             "parameters": _parameters(one),

@@ -6,11 +6,15 @@ import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from studies.analysis.curves.results import cost, filled, is_number, with_labels
+from studies.analysis.results import (
+    ProtocolKey,
+    cost,
+    filled,
+    is_number,
+    protocol_key,
+    protocol_names,
+)
 from studies.result_row import EVALUATIONS, ResultRow
-
-_Protocol = tuple[str, str | None]
-"""Protocol with its labels, and split: a column of the table of cells."""
 
 
 class TableCell(NamedTuple):
@@ -25,16 +29,14 @@ def cell_table(rows: Sequence[ResultRow], study: str) -> tuple[list[str], list[l
 
     The last column is the command that computes the cell's first stage again, by itself.
     """
-    kinds = [r for r in rows if r.kind in EVALUATIONS]
-    protocols = sorted({_protocol(r) for r in kinds}, key=str)
-    splits = {r.eval_split for r in kinds}
-    names = [p if len(splits) == 1 or not split else f"{p} · {split}" for p, split in protocols]
+    names = protocol_names(r for r in rows if r.kind in EVALUATIONS)
+    protocols = sorted(names, key=lambda key: names[key])
     header = ["cell", "role", "size", "encoder parameters", "duration", "seed", "mask ratio"]
     header += [
         "objective",
         "decoder",
         "pretraining FLOPs",
-        *(f"top-1 %: {n}" for n in names),
+        *(f"top-1 %: {names[key]}" for key in protocols),
         "rank-seconds",
         "one stage of it again",
     ]
@@ -44,16 +46,12 @@ def cell_table(rows: Sequence[ResultRow], study: str) -> tuple[list[str], list[l
     return header, [_cell_line(group, protocols, study) for group in by_cell.values()]
 
 
-def _protocol(row: ResultRow) -> _Protocol:
-    return with_labels(row), row.eval_split
-
-
 def _cell_line(
-    rows: Sequence[ResultRow], protocols: Sequence[_Protocol], study: str
+    rows: Sequence[ResultRow], protocols: Sequence[ProtocolKey], study: str
 ) -> list[TableCell]:
     r = rows[0]
     # A stage's own row comes before those of the conditions within it.
-    top1 = {_protocol(row): row.top1 for row in reversed(rows)}
+    top1 = {protocol_key(row): row.top1 for row in reversed(rows)}
     decoder = "" if r.decoder_depth is None else f"{r.decoder_depth}×{r.decoder_width or '?'}"
     duration = "untrained" if r.role == "untrained" else r.duration or ""
     paid = sum(cost(rows, lambda row: ("", "")).values())

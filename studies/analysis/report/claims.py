@@ -89,9 +89,9 @@ def _of_law(one: ProtocolLaw) -> Claim:
     refusals = [s.text for s in one.statements if s.kind is StatementKind.REFUSED]
     if one.law is None or one.choice is None or one.choice.best is None:
         why = refusals[0] if refusals else "the results have none"
-        return Claim(level=ClaimLevel.OPEN, text=f"{one.protocol}: no law: {why}")
+        return Claim(level=ClaimLevel.OPEN, text=f"{one.label}: no law: {why}")
     score = one.choice.score(one.choice.best)
-    text = f"{one.protocol}: the error follows {one.law.formula}"
+    text = f"{one.label}: the error follows {one.law.formula}"
     if not math.isfinite(score):
         why = "too few cells to leave any out at the large end: nothing tests how it extrapolates"
         return Claim(level=ClaimLevel.OPEN, text=f"{text}; {why}.")

@@ -19,7 +19,7 @@ from studies.analysis.curves.curves import (
     trends,
 )
 from studies.analysis.curves.from_rows import places_of
-from studies.analysis.curves.results import filled
+from studies.analysis.results import filled
 from studies.result_row import Place, ResultRow
 
 

@@ -19,11 +19,11 @@ from studies.analysis.curves.insights import (
     SeedNoise,
     influences,
 )
-from studies.analysis.curves.results import cost, filled, is_number
 from studies.analysis.figures.insight_figures import frontier_figure, rank_figure
 from studies.analysis.laws.frontier import GridOptimum
 from studies.analysis.laws.refusals import Statement
 from studies.analysis.report.section import Section, section
+from studies.analysis.results import cost, filled, is_number
 from studies.result_row import ResultRow
 from studies.spec.axes import tick
 
@@ -250,9 +250,9 @@ def influence_section(meta: ReportMeta) -> list[Section]:
             continue
         found = influences(one.conclusion)
         if isinstance(found, list):
-            lines += [_influence(one.protocol, i) for i in found[: MAX_LINES // 2]]
+            lines += [_influence(one.label, i) for i in found[: MAX_LINES // 2]]
         else:
-            text.append(f"{one.protocol}: {found.text}")
+            text.append(f"{one.label}: {found.text}")
     if len(lines) == 1 and not text:
         return []
     text.append("The law fitted again without a cell: what moves much depends on that cell alone.")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from studies.analysis.curves.curves import Change, Curve
 from studies.analysis.curves.from_rows import axis_curves, scaling_curves
-from studies.analysis.curves.results import cost, unmeasured
 from studies.analysis.figures.cost_figure import cost_bars
 from studies.analysis.figures.gallery_figure import GalleryEntry, gallery
 from studies.analysis.figures.goodput_figure import goodput_bars
@@ -29,6 +28,7 @@ from studies.analysis.report.optional_sections import (
 )
 from studies.analysis.report.section import Section, section
 from studies.analysis.report.tables import write_csv, write_json, write_parquet
+from studies.analysis.results import cost, unmeasured
 from studies.result_row import ResultRow
 
 if TYPE_CHECKING:

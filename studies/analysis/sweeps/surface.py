@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from studies.analysis.curves.results import filled, is_number, protocol_key, protocol_label
+from studies.analysis.results import filled, is_number, protocol_key
 from studies.analysis.sweeps.settings import ChosenSetting
 from studies.result_row import EVALUATIONS, ResultRow
 
@@ -59,7 +59,7 @@ def sweep_surface(rows: Sequence[ResultRow], objective: str | None = None) -> Sw
     if not points:
         return None
     return SweepSurface(
-        protocol=protocol_label(kept[0], alone=False),
+        protocol=" · ".join(filter(None, (kept[0].protocol, kept[0].eval_split))),
         size=kept[0].size,
         duration=kept[0].duration,
         points=points,

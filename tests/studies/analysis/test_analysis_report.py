@@ -26,11 +26,11 @@ from studies.analysis.curves.curves import (
     trends,
 )
 from studies.analysis.curves.from_rows import scaling_curves
-from studies.analysis.curves.results import cost, unmeasured
 from studies.analysis.figures.gallery_figure import GalleryEntry, gallery
 from studies.analysis.report.curve_page import summary_text
 from studies.analysis.report.meta import ReportFiles
 from studies.analysis.report.page import write_report
+from studies.analysis.results import cost, unmeasured
 from studies.analysis.sweeps.settings import ChosenSetting
 from studies.analysis.sweeps.surface import sweep_surface
 from studies.result_row import COLUMNS, ResultRow

@@ -118,7 +118,7 @@ def test_objectives_have_laws_of_their_own() -> None:
         for r in mae
     ]
     alone = next(law for law in study_laws(mae, top=99.9) if law.protocol == "linear probe")
-    both = {law.protocol: law for law in study_laws([*mae, *moco], top=99.9)}
+    both = {law.label: law for law in study_laws([*mae, *moco], top=99.9)}
     assert {"linear probe, MAE", "linear probe, MoCo v3"} <= set(both)
     again = both["linear probe, MAE"].conclusion
     assert again is not None and again.fit is not None

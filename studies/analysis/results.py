@@ -1,9 +1,9 @@
-"""Result rows as curves and tables take them: complete, measured, and paid for once."""
+"""Result rows as laws, curves and tables take them: complete, by protocol, and paid for once."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -20,6 +20,9 @@ _CELL_COLUMNS = (
     "seed",
     "pretrain_flops",
 )
+
+ProtocolKey = tuple[str, str, str | None, int | None]
+"""Kind, recipe, split and number of labels."""
 
 
 def is_number(value: float | None) -> bool:
@@ -50,25 +53,41 @@ def unmeasured(rows: Sequence[ResultRow]) -> int:
     return sum(r.kind in EVALUATIONS and not is_number(r.top1) for r in rows)
 
 
-def protocol_key(row: ResultRow) -> tuple[object, ...]:
+def protocol_key(row: ResultRow) -> ProtocolKey:
     """What two measurements must share to be compared."""
-    return (row.kind, row.protocol, row.eval_split, row.num_labels)
+    return row.kind, row.protocol_key or row.protocol, row.eval_split, row.num_labels
 
 
-def protocol_label(row: ResultRow, *, alone: bool) -> str:
-    """The protocol, with split and label count when it alone would mix two measurements."""
-    extra = [] if alone else [part for part in (row.eval_split, _labels(row)) if part]
-    return " · ".join([row.protocol, *extra])
+def protocol_names(rows: Iterable[ResultRow]) -> dict[ProtocolKey, str]:
+    """Each protocol of the rows, as they come, with a name that no other has.
+
+    The protocol's own; with split, number of labels or stage where others go by it too.
+    """
+    first = {protocol_key(row): row for row in reversed(list(rows))}
+    names = {key: row.protocol for key, row in reversed(first.items())}
+    labelled = {
+        key: " · ".join([row.protocol, *filter(None, (row.eval_split, _labels(row)))])
+        for key, row in first.items()
+    }
+    staged = {key: f"{labelled[key]} · {row.stage}" for key, row in first.items()}
+    for longer in (labelled, staged):
+        uses = Counter(names.values())
+        names = {key: longer[key] if uses[name] > 1 else name for key, name in names.items()}
+    return names
 
 
-def with_labels(row: ResultRow) -> str:
-    """The protocol and the number of labels, unless its own name says it."""
-    return " · ".join(filter(None, [row.protocol, _labels(row)]))
+def by_protocol(rows: Iterable[ResultRow]) -> dict[str, list[ResultRow]]:
+    """Rows of each protocol, by its name."""
+    found = list(rows)
+    names = protocol_names(found)
+    groups: dict[str, list[ResultRow]] = {name: [] for name in names.values()}
+    for row in found:
+        groups[names[protocol_key(row)]].append(row)
+    return groups
 
 
 def _labels(row: ResultRow) -> str:
-    labels = f"{row.num_labels} labels"
-    return "" if row.num_labels is None or labels in row.protocol else labels
+    return "" if row.num_labels is None else f"{row.num_labels} labels"
 
 
 def why_odd(cells: Iterable[str], odd: Mapping[str, str]) -> str:
