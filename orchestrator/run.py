@@ -34,7 +34,8 @@ from orchestrator.store.driver import LocalStore
 from orchestrator.store.kept_facts import keep_facts
 from orchestrator.store.lease import Lease, hold
 from orchestrator.store.records import Records
-from orchestrator.tracking.observer import Tracking, sync_key
+from orchestrator.tracking.mlflow_database import default_uri
+from orchestrator.tracking.study_tracking import Tracking, sync_key, sync_study
 from orchestrator.tracking.uri import without_credentials
 from studies.analysis.report.curve_page import summary_text
 from studies.spec.study import Study
@@ -126,9 +127,9 @@ def _nothing_to_do(plan: Plan, records: Records, options: RunOptions) -> RunOutc
     """Everything is done: at most MLflow or the report has to catch up."""
     accept(records, plan)
     problem = None
-    uri = options.tracking_uri or Tracking.default(records.store)
+    uri = options.tracking_uri or default_uri(records.store)
     if records.store.read(sync_key(uri, plan)) is None:
-        problem = _sync(plan, records, options)
+        problem = sync_study(records, plan, options.tracking_uri)
     report = report_dir(records, plan.study.name) / "index.html"
     if options.write_report and not report.exists():
         write_report(plan, records, report.parent)
@@ -138,15 +139,6 @@ def _nothing_to_do(plan: Plan, records: Records, options: RunOptions) -> RunOutc
         report=report if report.exists() else None,
         tracking_problem=problem,
     )
-
-
-def _sync(plan: Plan, records: Records, options: RunOptions) -> str | None:
-    with Tracking(records.store, plan, options.tracking_uri) as tracking:
-        page = report_dir(records, plan.study.name)
-        tracking.sync(plan, records, page if (page / "index.html").exists() else None)
-    if tracking.problem is None:
-        records.store.create_json(sync_key(tracking.uri, plan), {})
-    return tracking.problem
 
 
 @dataclass
@@ -180,9 +172,7 @@ class _Session:
                 report = write_report(
                     final, self.records, report_dir(self.records, self.study.name)
                 )
-            tracking.sync(final, self.records, report and report.parent)
-        if tracking.problem is None:
-            self.records.store.create_json(sync_key(tracking.uri, final), {})
+            tracking.sync(final, report and report.parent)
         if failed or problem:
             raise StagesFailed(_describe_failures(failed, problem, final, report))
         return RunOutcome(

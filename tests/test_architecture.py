@@ -28,7 +28,11 @@ LIGHT_MAE_CORE = {
 }
 HOMES = {
     "deepspeed": ("mae_core/train/deepspeed_engine.py", "mae_core/checkpoint/universal.py"),
-    "mlflow": ("orchestrator/tracking/mlflow_runs.py", "orchestrator/tracking/mlflow_registry.py"),
+    "mlflow": (
+        "orchestrator/tracking/mlflow_database.py",
+        "orchestrator/tracking/mlflow_runs.py",
+        "orchestrator/tracking/mlflow_models.py",
+    ),
     "optuna": ("orchestrator/sweep/optuna_driver.py",),
     "ray": ("cluster/",),
 }

@@ -120,14 +120,11 @@ class Recipe:
 
 def _dotted(value: object) -> list[str]:
     found: list[str] = []
-    for name, item in vars(value).items():
-        if hasattr(type(item), "__dataclass_fields__"):
-            found += _dotted(item)
-        elif isinstance(item, str) and ":" in item and name in _dotted_fields(value):
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return found
+    for f in dataclasses.fields(value):
+        item = getattr(value, f.name)
+        found += _dotted(item)
+        if f.metadata.get("dotted") and isinstance(item, str) and ":" in item:
             found.append(item)
     return found
-
-
-def _dotted_fields(value: object) -> set[str]:
-    assert dataclasses.is_dataclass(value)
-    return {f.name for f in dataclasses.fields(value) if f.metadata.get("dotted")}

@@ -249,7 +249,11 @@ class Saver:
                 shutil.rmtree(scratch, ignore_errors=True)
 
     def _prepare(
-        self, found: Found, read: Callable[[Path], bytes | None], local: Path | None, scratch: Path
+        self,
+        found: Found,
+        read: Callable[[Path], bytes | None],
+        local: Path | None,
+        scratch: Path,
     ) -> str | None:
         """Fetch and convert; return what went wrong, for the other ranks to hear."""
         shutil.rmtree(scratch, ignore_errors=True)

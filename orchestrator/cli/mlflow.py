@@ -1,4 +1,4 @@
-"""`mae-study mlflow`: the UI on a store's runs, the database rebuilt, encoders as models."""
+"""`mae-study mlflow`: the UI on a store's runs, a rebuilt database, encoders as models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from orchestrator.cli.output import print_json
 if TYPE_CHECKING:
     from orchestrator.store.driver import LocalStore
 
-MAX_LINKS = 5
-"""Studies whose cells are linked to, the newest."""
-
 
 @click.group(cls=Group, invoke_without_command=True)
 @store_option
@@ -27,7 +24,7 @@ MAX_LINKS = 5
 def mlflow(context: click.Context, store: str, port: int) -> None:
     """Start the MLflow UI on the store's runs, on loopback; or see the commands below."""
     if context.invoked_subcommand is None:
-        _serve(store, port)
+        _serve(_readable(store), port)
     elif context.get_parameter_source("port") is not click.core.ParameterSource.DEFAULT:
         raise click.UsageError("--port is only for the UI; remove it")
 
@@ -43,14 +40,13 @@ def rebuild(context: click.Context, store: str, as_json: bool) -> None:
     old database is kept.
     """
     from orchestrator.store.records import Records
-    from orchestrator.tracking.rebuild import rebuild as make_again
+    from orchestrator.tracking.rebuild import rebuild as rebuild_database
 
-    local = _local(_named_store(context, store))
+    local = _open(context, store)
     local.check_writable()
-    found = make_again(Records(local), lambda text: click.echo(text, err=True))
+    found = rebuild_database(Records(local), lambda text: click.echo(text, err=True))
     if as_json:
-        archived = found.archived_to and str(found.archived_to)
-        print_json(asdict(found) | {"archived_to": archived})
+        print_json(asdict(found) | {"archived_to": found.archived_to and str(found.archived_to)})
         return
     click.echo(f"rebuilt {len(found.studies)} studies and {found.models} models in MLflow")
     if found.archived_to:
@@ -95,29 +91,30 @@ def register(
     from orchestrator.tracking.registered_models import register as register_model
     from orchestrator.tracking.uri import require_answer
 
-    local = _local(_named_store(context, store))
+    local = _open(context, store)
     if tracking_uri:
         require_answer(tracking_uri)
     else:
         _check_database(local)
-    found = register_model(
+    model, version = register_model(
         Records(local), reference, name=name, features=features, uri=tracking_uri
     )
+    uri = model.uri(version)
     if as_json:
-        print_json(asdict(found) | {"uri": found.uri})
+        print_json(asdict(model) | {"version": version, "uri": uri})
         return
-    click.echo(f"{found.reference} is {found.uri} ({found.features})")
-    click.echo(f'  mlflow.pytorch.load_model("{found.uri}")')
+    click.echo(f"{reference} is {uri} ({model.features})")
+    click.echo(f'  mlflow.pytorch.load_model("{uri}")')
 
 
-def _named_store(context: click.Context, store: str) -> str:
-    """`--store` of the subcommand, or of `mlflow` before it."""
+def _open(context: click.Context, store: str) -> LocalStore:
+    """The store of a subcommand: its own `--store`, or that of `mlflow` before it."""
     default = context.get_parameter_source("store") is click.core.ParameterSource.DEFAULT
     above = context.parent.params.get("store") if context.parent else None
-    return above if default and above else store
+    return _readable(above if default and above else store)
 
 
-def _local(store: str) -> LocalStore:
+def _readable(store: str) -> LocalStore:
     from orchestrator.store.driver import LocalStore
 
     local = LocalStore(Path(store))
@@ -127,24 +124,19 @@ def _local(store: str) -> LocalStore:
 
 def _check_database(local: LocalStore) -> None:
     from orchestrator.errors import StoreError
-    from orchestrator.tracking.mlflow_runs import database_exists
+    from orchestrator.tracking.mlflow_database import database_exists
 
     if not database_exists(local):
         raise StoreError(f"no MLflow runs in {local.root}: run a study first, or name its --store")
 
 
-def _serve(store: str, port: int) -> None:
-    from orchestrator.tracking.mlflow_runs import artifact_root, default_uri, experiment_ids
-    from orchestrator.tracking.saved_view import view_link
+def _serve(local: LocalStore, port: int) -> None:
+    from orchestrator.tracking.mlflow_database import artifact_root, default_uri
 
-    local = _local(store)
     _check_database(local)
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", default_uri(local)]
     command += ["--default-artifact-root", artifact_root(local).as_uri()]
-    address = f"http://127.0.0.1:{port}"
-    click.echo(f"MLflow on {address} (Ctrl-C stops it)")
-    for study, number in list(experiment_ids(local).items())[:MAX_LINKS]:
-        click.echo(f"  cells of {study}: {address}/{view_link(number)}")
+    click.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C stops it)")
     os.execv(sys.executable, command)

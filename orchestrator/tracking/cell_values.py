@@ -10,106 +10,90 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.plan.cell_facts import cell_facts
 from orchestrator.plan.plan import Plan, PlannedStage
+from orchestrator.store.generations import milliseconds
+from orchestrator.store.records import DoneRecord
+from orchestrator.tracking.run_values import Point, Value
 from studies.result_row import ResultRow
-from studies.spec.axes import place, places
+from studies.spec.axes import places
 from studies.spec.codec import to_plain
 
-AXES = (
-    "size",
-    "encoder_params",
-    "total_params",
-    "duration",
-    "epochs",
-    "steps",
-    "images_seen",
-    "mask_ratio",
-    "decoder_depth",
-    "decoder_width",
-    "seed",
-    "pretrain_flops",
-)
-"""Copied onto every run: MLflow's filters and charts see only a run's own values."""
 MORE_AXES = ("objective", "target", "mask_sampling", "patch_size", "train_fraction")
 """Axes of `studies.spec.axes` that tell cells apart where a study varies them."""
 MEASURED = ("top1", "top5", "loss", "mce")
 """What rows of the results table measure."""
-NOT_SETTINGS = ("data.expected_images", "data.expected_classes")
+NOT_SETTINGS = ("kind", "data.expected_images", "data.expected_classes")
 MAX_SETTING = 500
 """Characters of a setting that is text or a list."""
 
 
-def axes(plan: Plan, planned: PlannedStage) -> dict[str, Any]:
+def axes(plan: Plan, planned: PlannedStage) -> dict[str, Value]:
     """Where a run stands: numbers and words, by name."""
-    at = cell_facts(planned.cell, plan.planner).to_dict()
-    found = {name: at[name] for name in AXES if name in at}
-    start = planned.cell.pretrain
+    cell, start = planned.cell, planned.cell.pretrain
+    swept = tuple(axis.key for axis in plan.study.sweep.space) if plan.study.sweep else ()
+    found: dict[str, object] = {**places(swept, cell, planned.stage), **planned.places}
+    found |= cell_facts(cell, plan.planner).to_dict()
     if start is not None:
-        recipe: Any = start.recipe
-        more = {name: place(name, planned.cell, start) for name in MORE_AXES}
-        more |= {
-            "image_size": recipe.data.image_size,
-            "global_batch": recipe.training.global_batch if recipe.training else None,
-            "base_lr": recipe.training.base_lr if recipe.training else None,
-        }
-        found |= {name: value for name, value in more.items() if value is not None}
-    swept = plan.study.sweep.space if plan.study.sweep else ()
-    own = places(tuple(axis.key for axis in swept), planned.cell, planned.stage)
-    own |= planned.places
-    return {safe(name): plain(v) for name, v in (own | found).items() if v is not None}
+        found |= places(MORE_AXES, cell, start)
+        found["image_size"] = start.recipe.data.image_size
+        if training := start.recipe.training:
+            found |= {"global_batch": training.global_batch, "base_lr": training.base_lr}
+    return {safe(name): plain(value) for name, value in found.items() if value is not None}
 
 
-def x_axes(plan: Plan) -> list[str]:
-    """Params that accuracy is drawn against: what the study says it varies, else compute."""
-    return [safe(name) for name in plan.study.axes] or ["pretrain_flops"]
-
-
-def settings(planned: PlannedStage) -> dict[str, Any]:
+def settings(planned: PlannedStage) -> dict[str, Value]:
     """A stage's recipe, flat, by the keys of `--set`: `linear_probe.optimizer.base_lr`."""
-    recipe = planned.stage.recipe
-    found = {"protocol": recipe.protocol, "kind": planned.stage.kind}
-    flat = _flat({k: v for k, v in to_plain(recipe).items() if k != "kind"})
-    for key, value in flat:
-        if key not in NOT_SETTINGS:
-            found[safe(f"{planned.stage.kind}.{key}")] = plain(value)
-    return found
+    recipe, kind = planned.stage.recipe, planned.stage.kind
+    found: dict[str, Value] = {"protocol": recipe.protocol, "kind": kind}
+    leaves = (leaf for leaf in _leaves(to_plain(recipe)) if leaf[0] not in NOT_SETTINGS)
+    return found | {safe(f"{kind}.{key}"): plain(value) for key, value in leaves}
 
 
-def cell_metrics(
-    stages: Sequence[PlannedStage], rows: Mapping[tuple[str, str], ResultRow]
-) -> dict[str, float]:
+def stage_results(record: DoneRecord, flops: float | None) -> tuple[Point, ...]:
+    """What a finished stage measured and cost."""
+    costs = numeric({"seconds": record.seconds, "stage_flops": flops})
+    found = final_results(record.metrics) | costs
+    at = milliseconds(record.finished_at)
+    return tuple(Point(key, value, at) for key, value in found.items())
+
+
+def cell_results(stages: Sequence[PlannedStage], rows: Iterable[ResultRow]) -> tuple[Point, ...]:
     """Final values of a cell by plain names: `linear_probe_top1`, `finetune_top1`, `pretrain_loss`.
 
     A stage's values go by its name, with `_dev` where they were not scored on test; and by its
     kind too, where it is the cell's one stage of that kind, so that a chart needs one name for
-    cells whose stages are called differently. `rank_hours` is what all stages cost.
+    cells whose stages are called differently. `rank_hours` is what all stages cost, once all are
+    done.
     """
-    finished = [s for s in stages if (s.cell.address, s.stage.name) in rows]
-    names = metric_names(finished)
-    found: dict[str, float] = {}
-    for planned in finished:
-        row = rows[planned.cell.address, planned.stage.name]
+    first: dict[str, ResultRow] = {}
+    for row in rows:  # a stage's own row comes before those of its conditions
+        first.setdefault(row.stage, row)
+    names = metric_names(stages)
+    found: list[Point] = []
+    for stage, row in first.items():
+        at = milliseconds(row.finished_at or "")
+        own, *others = names[stage]
         values = numeric({key: getattr(row, key) for key in MEASURED})
-        for name in names[planned.stage.name]:
-            found |= {f"{name}_{key}": value for key, value in values.items()}
-        found |= numeric({f"{names[planned.stage.name][0]}_seconds": row.seconds})
-    if finished:
-        paid = sum(rows[s.cell.address, s.stage.name].rank_seconds for s in finished)
-        found["rank_hours"] = paid / 3600
-    return found
+        found += [Point(f"{n}_{k}", v, at) for n in (own, *others) for k, v in values.items()]
+        found += [Point(f"{own}_seconds", row.seconds, at)] if row.seconds is not None else []
+    if first.keys() == names.keys():
+        last = max((milliseconds(row.finished_at or "") for row in first.values()), default=0)
+        paid = sum(row.rank_seconds for row in first.values())
+        found.append(Point("rank_hours", paid / 3600, last))
+    return tuple(found)
 
 
-def protocols(stages: Iterable[PlannedStage]) -> dict[str, str]:
+def protocols(stages: Sequence[PlannedStage]) -> dict[str, str]:
     """Tags that say what a cell's accuracies mean: `protocol.linear_probe_100`."""
-    evaluations = [s for s in stages if s.stage.recipe.IS_EVALUATION]
-    names = metric_names(evaluations)
+    names = metric_names(stages)
     return {
         f"protocol.{name}": s.stage.recipe.protocol
-        for s in evaluations
+        for s in stages
+        if s.stage.recipe.IS_EVALUATION
         for name in names[s.stage.name]
     }
 
@@ -135,21 +119,19 @@ def _split(planned: PlannedStage) -> str:
     return "_dev" if planned.stage.recipe.scored_on == "dev" else ""
 
 
-def final_results(metrics: dict[str, Any]) -> dict[str, float]:
+def final_results(metrics: Mapping[str, object]) -> dict[str, float]:
     """A stage's results under names that no curve has, and those that people sort by as they are.
 
     A curve's own key would get its last value once more, at step 0.
     """
-    values = numeric(metrics)
     details = metrics.get("details")
-    if isinstance(details, dict):
-        values |= {k: v for k, v in numeric(details).items() if k not in values}
+    values = (numeric(details) if isinstance(details, dict) else {}) | numeric(metrics)
     values = {safe(k): v for k, v in values.items()}
     own = {k: values[k] for k in ("top1", "top5", "mce") if k in values}
     return {f"final.{k}": v for k, v in values.items()} | own
 
 
-def numeric(values: Mapping[str, Any]) -> dict[str, float]:
+def numeric(values: Mapping[str, object]) -> dict[str, float]:
     """The entries that are numbers."""
     return {
         k: float(v)
@@ -158,13 +140,14 @@ def numeric(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Value:
     """A param's value: whole numbers without a point, what has parts as JSON."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
-    if isinstance(value, list | dict):
-        value = json.dumps(value, ensure_ascii=False)
-    return value[:MAX_SETTING] if isinstance(value, str) else value
+    if isinstance(value, int | float):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text[:MAX_SETTING]
 
 
 def safe(name: str) -> str:
@@ -172,12 +155,10 @@ def safe(name: str) -> str:
     return re.sub(r"[^\w.\-/ ]", "_", name)
 
 
-def _flat(value: Any, where: str = "") -> list[tuple[str, Any]]:
+def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves of nested dicts that are set, by dotted key; lists are leaves."""
-    if not isinstance(value, dict):
-        return [] if value is None else [(where, value)]
-    return [
-        leaf
-        for name, inner in value.items()
-        for leaf in _flat(inner, f"{where}.{name}".lstrip("."))
-    ]
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{where}.{name}".lstrip("."))
+    elif value is not None:
+        yield where, value

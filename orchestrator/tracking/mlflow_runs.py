@@ -1,170 +1,83 @@
-"""The file that knows MLflow's runs: what the store holds, shipped so that people can compare it.
+"""Writes a study's runs into MLflow, so that doing it twice is the same as doing it once.
 
-One experiment per study, one study run, and beneath it one run per cell (results of all its
-evaluations, one point of a curve) and one per stage (training curves, attempts, settings), told
-apart by the tag `level`; data sets are inputs of runs, and encoders that a user names are models.
-Ranks write journals and never talk to MLflow; the driver's shipper process replays them with their
-own timestamps, which makes shipping twice the same as shipping once.
+One experiment per study. Its top rows are one run per cell (a point of a curve) and the study's
+own run; the stages of a cell are nested in the cell's run. The tag `level` tells the three apart.
+Ranks write journals and never talk to MLflow; the shipping process replays them with their own
+timestamps.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import getpass
 import json
-import os
-import shutil
-import sqlite3
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from orchestrator.store.driver import Store
-from orchestrator.store.records import Records
-from orchestrator.tracking.saved_view import VIEW_TAG
-from orchestrator.tracking.uri import sqlite_path
+from orchestrator.tracking.mlflow_database import Destination, experiment_name, opened_client
+from orchestrator.tracking.run_values import STUDY, DataUse, Point, RunInfo, RunStatus, Table
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput, Run
 
 BATCH = 1000
 """Metrics in one request; the server's limit."""
 PAGE = 200
 """Runs in one answer, so that a slow server stays within the time limit."""
-REQUEST_TIMEOUT_S = 10
-STUDY = "study"
-"""Identity of the study run."""
 PARAMS = 100
 """Params in one request; the server's limit."""
+PARENT_TAG = "mlflow.parentRunId"
+UPSTREAM_TAG = "upstream_run_id"
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""Where MLflow notes which artifacts are tables."""
+DIGEST_LENGTH = 32
+"""Hex digits of a fingerprint that fit where MLflow shows a digest; the whole is in the profile."""
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": (
-        "To compare: Views, 'cells of the grid' (or filter `tags.level = 'cell'` and sort by any "
-        "column, which unfolds the study's run), select, Compare. "
-        "One run per cell (`tags.level = 'cell'`): a point of a curve, with its axes as params and "
-        "metrics and its final accuracies as `knn_top1`, `linear_probe_top1`, `finetune_top1` ...; "
-        "what they mean is in the tags `protocol.*`. One run per stage (`tags.level = 'stage'`): "
-        "curves of its training, all settings as params, its data set. The study run "
-        "(`tags.level = 'study'`): report, results table, checks, laws, predictions."
+        "Filter `tags.level = 'cell' and tags.role = 'grid'` to compare the points of the curves. "
+        "One run per cell: its axes as params and metrics, its final accuracies as `knn_top1`, "
+        "`linear_probe_top1`, `finetune_top1` ...; what they mean is in the tags `protocol.*`. "
+        "Nested in it, one run per stage: curves of the training, all settings as params, the data "
+        "set. The study's run (`tags.level = 'study'`) has the report, results, checks, laws and "
+        "predictions."
     ),
 }
 """What the page of an experiment says; the kind opens the runs, not traces of language models."""
-TABLES_TAG = "mlflow.loggedArtifacts"
-"""Where MLflow notes which artifacts are tables."""
 
 
-def default_uri(store: Store) -> str:
-    """SQLite inside the store: one machine, no server."""
-    return f"sqlite:///{store.path('tracking/mlflow.db')}"
-
-
-def database_exists(store: Store) -> bool:
-    """True once a study was tracked into the store."""
-    return store.path("tracking/mlflow.db").exists()
-
-
-def artifact_root(store: Store) -> Path:
-    """Where runs of the default tracking keep their artifacts."""
-    return store.path("tracking/artifacts")
-
-
-Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
-"""Names of columns, and rows of JSON values."""
-
-
-class Point(NamedTuple):
-    """One value of a curve."""
-
-    key: str
-    value: float
-    timestamp_ms: int
-    step: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataUse:
-    """A data set as the input of a run."""
-
-    name: str
-    digest: str
-    source: str
-    """Path or address, as the study names it."""
-    context: str
-    """`training` or `evaluation`."""
-    profile: dict[str, Any]
-    """Counts of the whole set, before a study cuts it; the whole fingerprint."""
-    cut: dict[str, Any]
-    """What this run saw of it: images by split, and the seeds of the cut."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunInfo:
-    """What identifies a run and is copied onto it, as params and as numeric x-axes."""
-
-    name: str
-    level: str
-    """study, cell or stage."""
-    identity: str
-    """Unique within the experiment: the run is found again by it."""
-    tags: dict[str, str] = field(default_factory=dict)
-    params: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Further params, which are no axes."""
-    data: DataUse | None = None
-    upstream: str | None = None
-    """Identity of the run whose output this one reads."""
-    started_ms: int = 0
-    """When it began, Unix milliseconds; 0: now."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """Where a study is tracked; all that the shipper needs to open it."""
-
-    uri: str
-    study: str
-    question: str
-    artifacts: Path | None
-    """Artifact root for a database that has no server of its own."""
-    store: Store
-    """Where the shipper remembers what has arrived."""
-    started_ms: int = 0
-    """When the study was first run; 0: now."""
-
-
-class Tracker:
+class RunWriter:
     """Writes runs of one study; every call is idempotent.
 
     After a request that failed nothing is known of what the server has: open a new one.
     """
 
-    def __init__(self, target: Target, progress: Callable[[], None] = lambda: None) -> None:
-        self._study, self._progress = target.study, progress
-        self._origin = Records(target.store).store_id()
-        with _opening(target.uri, target.artifacts):
-            self._client = _quiet_client(target.uri)
-            self._experiment = self._get_experiment(target.artifacts)
+    def __init__(self, to: Destination, progress: Callable[[], None] = lambda: None) -> None:
+        self._origin, self._progress = to.origin, progress
+        with opened_client(to.uri, to.artifacts) as self._client:
+            self._experiment = self._get_experiment(to)
         self._progress()
-        self._runs: dict[str, Any] = {}
-        """MLflow's runs by identity: what an earlier driver has made is found, not made again."""
+        self._runs: dict[str, Run] = {}
+        """By identity: what an earlier driver has made is found, not made a second time."""
         self._tags: dict[str, dict[str, str]] = {}
         """What is set, by run id."""
         self._described: set[str] = set()
         self.remove_doubles()
-        tags = {"study": target.study, "mlflow.note.content": target.question}
-        self.study_run = self.run(
-            RunInfo(name=target.study, level="study", identity=STUDY, tags=tags,
-                    started_ms=target.started_ms)
-        )  # fmt: skip
+        tags = {"study": to.study, "mlflow.note.content": to.question}
+        self.run(
+            RunInfo(
+                name=to.study, level="study", identity=STUDY, tags=tags, started_ms=to.started_ms
+            )
+        )
 
-    def _get_experiment(self, artifacts: Path | None) -> str:
-        name = experiment_name(self._study)
+    def _get_experiment(self, to: Destination) -> str:
+        name = experiment_name(to.study)
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        location = None if artifacts is None else artifacts.as_uri()
+        location = to.artifacts and to.artifacts.as_uri()
         return str(
             self._client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
         )
@@ -175,23 +88,32 @@ class Tracker:
         A request to make a run may time out and be applied all the same, even after the server
         was asked whether there is such a run. Runs of other stores are left alone.
         """
-        found: dict[str, list[Any]] = {}
+        found: dict[str, list[Run]] = {}
         for run in self._search():
             if run.data.tags.get("store") == self._origin and "identity" in run.data.tags:
                 found.setdefault(run.data.tags["identity"], []).append(run)
+        kept_for: dict[str, str] = {}
         for identity, copies in found.items():
             used = self._runs.get(identity)
-            copies.sort(key=lambda r: (
-                used is None or r.info.run_id != used.info.run_id,
-                -len(r.data.metrics), r.info.start_time, r.info.run_id,
-            ))  # fmt: skip
-            self._runs[identity] = copies[0]
-            self._tags[copies[0].info.run_id] = dict(copies[0].data.tags)
-            for double in copies[1:]:
+            used_id = used and used.info.run_id
+
+            def order(run: Run, used_id: str | None = used_id) -> tuple[bool, int, int, str]:
+                info = run.info
+                is_other = info.run_id != used_id
+                return is_other, -len(run.data.metrics), info.start_time, info.run_id
+
+            kept, *doubles = sorted(copies, key=order)
+            self._runs[identity] = kept
+            self._tags[kept.info.run_id] = dict(kept.data.tags)
+            for double in doubles:
                 self._client.delete_run(double.info.run_id)
                 self._progress()
+                kept_for[double.info.run_id] = kept.info.run_id
+        for run_id, tags in list(self._tags.items()) if kept_for else ():
+            links = {k: kept_for.get(tags.get(k, "")) for k in (PARENT_TAG, UPSTREAM_TAG)}
+            self.tags(run_id, {k: v for k, v in links.items() if v is not None})
 
-    def _search(self) -> Iterator[Any]:
+    def _search(self) -> Iterator[Run]:
         token: str | None = None
         while True:
             page = self._client.search_runs([self._experiment], max_results=PAGE, page_token=token)
@@ -202,39 +124,46 @@ class Tracker:
                 return
 
     def has(self, identity: str, run_id: str) -> bool:
-        """True if that run was there when this tracker was opened, or was made by it."""
+        """True if that run was there when this writer was opened, or was made by it."""
         run = self._runs.get(identity)
         return run is not None and run.info.run_id == run_id
 
+    def tag(self, run_id: str, key: str) -> str | None:
+        """A tag that a run has."""
+        return self._tags[run_id].get(key)
+
     def run(self, info: RunInfo) -> str:
-        """Return the id of a run, made if it is new, with its tags, params and x-axes."""
+        """Return the id of a run, made if it is new, nested in its parent, with params and data."""
+        parent = {PARENT_TAG: self.run(info.parent)} if info.parent else {}
         run = self._runs.get(info.identity)
         if run is None:
             tags = {"level": info.level, "identity": info.identity, "store": self._origin}
-            tags |= info.tags
+            tags |= info.tags | parent
             tags |= {"mlflow.runName": info.name, "user": _user(), "mlflow.user": _user()}
-            if info.level != "study":
-                tags["mlflow.parentRunId"] = self.study_run
             if info.upstream in self._runs:
-                tags["upstream_run_id"] = self._runs[info.upstream].info.run_id
+                tags[UPSTREAM_TAG] = self._runs[info.upstream].info.run_id
             started = info.started_ms or None
             run = self._client.create_run(self._experiment, start_time=started, tags=tags)
-            self._runs[info.identity] = run
+            self._runs[info.identity], self._tags[run.info.run_id] = run, tags
             self._progress()
+        run_id = str(run.info.run_id)
+        self.tags(run_id, parent)
+        if not parent and PARENT_TAG in self._tags[run_id]:  # all were nested in the study's run
+            self._client.delete_tag(run_id, PARENT_TAG)
+            del self._tags[run_id][PARENT_TAG]
         if info.identity not in self._described:
             self._describe(run, info)
             self._described.add(info.identity)
-        return str(run.info.run_id)
+        return run_id
 
-    def _describe(self, run: Any, info: RunInfo) -> None:
-        """Add params, x-axes and data that a run lacks: who made it may have been cut short."""
+    def _describe(self, run: Run, info: RunInfo) -> None:
+        """Add params, axes and data that a run lacks: who made it may have been cut short."""
         from mlflow.entities import Metric, Param
 
-        params = {k: v for k, v in info.params.items() if v is not None}
-        axes = {k: float(v) for k, v in params.items() if isinstance(v, int | float)}
+        axes = {k: float(v) for k, v in info.params.items() if not isinstance(v, str)}
         metrics = [Metric(k, v, 0, 0) for k, v in axes.items() if k not in run.data.metrics]
         known = run.data.params
-        new = [Param(k, str(v)) for k, v in (info.settings | params).items() if k not in known]
+        new = [Param(k, str(v)) for k, v in (info.settings | info.params).items() if k not in known]
         for first in range(0, max(len(new), len(metrics)), PARAMS):
             part = slice(first, first + PARAMS)
             self._client.log_batch(run.info.run_id, metrics=metrics[part], params=new[part])
@@ -264,25 +193,23 @@ class Tracker:
                 points.popleft()
             self._progress()
 
-    def tags(self, run_id: str, tags: dict[str, Any]) -> None:
+    def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set what may vary: attempts, causes."""
         from mlflow.entities import RunTag
 
-        known = self._tags.setdefault(run_id, {})
-        new = {k: str(v) for k, v in tags.items() if known.get(k) != str(v)}
+        known = self._tags[run_id]
+        new = {k: v for k, v in tags.items() if known.get(k) != v}
         if new:
             self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in new.items()])
             known.update(new)
             self._progress()
 
-    def resume(self, run_id: str) -> None:
-        """Set a run's status to running; it may have failed before."""
-        self._client.update_run(run_id, "RUNNING")
-        self._progress()
-
-    def finish(self, run_id: str, status: str = "FINISHED", ended_ms: int = 0) -> None:
-        """Set a run's status explicitly; left alone it would stay RUNNING for ever."""
-        self._client.set_terminated(run_id, status, end_time=ended_ms or None)
+    def set_status(self, run_id: str, status: RunStatus, ended_ms: int) -> None:
+        """Say where a run stands: left alone it would run for ever."""
+        if status is RunStatus.RUNNING:  # it may have failed before
+            self._client.update_run(run_id, status.value)
+        else:
+            self._client.set_terminated(run_id, status.value, end_time=ended_ms or None)
         self._progress()
 
     def artifacts(self, run_id: str, directory: Path, name: str) -> None:
@@ -290,142 +217,37 @@ class Tracker:
         self._client.log_artifacts(run_id, str(directory), name)
         self._progress()
 
-    def tables(self, run_id: str, tables: dict[str, Table]) -> None:
+    def tables(self, run_id: str, tables: tuple[Table, ...]) -> None:
         """Attach tables as `mlflow.log_table` does, each in place of an earlier one.
 
         `log_table` itself would add the rows to those that are there.
         """
-        for name, (columns, rows) in tables.items():
-            content = {"columns": list(columns), "data": [list(row) for row in rows]}
-            self._client.log_dict(run_id, content, f"{name}.json")
+        for table in tables:
+            content = {"columns": list(table.columns), "data": [list(row) for row in table.rows]}
+            self._client.log_dict(run_id, content, f"{table.name}.json")
             self._progress()
         if tables:
-            listed = [{"path": f"{name}.json", "type": "table"} for name in sorted(tables)]
+            names = sorted(table.name for table in tables)
+            listed = [{"path": f"{name}.json", "type": "table"} for name in names]
             self.tags(run_id, {TABLES_TAG: json.dumps(listed)})
 
-    def save_view(self, content: str) -> None:
-        """Set the experiment's saved view, unless `content` is empty."""
-        if content:
-            self._client.set_experiment_tag(self._experiment, VIEW_TAG, content)
-            self._progress()
 
-
-def _data_input(use: DataUse) -> Any:
+def _data_input(use: DataUse) -> DatasetInput:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
+    path, facts = use.config.path, use.facts
+    profile = facts.to_json() | {"num_classes": len(facts.class_names)}
+    del profile["class_names"]  # there may be thousands
     dataset = Dataset(
-        name=use.name,
-        digest=use.digest,
-        source_type="local" if "://" not in use.source else use.source.partition("://")[0],
-        source=json.dumps({"uri": use.source}),
-        profile=json.dumps(use.profile),
+        name=Path(path).name or path,
+        digest=facts.fingerprint[:DIGEST_LENGTH],
+        source_type="local" if "://" not in path else path.partition("://")[0],
+        source=json.dumps({"uri": path}),
+        profile=json.dumps(profile),
     )
-    tags = {"mlflow.data.context": use.context} | use.cut
+    context = "evaluation" if use.is_evaluation else "training"
+    tags = {"mlflow.data.context": context} | use.cut
     return DatasetInput(dataset, [InputTag(k, str(v)) for k, v in tags.items()])
-
-
-def _quiet_client(uri: str) -> Any:
-    """MLflow's client, with requests that end and without a word on the user's terminal."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT_S))
-    # The client would repeat whatever timed out, `create_run` too, and make a run twice.
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    from mlflow.tracking import MlflowClient
-
-    _silence()
-    return MlflowClient(tracking_uri=uri)
-
-
-def _silence() -> None:
-    """Quiet MLflow's loggers, after the import that sets them up. What fails is raised."""
-    import logging
-
-    for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [logging.NullHandler()], False
-        logger.setLevel(logging.CRITICAL)
-
-
-@contextlib.contextmanager
-def opened_client(uri: str) -> Iterator[Any]:
-    """A client of a database or server, quiet; a database is opened by one process at a time."""
-    with _opening(uri):
-        yield _quiet_client(uri)
-
-
-def experiment_name(study: str) -> str:
-    """Name of a study's experiment."""
-    return f"mae-study/{study}"
-
-
-def database_stamp(uri: str, study: str) -> str:
-    """What tells a study's experiment in a SQLite file from one made anew; empty if unknown.
-
-    Read without MLflow, whose import takes seconds.
-    """
-    path = sqlite_path(uri)
-    if path is None:
-        return ""
-    query = "SELECT experiment_id, creation_time FROM experiments WHERE name = ?"
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-            row = database.execute(query, (experiment_name(study),)).fetchone()
-    except sqlite3.Error:
-        return ""
-    return "" if row is None else f"{row[0]}-{row[1]}"
-
-
-def experiment_ids(store: Store) -> dict[str, str]:
-    """Experiments of the store's own database by study, the newest first; read without MLflow."""
-    path = sqlite_path(default_uri(store))
-    assert path is not None
-    query = "SELECT name, experiment_id FROM experiments WHERE name LIKE ? ORDER BY 2 DESC"
-    prefix = experiment_name("")
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-        rows = database.execute(query, (f"{prefix}%",)).fetchall()
-    return {name.removeprefix(prefix): str(number) for name, number in rows}
-
-
-@contextlib.contextmanager
-def _opening(uri: str, artifacts: Path | None = None) -> Iterator[None]:
-    """One process at a time opens a SQLite file, which is made first: two at once break it."""
-    path = sqlite_path(uri)
-    if path is None:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("a") as stream:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        if not path.exists():
-            _make_database(path, artifacts)
-        yield  # closing the file unlocks it
-
-
-def _make_database(path: Path, artifacts: Path | None) -> None:
-    """Make a database aside, and give it its name when it is whole.
-
-    Dozens of migrations take seconds; a process killed between two of them would leave a file
-    that nobody can open again.
-    """
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    prefix = f".{path.name}-new-"
-    for unfinished in path.parent.glob(f"{prefix}*"):  # of a process that was killed
-        shutil.rmtree(unfinished, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
-        fresh = Path(folder) / path.name
-        _silence()
-        root = artifacts.as_uri() if artifacts else "./mlruns"  # the latter as MLflow itself does
-        store = SqlAlchemyStore(f"sqlite:///{fresh}", root)
-        store.engine.dispose()
-        fresh.rename(path)
-
-
-def prepare_database(store: Store) -> None:
-    """Make the store's own database if there is none; any number of processes may do so at once."""
-    with _opening(default_uri(store), artifact_root(store)):
-        pass
 
 
 def stage_history(uri: str, study: str, science_hash: str) -> list[tuple[str, int, float]]:
@@ -434,8 +256,7 @@ def stage_history(uri: str, study: str, science_hash: str) -> list[tuple[str, in
         experiment = client.get_experiment_by_name(experiment_name(study))
         if experiment is None:
             return []
-        identity = f"stage:{science_hash}"
-        query = f"tags.identity = '{identity}'"
+        query = f"tags.identity = 'stage:{science_hash}'"
         runs = client.search_runs([experiment.experiment_id], filter_string=query)
         return [
             (key, m.step, m.value)

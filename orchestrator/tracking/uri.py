@@ -30,6 +30,7 @@ AUTHENTICATED_BY = (
     "MLFLOW_TRACKING_CLIENT_CERT_PATH",
 )
 """Environment variables of MLflow's client, beside user name and password."""
+INTO_STORE = "name another, or leave out --tracking-uri to track into the store"
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -60,16 +61,15 @@ def check_uri(uri: str) -> str | None:
         parsed = urlsplit(uri)
         parsed.port  # noqa: B018  (raises for what is no port)
     except ValueError as error:
-        raise TrackingError(
-            f"tracking URI {uri!r} is malformed ({error}): use http://host:port; nothing was run"
-        ) from error
+        raise _refusal(repr(uri), f"malformed ({error})", "use http://host:port") from error
+    shown = without_credentials(uri)
     scheme = parsed.scheme.split("+")[0]  # postgresql+psycopg2 names a driver too
     if scheme in SERVERS:
-        return _check_server(uri, parsed)
+        return _check_server(uri, shown, parsed)
     if scheme not in (*DATABASES, "databricks"):
-        raise TrackingError(
-            f"tracking URI {without_credentials(uri)!r}: use http://host:port of an MLflow server, "
-            "or a database such as sqlite:////path/mlflow.db; nothing was run"
+        other = "a database such as sqlite:////path/mlflow.db"
+        raise _refusal(
+            shown, "no such scheme", f"use http://host:port of an MLflow server, or {other}"
         )
     if (path := sqlite_path(uri)) is not None:
         _check_folder(path)
@@ -82,9 +82,14 @@ def require_answer(uri: str) -> None:
     Raises:
         TrackingError: it does not answer, or waiting would not mend it.
     """
-    reason = check_uri(uri)
-    if reason:
+    if reason := check_uri(uri):
         raise TrackingError(f"MLflow at {without_credentials(uri)} is away: {reason}; try later")
+
+
+def _refusal(shown: str, reason: str, advice: str = INTO_STORE) -> TrackingError:
+    return TrackingError(
+        f"tracking URI {shown} cannot be used: {reason}; {advice}; nothing was run"
+    )
 
 
 def _check_folder(path: Path) -> None:
@@ -95,26 +100,22 @@ def _check_folder(path: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     if reason:
-        raise TrackingError(
-            f"the tracking database {path} cannot be used ({reason}): name another place, or leave "
-            "out --tracking-uri to track into the store; nothing was run"
-        )
+        raise _refusal(str(path), reason)
 
 
-def _check_server(uri: str, parsed: SplitResult) -> str | None:
-    shown = without_credentials(uri)
+def _check_server(uri: str, shown: str, parsed: SplitResult) -> str | None:
     if not parsed.hostname:
-        raise TrackingError(
-            f"tracking URI {shown!r} names no host: use http://host:port; nothing was run"
-        )
+        raise _refusal(shown, "it names no host", "use http://host:port")
     login = _login()
     is_known = login is not None or parsed.username or any(map(os.environ.get, AUTHENTICATED_BY))
     if not is_known and not _is_loopback(parsed.hostname):
-        raise TrackingError(
-            f"the MLflow server {shown} is not on this machine and no credentials are set, so that "
-            "whoever reaches it could change your results: start it with --app-name basic-auth and "
-            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN), "
-            "or reach it through a tunnel on 127.0.0.1; nothing was run"
+        raise _refusal(
+            shown,
+            "it is not on this machine and no credentials are set, so that whoever reaches it "
+            "could change your results",
+            "start it with --app-name basic-auth and set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN), or reach it through a tunnel on "
+            "127.0.0.1",
         )
     return _probe(uri, shown, login)
 
@@ -171,12 +172,9 @@ def _judge(answer: requests.Response, shown: str) -> str | None:
         return f"it answers with status {status}"
     if status in (401, 403):
         if os.environ.get("MLFLOW_TRACKING_AUTH") or os.environ.get("MLFLOW_TRACKING_AWS_SIGV4"):
-            return None  # MLflow's client signs its requests in ways that are its own
-        raise _refusal(
-            shown,
-            f"it refuses us with status {status}: set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
-        )
+            return None  # MLflow's client signs its requests in ways of its own
+        logins = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        raise _refusal(shown, f"it refuses us with status {status}", f"set {logins}")
     try:
         is_mlflow = status == 200 and isinstance(answer.json(), dict)
     except ValueError:
@@ -184,10 +182,3 @@ def _judge(answer: requests.Response, shown: str) -> str | None:
     if not is_mlflow:
         raise _refusal(shown, f"it is not an MLflow server (its API answers with status {status})")
     return None
-
-
-def _refusal(shown: str, reason: str) -> TrackingError:
-    return TrackingError(
-        f"the tracking server {shown} cannot be used: {reason}; name another, or leave out "
-        "--tracking-uri to track into the store; nothing was run"
-    )

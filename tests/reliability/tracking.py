@@ -37,13 +37,25 @@ from support.mlflow_servers import (  # noqa: E402
 )
 
 from orchestrator.store.driver import LocalStore  # noqa: E402
-from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalWriter  # noqa: E402
-from orchestrator.tracking.mlflow_runs import RunInfo, Target  # noqa: E402
-from orchestrator.tracking.observer import Shipper  # noqa: E402
-from orchestrator.tracking.shipper import Item  # noqa: E402
+from orchestrator.store.journal import JOURNAL_FILE, JournalWriter  # noqa: E402
+from orchestrator.tracking.mlflow_database import Destination  # noqa: E402
+from orchestrator.tracking.run_values import (  # noqa: E402
+    Point,
+    RunInfo,
+    RunStatus,
+    RunUpdate,
+)
+from orchestrator.tracking.shipper import Shipper  # noqa: E402
 
 STUDY = "outage"
-STAGE = RunInfo(name="a#pretrain", level="stage", identity="stage:1", params={"mask_ratio": 0.75})
+CELL = RunInfo(name="a", level="cell", identity="cell:a")
+STAGE = RunInfo(
+    name="a#pretrain",
+    level="stage",
+    identity="stage:1",
+    parent=CELL,
+    params={"mask_ratio": 0.75},
+)
 LINES_PER_S = 5.0
 LINES_PER_ATTEMPT = 100
 AT_START_S, BETWEEN_S, CATCH_UP_S = 15.0, 20.0, 120.0
@@ -61,14 +73,14 @@ class Training(threading.Thread):
         self.attempts: list[Path] = []
         self.slowest_write_s = 0.0
 
-    def item(self, action: str) -> Item:
+    def update(self, status: RunStatus) -> RunUpdate:
         """What the driver would say of this stage now."""
-        return Item(
-            action=action,
+        return RunUpdate(
             info=STAGE,
+            status=status,
             attempts=tuple(self.attempts),
-            tags={"state": action, "attempts": len(self.attempts)},
-            entry=Entry(0, 1000, 0, {"final.loss": 0.5}),
+            tags={"state": status.value, "attempts": str(len(self.attempts))},
+            results=(Point("final.loss", 0.5, 1000),) if status is RunStatus.FINISHED else (),
             attempt=len(self.attempts),
         )
 
@@ -78,7 +90,7 @@ class Training(threading.Thread):
         while not self._ended.is_set():
             self.attempts.append(self._root / f"{len(self.attempts) + 1}")
             writer = JournalWriter(self.attempts[-1] / JOURNAL_FILE)
-            self._shipper.send(self.item("follow"))
+            self._shipper.send(self.update(RunStatus.RUNNING))
             for _ in range(LINES_PER_ATTEMPT):
                 step += 10
                 began = time.perf_counter()
@@ -99,8 +111,7 @@ class Training(threading.Thread):
 def outage(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
     """Go through the outages; compare what arrived with the journals."""
     server = Server(folder)
-    target = Target(uri=server.uri, study=STUDY, question="?", artifacts=None,
-                    store=LocalStore(folder / "store"))  # fmt: skip
+    target = Destination(uri=server.uri, study=STUDY, question="?", origin="x")
     try:
         shipper = Shipper(target)
         absent = shipper.absent
@@ -117,7 +128,7 @@ def outage(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
         server.start()
         second = _catch_up(shipper, server.uri, training)
         training.end()
-        shipper.send(training.item("done"))
+        shipper.send(training.update(RunStatus.FINISHED))
         problem = shipper.close()
         runs = runs_of(server.uri, STUDY)
         run = next(r for r in runs if r.data.tags["level"] == "stage")
@@ -218,9 +229,14 @@ def rank_in_a_process(folder: Path) -> dict[str, Any]:
         "print(json.dumps(tracking.rank(pathlib.Path(sys.argv[1]))))"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False,
-        timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=TESTS.parent,
-    )  # fmt: skip
+        [sys.executable, "-c", program, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=TESTS.parent,
+    )
     if ran.returncode != 0:
         raise RuntimeError(f"the rank failed:\n{ran.stderr[-3000:]}")
     figures: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
@@ -240,22 +256,37 @@ def report(section: Section, found: dict[str, Any], alone: dict[str, Any]) -> No
     section.figure(
         "MLflow absent at the start", found["absent"] or "no", "said", bool(found["absent"])
     )
-    section.figure("records missing after the outages", f"{records['missing']} {of}", "0",
-                   records["missing"] == 0)  # fmt: skip
+    section.figure(
+        "records missing after the outages",
+        f"{records['missing']} {of}",
+        "0",
+        records["missing"] == 0,
+    )
     section.figure("records doubled", f"{records['doubled']} {of}", "0", records["doubled"] == 0)
-    section.figure("records with another value or time", f"{records['different']} {of}", "0",
-                   records["different"] == 0)  # fmt: skip
-    section.figure("runs made, of one study and one stage", found["runs"], "2", found["runs"] == 2)
-    section.figure("what the shipper lacked in the end", found["problem"] or "nothing", "nothing",
-                   found["problem"] is None)  # fmt: skip
+    section.figure(
+        "records with another value or time",
+        f"{records['different']} {of}",
+        "0",
+        records["different"] == 0,
+    )
+    section.figure(
+        "runs made, of a study, a cell and a stage", found["runs"], "3", found["runs"] == 3
+    )
+    section.figure(
+        "what the shipper lacked in the end",
+        found["problem"] or "nothing",
+        "nothing",
+        found["problem"] is None,
+    )
     section.figure("attempts, each going over steps of the one before", found["attempts"])
     section.figure("minutes down", f"{found['minutes_down']:g}")
     section.figure("caught up after the absence at the start", f"{found['caught_up_s'][0]} s")
     section.figure("caught up after the outage", f"{found['caught_up_s'][1]} s")
     section.figure("slowest line of the journal", f"{found['slowest_write_ms']} ms")
     section.figure("CPU of the shipper while MLflow was down", f"{found['shipper_cpu_percent']} %")
-    section.figure("MLflow imported by a rank", alone["imported_mlflow"], "False",
-                   not alone["imported_mlflow"])  # fmt: skip
+    section.figure(
+        "MLflow imported by a rank", alone["imported_mlflow"], "False", not alone["imported_mlflow"]
+    )
     section.figure(
         "tracking's CPU time in a rank",
         f"{alone['journal_cpu_percent']} % ({alone['lines']} lines, {alone['journal_ms']} ms, in "

@@ -20,13 +20,14 @@ from typing import Any
 
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalReader
-from orchestrator.tracking.mlflow_runs import (
-    Target,
-    Tracker,
+from orchestrator.tracking.mlflow_database import (
+    Destination,
+    artifact_root,
     database_exists,
     default_uri,
-    prepare_database,
+    opened_client,
 )
+from orchestrator.tracking.mlflow_runs import RunWriter
 
 
 def free_port() -> int:
@@ -54,8 +55,10 @@ class Server:
         flat = [text for pair in options.items() for text in pair]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *flat],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
@@ -262,11 +265,11 @@ def touch(store: LocalStore, barrier: Any, errors: Any) -> None:
     """Open the store's database as a shipper does, and say what went wrong."""
     try:
         barrier.wait(60)
-        prepare_database(store)
+        with opened_client(default_uri(store), artifact_root(store)):
+            pass
         assert database_exists(store)
         study = str(os.getpid())
-        Tracker(Target(uri=default_uri(store), study=study, question="?", artifacts=None,
-                       store=store))  # fmt: skip
+        RunWriter(Destination(uri=default_uri(store), study=study, question="?", origin="x"))
         errors.put("")
     except Exception as error:
         errors.put(f"{type(error).__name__}: {error}")

@@ -30,7 +30,7 @@ def store(finished: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
     # The copy's database still names the artifacts of the original.
     done = mae_study("mlflow", "rebuild", "--store", str(folder))
     assert done.returncode == 0, done.stderr
-    assert "rebuilding tiny" in done.stderr and "1 studies and 0 models" in done.stdout
+    assert "rebuilding tiny" in done.stderr and "rebuilt 1 studies and 0 models" in done.stdout
     return folder
 
 
@@ -38,8 +38,11 @@ def store(finished: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
 def registered(store: Path) -> list[dict[str, Any]]:
     """An encoder by its class token and by its mean, and a classifier."""
     found = []
-    for arguments in ((CELL,), (CELL, "--features", "mean", "--name", "averaged"),
-                      (f"{CELL}#finetune_100", "--name", "scans")):  # fmt: skip
+    for arguments in (
+        (CELL,),
+        (CELL, "--features", "mean", "--name", "averaged"),
+        (f"{CELL}#finetune_100", "--name", "scans"),
+    ):
         done = mae_study("mlflow", "register", *arguments, "--store", str(store), "--json")
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout))
@@ -63,25 +66,37 @@ def dump(store: Path) -> dict[str, Any]:
     for run in runs:
         tags = {k: v for k, v in run.data.tags.items() if k not in IDS}
         histories = {
-            key: sorted((m.step, m.timestamp, m.value)
-                        for m in mlflow.get_metric_history(run.info.run_id, key))
+            key: sorted(
+                (m.step, m.timestamp, m.value)
+                for m in mlflow.get_metric_history(run.info.run_id, key)
+            )
             for key in run.data.metrics
-        }  # fmt: skip
+        }
         if run.data.tags["level"] == "study":
             # Every run of the study adds its sums; of the earlier ones nothing is kept elsewhere.
             histories = {key: points[-1:] for key, points in histories.items()}
         inputs = [
-            (d.dataset.name, d.dataset.digest, d.dataset.source, d.dataset.profile,
-             sorted((t.key, t.value) for t in d.tags))
+            (
+                d.dataset.name,
+                d.dataset.digest,
+                d.dataset.source,
+                d.dataset.profile,
+                sorted((t.key, t.value) for t in d.tags),
+            )
             for d in run.inputs.dataset_inputs
-        ]  # fmt: skip
+        ]
         dumped[names[run.info.run_id]] = {
-            "status": run.info.status, "start": run.info.start_time, "end": run.info.end_time,
-            "tags": tags, "params": run.data.params, "metrics": histories, "inputs": inputs,
+            "status": run.info.status,
+            "start": run.info.start_time,
+            "end": run.info.end_time,
+            "tags": tags,
+            "params": run.data.params,
+            "metrics": histories,
+            "inputs": inputs,
             "parent": names.get(run.data.tags.get("mlflow.parentRunId", "")),
             "upstream": names.get(run.data.tags.get("upstream_run_id", "")),
             "artifacts": files_of(run.info.artifact_uri),
-        }  # fmt: skip
+        }
     dumped["experiment"] = mlflow.get_experiment_by_name("mae-study/tiny").tags
     dumped["models"] = sorted(
         (v.name, int(v.version), names[v.run_id], sorted(v.tags.items()))
@@ -138,8 +153,16 @@ def test_a_model_stays_what_it_was_when_its_cell_changes(
     """The classifier of other settings is another version; a rebuild has both, in order."""
     change = ("--set", "finetune_100.duration=3ep", "--accept-changes", "--store", str(store))
     assert mae_study("run", str(finished[0]), *change).returncode == 0
-    again = mae_study("mlflow", "register", f"{CELL}#finetune_100", "--name", "scans",
-                      "--store", str(store), "--json")  # fmt: skip
+    again = mae_study(
+        "mlflow",
+        "register",
+        f"{CELL}#finetune_100",
+        "--name",
+        "scans",
+        "--store",
+        str(store),
+        "--json",
+    )
     assert json.loads(again.stdout)["version"] == 2, again.stderr
     before = dump(store)["models"]
     assert [v for name, v, *_ in before if name == "scans"] == [1, 2]
@@ -182,9 +205,15 @@ def test_models_load_without_our_code(
     pixels = np.random.default_rng(1).random((5, 1, 8, 8), dtype=np.float32)
     np.save(tmp_path / "pixels.npy", pixels)
     command = [sys.executable, "-c", LOAD, uri_of(store), str(tmp_path / "pixels.npy")]
-    done = subprocess.run([*command, *(r["uri"] for r in registered)], capture_output=True,
-                          text=True, timeout=300, check=False, cwd=tmp_path,
-                          env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"})  # fmt: skip
+    done = subprocess.run(
+        [*command, *(r["uri"] for r in registered)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for record, line in zip(registered, done.stdout.splitlines(), strict=True):
         direct, wrapped, shapes, ours = json.loads(line)
@@ -217,18 +246,21 @@ def weights_of(store: Path, record: dict[str, Any]) -> tuple[dict[str, Any], Pat
     return data, next(stage.glob(f"attempts/*/outputs/{name}"))
 
 
-@pytest.mark.parametrize(("arguments", "code", "said"), [
-    (("register", "tiny/N1/e5/s0"), 2, "did you mean 'N1/e4/s0'"),
-    (("register", "tinny/N1/e4/s0"), 2, "unknown study"),
-    (("register", f"{CELL}#fine"), 2, "unknown stage 'fine'"),
-    (("register", f"{CELL}#knn"), 2, "stage knn has not left weights"),
-    (("register", CELL, "--name", "a/b"), 2, "use one without / and :"),
-    (("register", CELL, "--name", " "), 2, "use one without"),
-    (("register", CELL, "--features", "max"), 2, "'max' is not one of"),
-    (("register", CELL, "--tracking-uri", "http://127.0.0.1:9"), 7, "is away"),
-    (("--port", "5001", "rebuild"), 2, "--port is only for the UI"),
-    (("rebuidl",), 2, "did you mean 'rebuild'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("register", "tiny/N1/e5/s0"), 2, "did you mean 'N1/e4/s0'"),
+        (("register", "tinny/N1/e4/s0"), 2, "unknown study"),
+        (("register", f"{CELL}#fine"), 2, "unknown stage 'fine'"),
+        (("register", f"{CELL}#knn"), 2, "stage knn has not left weights"),
+        (("register", CELL, "--name", "a/b"), 2, "use one without / and :"),
+        (("register", CELL, "--name", " "), 2, "use one without"),
+        (("register", CELL, "--features", "max"), 2, "'max' is not one of"),
+        (("register", CELL, "--tracking-uri", "http://127.0.0.1:9"), 7, "is away"),
+        (("--port", "5001", "rebuild"), 2, "--port is only for the UI"),
+        (("rebuidl",), 2, "did you mean 'rebuild'"),
+    ],
+)
 def test_what_cannot_be_registered_is_said(
     store: Path, arguments: tuple[str, ...], code: int, said: str
 ) -> None:

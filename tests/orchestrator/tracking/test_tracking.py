@@ -19,18 +19,26 @@ from orchestrator.errors import TrackingError
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
-from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalWriter, StageReader
+from orchestrator.store.journal import JOURNAL_FILE, JournalWriter, StageReader
 from orchestrator.store.records import DoneRecord, Records
 from orchestrator.tracking.cell_values import final_results
-from orchestrator.tracking.mlflow_runs import STUDY, RunInfo, Target, database_exists, default_uri
-from orchestrator.tracking.observer import Shipper, Tracking, decision_text, sync_key
-from orchestrator.tracking.shipper import Item
+from orchestrator.tracking.mlflow_database import Destination, database_exists, default_uri
+from orchestrator.tracking.run_values import STUDY, Point, RunInfo, RunStatus, RunUpdate
+from orchestrator.tracking.shipper import Shipper
+from orchestrator.tracking.study_tracking import Tracking, decision_text, sync_key
 from orchestrator.tracking.uri import check_uri, without_credentials
 from studies.catalog import quickstart
 from studies.spec.study import Study
 
-STAGE = RunInfo(name="a#pretrain", level="stage", identity="stage:1", tags={"kind": "pretrain"},
-                params={"mask_ratio": 0.75, "size": "N1"})  # fmt: skip
+CELL = RunInfo(name="a", level="cell", identity="cell:a")
+STAGE = RunInfo(
+    name="a#pretrain",
+    level="stage",
+    identity="stage:1",
+    parent=CELL,
+    tags={"kind": "pretrain"},
+    params={"mask_ratio": 0.75, "size": "N1"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +48,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     Making one takes seconds; each test has a study of its own.
     """
     folder = tmp_path_factory.mktemp("mlflow")
-    uri, store = f"sqlite:///{folder}/new/runs.db", LocalStore(folder)
-    targets = [Target(uri=uri, study=s, question="?", artifacts=None, store=store) for s in "ab"]
+    uri = f"sqlite:///{folder}/new/runs.db"
+    targets = [Destination(uri=uri, study=study, question="?", origin="x") for study in "ab"]
     shippers = [Shipper(target) for target in targets]
     for shipper in shippers:
         finish_study(shipper)
@@ -50,12 +58,17 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def target(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> Target:
-    return Target(uri=database, study=request.node.name, question="?",
-                  artifacts=tmp_path / "artifacts", store=LocalStore(tmp_path))  # fmt: skip
+def target(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> Destination:
+    return Destination(
+        uri=database,
+        study=request.node.name,
+        question="?",
+        origin="x",
+        artifacts=tmp_path / "artifacts",
+    )
 
 
-def shipped(target: Target, *actions: Callable[[Shipper], None]) -> str | None:
+def shipped(target: Destination, *actions: Callable[[Shipper], None]) -> str | None:
     shipper = Shipper(target)
     for action in actions:
         action(shipper)
@@ -65,19 +78,20 @@ def shipped(target: Target, *actions: Callable[[Shipper], None]) -> str | None:
 def done(
     folder: Path, metrics: dict[str, float], attempt: int = 1, identity: str = "stage:1"
 ) -> Callable[[Shipper], None]:
-    item = Item(
-        action="done",
+    update = RunUpdate(
         info=replace(STAGE, identity=identity),
+        status=RunStatus.FINISHED,
         attempts=(folder,),
-        entry=Entry(0, 1000, 0, metrics),
+        results=tuple(Point(key, value, 1000) for key, value in metrics.items()),
         attempt=attempt,
         tags={"state": "done"},
     )
-    return lambda shipper: shipper.send(item)
+    return lambda shipper: shipper.send(update)
 
 
 def finish_study(shipper: Shipper) -> None:
-    shipper.send(Item(action="study", info=RunInfo(name="s", level="study", identity=STUDY)))
+    info = RunInfo(name="s", level="study", identity=STUDY)
+    shipper.send(RunUpdate(info=info, status=RunStatus.FINISHED))
 
 
 def journal(folder: Path, losses: dict[int, float]) -> Path:
@@ -107,27 +121,35 @@ def curve(uri: str, run: Any, key: str) -> list[tuple[int, float]]:
     return sorted((m.step, m.value) for m in history)
 
 
-def test_a_stage_arrives_once_however_often_it_is_shipped(target: Target, tmp_path: Path) -> None:
+def test_a_stage_arrives_once_however_often_it_is_shipped(
+    target: Destination, tmp_path: Path
+) -> None:
     folder = journal(tmp_path / "1", {10: 0.5, 20: 0.4})
     results = {"final.loss": 0.4, "top5": 99.0, "loss": 0.4}
     assert shipped(target, done(folder, results)) is None
-    assert len(list((tmp_path / "tracking/shipped").rglob("*.json"))) == 1
+    assert shipped_attempts(target) == {"stage:1": "1"}
     journal(folder, {30: 0.1})
     skipped = done(folder, {"final.loss": 9.0})  # the attempt has arrived
     again = done(folder, results, attempt=2)  # this one reads everything once more
     assert shipped(target, skipped, again, finish_study) is None
     found = runs(target.uri, target.study)
-    assert set(found) == {"study", "stage:1"}
-    run, study = found["stage:1"], found["study"]
+    assert set(found) == {"study", "cell:a", "stage:1"}
+    run, cell, study = found["stage:1"], found["cell:a"], found["study"]
     # Nothing twice, and no result of a curve's name at step 0.
     assert curve(target.uri, run, "loss") == [(10, 0.5), (20, 0.4), (30, 0.1)]
     assert curve(target.uri, run, "final.loss") == [(0, 0.4)]
     assert run.data.metrics == {"loss": 0.1, "final.loss": 0.4, "top5": 99.0, "mask_ratio": 0.75}
     assert run.data.params == {"mask_ratio": "0.75", "size": "N1"}
-    expected = {"level": "stage", "kind": "pretrain", "state": "done",
-                "mlflow.runName": "a#pretrain",
-                "mlflow.parentRunId": study.info.run_id}  # fmt: skip
+    expected = {
+        "level": "stage",
+        "kind": "pretrain",
+        "state": "done",
+        "mlflow.runName": "a#pretrain",
+        "mlflow.parentRunId": cell.info.run_id,
+    }
     assert expected.items() <= run.data.tags.items()
+    assert "mlflow.parentRunId" not in cell.data.tags | study.data.tags
+    assert (cell.data.tags["level"], study.data.tags["level"]) == ("cell", "study")
     assert {run.info.status, study.info.status} == {"FINISHED"}
 
 
@@ -144,7 +166,7 @@ def test_a_block_that_fails_gets_the_same_entries_again(tmp_path: Path) -> None:
     assert reader.keys == {"loss"}
 
 
-def test_only_what_is_still_missing_is_reported(target: Target, tmp_path: Path) -> None:
+def test_only_what_is_still_missing_is_reported(target: Destination, tmp_path: Path) -> None:
     """Two journals cannot be read for a while; one of them can in the end."""
     for_a_while, for_good = tmp_path / "1" / JOURNAL_FILE, tmp_path / "2" / JOURNAL_FILE
     for_a_while.mkdir(parents=True)
@@ -152,10 +174,10 @@ def test_only_what_is_still_missing_is_reported(target: Target, tmp_path: Path) 
     shipper = Shipper(target)
     done(for_a_while.parent, {})(shipper)
     done(for_good.parent, {}, identity="stage:2")(shipper)
-    cell = replace(STAGE, identity="cell:1")
-    shipper.send(Item(action="result", info=cell, entry=Entry(0, 1000, 0, {"knn_top1": 1.0})))
+    results = (Point("knn_top1", 1.0, 1000),)
+    shipper.send(RunUpdate(info=CELL, status=RunStatus.FINISHED, results=results))
     deadline = time.monotonic() + 20
-    while not arrived(target, "cell:1", "knn_top1") and time.monotonic() < deadline:
+    while not arrived(target, "cell:a", "knn_top1") and time.monotonic() < deadline:
         time.sleep(0.2)
     for_a_while.rmdir()
     journal(for_a_while.parent, {1: 0.5})
@@ -164,10 +186,16 @@ def test_only_what_is_still_missing_is_reported(target: Target, tmp_path: Path) 
     assert problem.startswith("stage:2 lacks something: IsADirectoryError")
     assert "more" not in problem
     assert curve(target.uri, runs(target.uri, target.study)["stage:1"], "loss") == [(1, 0.5)]
-    assert len(list((tmp_path / "tracking/shipped").rglob("*.json"))) == 1
+    assert shipped_attempts(target) == {"stage:1": "1"}
 
 
-def arrived(target: Target, identity: str, key: str) -> bool:
+def shipped_attempts(target: Destination) -> dict[str, str]:
+    """Attempts that are marked as arrived and will not be sent again, by identity."""
+    tags = [run.data.tags for run in runs(target.uri, target.study).values()]
+    return {t["identity"]: t["shipped_attempt"] for t in tags if "shipped_attempt" in t}
+
+
+def arrived(target: Destination, identity: str, key: str) -> bool:
     try:
         return key in runs(target.uri, target.study)[identity].data.metrics
     except (AttributeError, KeyError):  # no experiment, no run yet
@@ -176,17 +204,15 @@ def arrived(target: Target, identity: str, key: str) -> bool:
 
 KILLED = """
 import os, signal, time
-from pathlib import Path
-from orchestrator.tracking.shipper import Item
-from orchestrator.store.driver import LocalStore
-from orchestrator.tracking.observer import Shipper
-from orchestrator.tracking.mlflow_runs import RunInfo, Target
-target = Target(uri="sqlite:///runs.db", study="s", question="?", artifacts=None,
-                store=LocalStore(Path(".")))
+from orchestrator.tracking.mlflow_database import Destination
+from orchestrator.tracking.run_values import RunInfo, RunStatus, RunUpdate
+from orchestrator.tracking.shipper import Shipper
+target = Destination(uri="sqlite:///runs.db", study="s", question="?", origin="x")
 shipper = Shipper(target, restarts=0)
 for n in range(300):
     info = RunInfo(name="n", level="stage", identity=str(n))
-    shipper.send(Item(action="follow", info=info, tags={"text": "x" * 10_000}))
+    tags = {"text": "x" * 10_000}
+    shipper.send(RunUpdate(info=info, status=RunStatus.RUNNING, tags=tags))
 os.kill(shipper.pid, signal.SIGKILL)
 time.sleep(1)
 began = time.monotonic()
@@ -201,8 +227,15 @@ def test_a_child_that_died_holds_nobody_up(close: bool, tmp_path: Path) -> None:
     program = KILLED.replace("CLOSE", str(close))
     command = [sys.executable, "-c", program]
     root = str(Path(__file__).resolve().parents[3])
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False,
-                           cwd=tmp_path, env=os.environ | {"PYTHONPATH": root})  # fmt: skip
+    ended = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": root},
+    )
     assert ended.returncode == 0, ended.stderr
     assert ("died (exit code -9)" in ended.stdout) is close
 
@@ -220,9 +253,11 @@ class Bench:
     def plan(self) -> Plan:
         return make_plan(self.study, self.records, self.datasets)
 
-    def finish(self, metrics: dict[str, Any]) -> Plan:
-        """Two attempts of every stage, of which the second goes on from a checkpoint."""
-        for planned in self.plan().stages:
+    def finish(self, metrics: dict[str, Any], leave_out: str = "") -> Plan:
+        """Two attempts of every missing stage, the second from a checkpoint of the first."""
+        for planned in self.plan().work:
+            if planned.stage.name == leave_out:
+                continue
             key = planned.identity.science_hash
             for losses in ({1: 0.9, 2: 0.8}, {2: 7.0, 3: 0.7}):
                 number = self.records.begin_attempt(key, {})
@@ -238,13 +273,13 @@ class Bench:
                     parents=parents,
                     seconds=1.0,
                     world_size=1,
-                )  # fmt: skip
+                )
             )
         return self.plan()
 
     def sync(self, plan: Plan) -> str | None:
         with Tracking(self.store, plan, self.uri) as tracking:
-            tracking.sync(plan, self.records, None)
+            tracking.sync(plan, None)
         return tracking.problem
 
 
@@ -280,6 +315,63 @@ def check_synced(uri: str, plan: Plan) -> None:
         assert run.info.status == "FINISHED" and run.data.tags["attempts"] == "2"
     cell = next(r for r in found.values() if r.data.tags["level"] == "cell")
     assert cell.data.metrics["knn_top1"] == 50.0 and cell.data.tags["state"] == "done"
+    assert cell.info.status == "FINISHED"
+    parents = {r.data.tags.get("mlflow.parentRunId") for r in found.values()}
+    assert parents == {None, cell.info.run_id}
+
+
+def test_runs_of_the_former_layout_are_nested_anew(database: str, tmp_path: Path) -> None:
+    """Before, cells and stages were both children of the study's run."""
+    bench = Bench(tmp_path, database)
+    plan = bench.finish({"top1": 50.0})
+    assert bench.sync(plan) is None
+    client, before = mlflow_client(database), runs(database, plan.study.name)
+    study = before["study"].info.run_id
+    for identity in before.keys() - {"study"}:
+        client.set_tag(before[identity].info.run_id, "mlflow.parentRunId", study)
+    assert bench.sync(plan) is None
+    after = runs(database, plan.study.name)
+    assert after.keys() == before.keys()
+    for identity, run in after.items():
+        assert run.info.run_id == before[identity].info.run_id
+        assert run.data.tags == before[identity].data.tags
+
+
+def test_a_cell_has_its_results_while_the_study_runs(database: str, tmp_path: Path) -> None:
+    """Its run is at the top, and a chart of cells need not wait for the last of them."""
+    bench = Bench(tmp_path, database)
+    start = bench.plan()
+    first, last = start.stages[0], start.stages[-1]
+    finished = bench.finish({"top1": 50.0}, leave_out=last.stage.name)
+    assert len(finished.work) == 1 < len(finished.stages)
+    with Tracking(bench.store, start, database) as tracking:
+        task = Task(first, ())
+        record = bench.records.done(task.key)
+        assert record is not None
+        tracking.stage_done(task, record)
+    cell = next(
+        r for r in runs(database, bench.study.name).values() if r.data.tags["level"] == "cell"
+    )
+    assert cell.data.tags["state"] == "partial" and cell.info.status == "FINISHED"
+    assert cell.data.metrics["knn_top1"] == 50.0 and "rank_hours" not in cell.data.metrics
+    bench.finish({"top1": 60.0})
+    assert bench.sync(bench.plan()) is None
+    cell = mlflow_client(database).get_run(cell.info.run_id)
+    assert cell.data.tags["state"] == "done" and "rank_hours" in cell.data.metrics
+    # What was there before the last stage was done is there once.
+    assert curve(database, cell, "knn_top1") == [(0, 50.0)]
+
+
+def test_a_cell_of_which_every_attempt_failed_has_failed(database: str, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, database)
+    key = bench.plan().stages[0].identity.science_hash
+    number = bench.records.begin_attempt(key, {})
+    bench.records.end_attempt(key, number, {"cause": "user code", "message": "no"})
+    assert bench.sync(bench.plan()) is None
+    found = {r.data.tags["level"]: r for r in runs(database, bench.study.name).values()}
+    assert [found[level].info.status for level in ("cell", "stage")] == ["FAILED", "FAILED"]
+    assert found["cell"].data.tags["state"] == "failed"
+    assert found["stage"].data.tags["last_message"] == "no"
 
 
 def test_a_retried_stage_has_the_curve_of_its_attempts(database: str, tmp_path: Path) -> None:
@@ -294,6 +386,8 @@ def test_a_retried_stage_has_the_curve_of_its_attempts(database: str, tmp_path: 
                 continue  # its driver was killed
             tracking.stage_started(task, folder)
             if task.attempt == 2:
+                end = {"cause": Cause.RANK_DIED.value, "message": "gone"}
+                bench.records.end_attempt(task.key, task.attempt, end)
                 tracking.attempt_failed(task, Verdict(Cause.RANK_DIED, "gone"))
     assert tracking.problem is None
     run = runs(database, bench.study.name)[f"stage:{task.key}"]
@@ -315,8 +409,10 @@ def test_a_stage_done_again_has_a_curve_of_its_own(database: str, tmp_path: Path
     folder = journal(bench.records.attempt_dir(key, task.attempt), {1: 0.5, 2: 0.4})
     with Tracking(bench.store, bench.plan(), database) as tracking:
         tracking.stage_started(task, folder)
-        for decision in ({"decision": "retry", "reason": "rank died"},
-                         {"decision": "give up", "reason": "no progress"}):  # fmt: skip
+        for decision in (
+            {"decision": "retry", "reason": "rank died"},
+            {"decision": "give up", "reason": "no progress"},
+        ):
             bench.records.decide(key, decision)
             tracking.decided(task, decision)
     assert tracking.problem is None
@@ -328,21 +424,23 @@ def test_a_stage_done_again_has_a_curve_of_its_own(database: str, tmp_path: Path
     assert expected.items() <= again.data.tags.items()
 
 
-def test_a_server_that_is_away_is_said_once(tmp_path: Path) -> None:
+def test_a_server_that_is_away_is_said_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     bench = Bench(tmp_path, None)
-    warnings: list[str] = []
     uri = "http://127.0.0.1:9"
     began = time.monotonic()
     with (
         pytest.raises(KeyboardInterrupt),
-        Tracking(bench.store, bench.plan(), uri, warnings.append) as tracking,
+        Tracking(bench.store, bench.plan(), uri) as tracking,
     ):
         raise KeyboardInterrupt
     # Who interrupts the command does not wait for a server that is away.
     assert time.monotonic() - began < 15
     assert tracking.problem is not None and uri in tracking.problem
-    assert len(warnings) == 1
-    assert uri in warnings[0] and "is away" in warnings[0] and "same command" in warnings[0]
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert uri in said and "is away" in said and "same command" in said
 
 
 def test_results_do_not_take_the_names_of_curves() -> None:

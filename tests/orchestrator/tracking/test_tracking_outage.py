@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,20 @@ from support.mlflow_servers import (
 
 from orchestrator.errors import TrackingError
 from orchestrator.store.driver import LocalStore
-from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalWriter
-from orchestrator.tracking.mlflow_runs import RunInfo, Target, database_exists
-from orchestrator.tracking.observer import Shipper
-from orchestrator.tracking.shipper import Item
+from orchestrator.store.journal import JOURNAL_FILE, JournalWriter
+from orchestrator.tracking.mlflow_database import Destination, database_exists
+from orchestrator.tracking.run_values import Point, RunInfo, RunStatus, RunUpdate
+from orchestrator.tracking.shipper import Shipper
 from orchestrator.tracking.uri import check_uri
 
-STAGE = RunInfo(name="a#pretrain", level="stage", identity="stage:1", params={"mask_ratio": 0.75})
+CELL = RunInfo(name="a", level="cell", identity="cell:a")
+STAGE = RunInfo(
+    name="a#pretrain",
+    level="stage",
+    identity="stage:1",
+    parent=CELL,
+    params={"mask_ratio": 0.75},
+)
 TIMEOUT_S = 1
 """Of a request, so that a hanging server costs the tests less."""
 
@@ -60,9 +66,8 @@ class Stage:
     """A stage that trains: its journal grows, and a shipper follows it."""
 
     def __init__(self, uri: str, study: str, root: Path) -> None:
-        self.target = Target(
-            uri=uri, study=study, question="?", artifacts=None, store=LocalStore(root)
-        )
+        self.target = Destination(uri=uri, study=study, question="?", origin=root.name)
+        self._root = root
         self.attempts: list[Path] = []
         self._writer: JournalWriter | None = None
         self._step = 0
@@ -71,7 +76,7 @@ class Stage:
         """A new attempt, which goes over the last five steps again."""
         if self._writer is not None:
             self._writer.close()
-        self.attempts.append(self.target.store.path(f"attempts/{len(self.attempts) + 1}"))
+        self.attempts.append(self._root / f"attempts/{len(self.attempts) + 1}")
         self._writer = JournalWriter(self.attempts[-1] / JOURNAL_FILE)
         self._step = max(0, self._step - 5)
 
@@ -83,12 +88,16 @@ class Stage:
             self._writer.write(self._step, {"loss": value, "lr": 2 * value})
             self._writer.event("saved", {"step": self._step})
 
-    def item(self, action: str) -> Item:
-        entry = Entry(0, 1000, 0, {"final.loss": 0.5})
-        return Item(
-            action=action, info=STAGE, attempts=tuple(self.attempts), entry=entry, attempt=1,
-            tags={"state": action},
-        )  # fmt: skip
+    def update(self, status: RunStatus = RunStatus.RUNNING) -> RunUpdate:
+        is_done = status is RunStatus.FINISHED
+        return RunUpdate(
+            info=STAGE,
+            status=status,
+            attempts=tuple(self.attempts),
+            results=(Point("final.loss", 0.5, 1000),) if is_done else (),
+            attempt=1,
+            tags={"state": "done" if is_done else "running"},
+        )
 
     def compared(self, uri: str) -> dict[str, int]:
         run = self.run(uri)
@@ -119,8 +128,10 @@ def assert_complete(stage: Stage, uri: str, steps: int) -> None:
     run = stage.run(uri)
     assert run.info.status == "FINISHED" and run.data.tags["state"] == "done"
     assert run.data.params == {"mask_ratio": "0.75"} and run.data.metrics["final.loss"] == 0.5
-    levels = sorted(r.data.tags["level"] for r in runs_of(uri, stage.target.study))
-    assert levels == ["stage", "study"]
+    runs = {r.data.tags["level"]: r for r in runs_of(uri, stage.target.study)}
+    assert len(runs_of(uri, stage.target.study)) == len(runs)
+    assert runs.keys() == {"study", "cell", "stage"}
+    assert run.data.tags["mlflow.parentRunId"] == runs["cell"].info.run_id
 
 
 @pytest.mark.parametrize("kind", Gate.MODES)
@@ -132,7 +143,7 @@ def test_an_outage_at_the_start_in_the_middle_and_at_the_end(
     shipper = Shipper(stage.target)
     assert (shipper.absent is None) == (kind == "slow")
     stage.begin_attempt()
-    shipper.send(stage.item("follow"))
+    shipper.send(stage.update())
     stage.train(30)
     time.sleep(2 * TIMEOUT_S)
     gate.mode = "pass"
@@ -140,14 +151,14 @@ def test_an_outage_at_the_start_in_the_middle_and_at_the_end(
     gate.mode = kind
     stage.train(30)
     stage.begin_attempt()
-    shipper.send(stage.item("follow"))
+    shipper.send(stage.update())
     stage.train(30)
     time.sleep(2 * TIMEOUT_S)
     gate.mode = "pass"
     stage.wait(server.uri, shipper)
     gate.mode = kind
     stage.train(30)
-    shipper.send(stage.item("done"))
+    shipper.send(stage.update(RunStatus.FINISHED))
     opens = threading.Timer(3 * TIMEOUT_S, lambda: setattr(gate, "mode", "pass"))
     opens.start()
     assert shipper.close() is None
@@ -164,7 +175,7 @@ def test_answers_lost_at_random_make_nothing_double(
     stage.train(30)
     gate.mode = "pass"
     shipper = Shipper(stage.target)
-    shipper.send(stage.item("done"))
+    shipper.send(stage.update(RunStatus.FINISHED))
     stop = threading.Event()
 
     def flap() -> None:
@@ -189,14 +200,14 @@ def test_a_server_that_never_comes_is_given_up_and_made_up_for_later(
     stage.begin_attempt()
     stage.train(10)
     shipper = Shipper(stage.target)
-    shipper.send(stage.item("done"))
+    shipper.send(stage.update(RunStatus.FINISHED))
     began = time.monotonic()
     problem = shipper.close()
     assert time.monotonic() - began < 30
     assert problem is not None and gate.uri in problem and "could not be used" in problem
     gate.mode = "pass"
     shipper = Shipper(stage.target)
-    shipper.send(stage.item("done"))
+    shipper.send(stage.update(RunStatus.FINISHED))
     assert shipper.close() is None
     assert_complete(stage, server.uri, 10)
 
@@ -206,14 +217,14 @@ def test_a_killed_shipper_is_replaced(server: Server, tmp_path: Path) -> None:
     stage.begin_attempt()
     stage.train(2000)
     shipper = Shipper(stage.target)
-    shipper.send(stage.item("follow"))
+    shipper.send(stage.update())
     stage.wait(server.uri, shipper)
     os.kill(shipper.pid, signal.SIGKILL)
     stage.train(2000)
-    shipper.send(stage.item("note"))
+    shipper.send(stage.update())
     stage.wait(server.uri, shipper)
     stage.train(2000)
-    shipper.send(stage.item("done"))
+    shipper.send(stage.update(RunStatus.FINISHED))
     os.kill(shipper.pid, signal.SIGKILL)
     assert shipper.close() is None
     assert_complete(stage, server.uri, 6000)
@@ -231,7 +242,7 @@ def test_a_server_that_freezes_and_one_that_is_killed(tmp_path: Path) -> None:
             time.sleep(0.1)
         server.signal(signal.SIGSTOP)
         stage.train(50)
-        shipper.send(stage.item("follow"))
+        shipper.send(stage.update())
         time.sleep(3 * TIMEOUT_S)
         server.signal(signal.SIGCONT)
         stage.wait(server.uri, shipper)
@@ -241,7 +252,7 @@ def test_a_server_that_freezes_and_one_that_is_killed(tmp_path: Path) -> None:
         time.sleep(TIMEOUT_S)
         server.start()
         stage.train(50)
-        shipper.send(stage.item("done"))
+        shipper.send(stage.update(RunStatus.FINISHED))
         assert shipper.close() is None
         assert_complete(stage, server.uri, 200)
 
@@ -252,17 +263,37 @@ def test_of_a_run_made_twice_one_stays(server: Server, tmp_path: Path) -> None:
     stage.begin_attempt()
     stage.train(10)
     shipper = Shipper(stage.target)
-    shipper.send(stage.item("follow"))
+    shipper.send(stage.update())
     assert shipper.close() is None
     run = stage.run(server.uri)
     again = client(server.uri).create_run(
         run.info.experiment_id, tags=run.data.tags, start_time=run.info.start_time - 1000
     )
     shipper = Shipper(stage.target)
-    shipper.send(stage.item("done"))
+    shipper.send(stage.update(RunStatus.FINISHED))
     assert shipper.close() is None
     assert_complete(stage, server.uri, 10)
     assert stage.run(server.uri).info.run_id == run.info.run_id != again.info.run_id
+
+
+def test_of_a_cell_made_twice_one_stays_with_its_stages(server: Server, tmp_path: Path) -> None:
+    stage = Stage(server.uri, "two-cells", tmp_path)
+    stage.begin_attempt()
+    stage.train(10)
+    shipper = Shipper(stage.target)
+    shipper.send(stage.update(RunStatus.FINISHED))
+    assert shipper.close() is None
+    run, mlflow = stage.run(server.uri), client(server.uri)
+    cell = mlflow.get_run(run.data.tags["mlflow.parentRunId"])
+    again = mlflow.create_run(
+        run.info.experiment_id, tags=cell.data.tags, start_time=cell.info.start_time - 1000
+    )
+    for key in ("final.loss", "lr"):  # it looks more like the one in use than the other
+        mlflow.log_metric(again.info.run_id, key, 1.0)
+    shipper = Shipper(stage.target)
+    assert shipper.close() is None
+    assert_complete(stage, server.uri, 10)
+    assert stage.run(server.uri).data.tags["mlflow.parentRunId"] == again.info.run_id
 
 
 def test_a_run_that_somebody_deletes_is_made_again(server: Server, tmp_path: Path) -> None:
@@ -270,12 +301,12 @@ def test_a_run_that_somebody_deletes_is_made_again(server: Server, tmp_path: Pat
     stage.begin_attempt()
     stage.train(10)
     shipper = Shipper(stage.target)
-    shipper.send(stage.item("follow"))
+    shipper.send(stage.update())
     stage.wait(server.uri, shipper)
     client(server.uri).delete_run(stage.run(server.uri).info.run_id)
     stage.train(10)
     stage.wait(server.uri, shipper)
-    shipper.send(stage.item("done"))
+    shipper.send(stage.update(RunStatus.FINISHED))
     assert shipper.close() is None
     assert_complete(stage, server.uri, 20)
 
@@ -291,11 +322,11 @@ def test_lines_that_come_late_do_not_make_a_step_double(server: Server, tmp_path
     stage.begin_attempt()
     stage.train(10)
     shipper = Shipper(stage.target)
-    shipper.send(stage.item("follow"))
+    shipper.send(stage.update())
     assert shipper.close() is None
     late.write_bytes(whole)
     shipper = Shipper(stage.target)
-    shipper.send(stage.item("done"))
+    shipper.send(stage.update(RunStatus.FINISHED))
     assert shipper.close() is None
     found = stage.compared(server.uri)
     assert found["missing"] == found["doubled"] == 0 and found["mlflow"] == 30
@@ -308,27 +339,14 @@ def test_stores_do_not_share_runs(server: Server, tmp_path: Path) -> None:
         stage.begin_attempt()
         stage.train(5)
         shipper = Shipper(stage.target)
-        shipper.send(stage.item("done"))
+        shipper.send(stage.update(RunStatus.FINISHED))
         assert shipper.close() is None
     stages = [r for r in runs_of(server.uri, "shared") if r.data.tags["level"] == "stage"]
     assert len(stages) == 2
     for run in stages:
-        folder = tmp_path / "b" if run.data.tags["store"] == store_id(tmp_path / "b") else (
-            tmp_path / "a")  # fmt: skip
+        folder = tmp_path / run.data.tags["store"]
         found = compare(server.uri, run, [folder / "attempts/1"])
         assert found == {"journal": 10, "mlflow": 10, "missing": 0, "doubled": 0, "different": 0}
-
-
-def store_id(root: Path) -> str:
-    return str((LocalStore(root).read_json("store.json") or {})["id"])
-
-
-def test_a_note_adds_to_what_was_said() -> None:
-    done = Item(action="done", info=STAGE, tags={"state": "done"}, attempt=2)
-    note = Item(action="note", info=STAGE, tags={"decision": "x"})
-    assert note.after(done) == replace(done, tags={"state": "done", "decision": "x"})
-    assert done.after(note) == replace(done, tags={"state": "done", "decision": "x"})
-    assert note.after(None) is note
 
 
 @pytest.mark.parametrize(
@@ -392,8 +410,9 @@ def test_a_database_whose_maker_was_killed_is_made_again(tmp_path: Path) -> None
     program = (
         "import sys; from pathlib import Path\n"
         "from orchestrator.store.driver import LocalStore\n"
-        "from orchestrator.tracking.mlflow_runs import prepare_database\n"
-        "prepare_database(LocalStore(Path(sys.argv[1])))"
+        "from orchestrator.tracking.mlflow_database import *\n"
+        "store = LocalStore(Path(sys.argv[1]))\n"
+        "with opened_client(default_uri(store), artifact_root(store)): pass"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     maker = subprocess.Popen(command)
@@ -407,4 +426,6 @@ def test_a_database_whose_maker_was_killed_is_made_again(tmp_path: Path) -> None
     subprocess.run(command, check=True, timeout=60)
     assert database_exists(LocalStore(tmp_path))
     assert sorted(p.name for p in (tmp_path / "tracking").iterdir()) == [
-        "mlflow.db", "mlflow.db.lock"]  # fmt: skip
+        "mlflow.db",
+        "mlflow.db.lock",
+    ]

@@ -1,0 +1,136 @@
+"""Where runs go: MLflow's client, a study's experiment, and the SQLite file inside the store."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.store.driver import Store
+from orchestrator.tracking.uri import sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+REQUEST_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where a study is tracked; all that the shipping process needs to open it."""
+
+    uri: str
+    study: str
+    question: str
+    origin: str
+    """Id of the store: runs of other stores at the same server are left alone."""
+    artifacts: Path | None = None
+    """Artifact root for a database that has no server of its own."""
+    started_ms: int = 0
+    """When the study was first run; 0: now."""
+
+
+def default_uri(store: Store) -> str:
+    """SQLite inside the store: one machine, no server."""
+    return f"sqlite:///{store.path('tracking/mlflow.db')}"
+
+
+def database_exists(store: Store) -> bool:
+    """True once a study was tracked into the store."""
+    return store.path("tracking/mlflow.db").exists()
+
+
+def artifact_root(store: Store) -> Path:
+    """Where runs of the default tracking keep their artifacts."""
+    return store.path("tracking/artifacts")
+
+
+def experiment_name(study: str) -> str:
+    """Name of a study's experiment."""
+    return f"mae-study/{study}"
+
+
+def database_stamp(uri: str, study: str) -> str:
+    """What tells a study's experiment in a SQLite file from a rebuilt one; empty if unknown.
+
+    Read without MLflow, whose import takes seconds.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        return ""
+    query = "SELECT experiment_id, creation_time FROM experiments WHERE name = ?"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            row = database.execute(query, (experiment_name(study),)).fetchone()
+    except sqlite3.Error:
+        return ""
+    return "" if row is None else f"{row[0]}-{row[1]}"
+
+
+@contextlib.contextmanager
+def opened_client(uri: str, artifacts: Path | None = None) -> Iterator[MlflowClient]:
+    """MLflow's client, with requests that end and without a word on the user's terminal.
+
+    A database is opened by one process at a time.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT_S))
+    # The client would repeat whatever timed out, `create_run` too, and make a run twice.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    with _opening(uri, artifacts):
+        from mlflow import MlflowClient
+
+        _silence()
+        yield MlflowClient(tracking_uri=uri)
+
+
+@contextlib.contextmanager
+def _opening(uri: str, artifacts: Path | None) -> Iterator[None]:
+    """One process at a time opens a SQLite file, which is made first: two at once break it."""
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("a") as stream:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        if not path.exists():
+            _make_database(path, artifacts)
+        yield  # closing the file unlocks it
+
+
+def _make_database(path: Path, artifacts: Path | None) -> None:
+    """Make a database elsewhere, and give it its name when it is whole.
+
+    Dozens of migrations take seconds; a process killed between two of them would leave a file
+    that nobody can open again.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    prefix = f".{path.name}-new-"
+    for unfinished in path.parent.glob(f"{prefix}*"):  # of a process that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
+        fresh = Path(folder) / path.name
+        _silence()
+        root = artifacts.as_uri() if artifacts else "./mlruns"  # the latter as MLflow itself does
+        store = SqlAlchemyStore(f"sqlite:///{fresh}", root)
+        store.engine.dispose()
+        fresh.rename(path)
+
+
+def _silence() -> None:
+    """Quiet MLflow's loggers, after the import that sets them up. What fails is raised."""
+    for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
+        logger.setLevel(logging.CRITICAL)
