@@ -14,7 +14,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalReader, read_events
 from orchestrator.store.lease import is_alive
 from orchestrator.store.records import Records, stage_key
-from studies.analysis.goodput.accounting import AttemptLog, Goodput, account, total
+from studies.analysis.goodput.accounting import AttemptLog, Goodput, JournalEvent, account, total
 from studies.analysis.goodput.interval_advice import StudyGoodput, advise_interval
 
 STEPPED_KINDS = frozenset(kind for kind, recipe in RECIPES.items() if recipe.TRAINS)
@@ -103,7 +103,7 @@ def attempt_log(
         ended_at=_seconds(end.get("ended_at")),
         cause=end.get("cause"),
         is_running=is_running,
-        events=events,
+        events=[JournalEvent.read(event) for event in events],
         points=[(s, t / 1000) for s, t in points if s is not None and t is not None],
         last_step=_number(end.get("last_step")),
         last_step_at=_number(end.get("last_step_at")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 LEVEL = 0.95
 HEADER = (
@@ -63,7 +62,7 @@ class Difference:
             return "second higher" if self.difference > 0 else "first higher"
         return "no difference beyond chance"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values."""
         return {**self.__dict__, "difference": self.difference, "verdict": self.verdict}
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -64,16 +65,15 @@ class _Marks:
     points: list[tuple[Axes, float, float, str, int]] = field(default_factory=list)
 
 
-_MARKS: WeakKeyDictionary[Any, _Marks] = WeakKeyDictionary()
+_MARKS: WeakKeyDictionary[object, _Marks] = WeakKeyDictionary()
 """Until a figure is finished."""
 
 
 def point_at(
-    axes: Axes, label: str, artists: Iterable[Any], points: Iterable[tuple[float, float, str]]
+    axes: Axes, label: str, artists: Iterable[Artist], points: Iterable[tuple[float, float, str]]
 ) -> None:
     """Let the page name points (x, y, text) and switch the artists of a series off and on."""
-    figure: Any = axes.figure
-    marks = _MARKS.setdefault(figure, _Marks())
+    marks = _MARKS.setdefault(axes.figure, _Marks())
     number = marks.series.setdefault(label, len(marks.series))
     for artist in artists:
         artist.set_gid(f"series-{number}-{marks.parts}")
@@ -102,7 +102,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def legend(figure: Figure, *panels: Axes) -> None:
     """One legend of all panels below them, each label once, at most four entries a line."""
-    named: dict[str, Any] = {}
+    named: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
@@ -166,7 +166,10 @@ def _hot_spots(figure: Figure, marks: _Marks) -> str:
 
 
 def _circles(
-    places: Any, points: list[tuple[float, float, str, int]], width: float, height: float
+    places: Iterable[tuple[float, float]],
+    points: list[tuple[float, float, str, int]],
+    width: float,
+    height: float,
 ) -> Iterator[str]:
     for (across, up), (_, _, text, series) in zip(places, points, strict=True):
         if math.isfinite(across) and math.isfinite(up):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from studies.analysis.figures.drawing import Drawing, finish, legend, new_figure, style
 from studies.analysis.sweeps.optima import (
@@ -19,6 +19,7 @@ from studies.analysis.sweeps.settings import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _BLUE, _VERMILION, _GREY, _GREEN = "#0072B2", "#D55E00", "#999999", "#009E73"
 _COLUMNS = 2
@@ -35,7 +36,7 @@ def sweep_drawings(searches: Sequence[Search]) -> list[Drawing]:
     return [d for d in drawings if d is not None]
 
 
-def _grid(count: int, height: float) -> tuple[Any, list[Axes]]:
+def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
     columns = min(_COLUMNS, count)
     rows = math.ceil(count / columns)
     figure = new_figure(3.0 + 2.2 * columns, height * rows + 0.5)

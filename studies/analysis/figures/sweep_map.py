@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from studies.analysis.figures.drawing import Drawing, finish, new_figure, style
 from studies.analysis.sweeps.settings import ChosenSetting
@@ -12,6 +12,7 @@ from studies.analysis.sweeps.surface import SweepPoint, SweepSurface, is_winner,
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
 
 
 _VERMILION = "#D55E00"
@@ -44,7 +45,7 @@ def sweep_map(surface: SweepSurface, winner: ChosenSetting | None, name: str) ->
 
 def _sweep_panel(
     axes: Axes, points: Sequence[SweepPoint], depths: Sequence[int], limits: tuple[float, float]
-) -> Any:
+) -> PathCollection:
     x = [p.mask_ratio for p in points]
     y = [depths.index(p.decoder_depth) for p in points]
     means = [p.mean for p in points]

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
 
 BUCKETS = ("useful", "starting", "restoring", "saving", "replayed", "failed", "waiting")
 """In the order in which they are shown.
@@ -38,6 +37,42 @@ AT_THE_SAME_PLACE = frozenset({"bad input", "bad data", "error", "numerics", "ch
 
 
 @dataclass(frozen=True, kw_only=True)
+class JournalEvent:
+    """A line of an attempt's journal, as far as goodput reads it."""
+
+    name: str
+    at: float | None
+    """None where the line has no time."""
+    step: float | None = None
+    seconds: float = 0.0
+    """That restoring took."""
+    stall_s: float = 0.0
+    write_s: float = 0.0
+
+    @staticmethod
+    def read(raw: Mapping[str, object]) -> JournalEvent:
+        """What is no number is left out: journals outlive crashes and are read as they are."""
+        numbers = {key: _number(value) for key, value in raw.items()}
+        milliseconds = numbers.get("t")
+        return JournalEvent(
+            name=str(raw.get("event")),
+            at=None if milliseconds is None else milliseconds / 1000,
+            step=numbers.get("step"),
+            seconds=_positive(numbers.get("seconds")),
+            stall_s=_positive(numbers.get("stall_s")),
+            write_s=_positive(numbers.get("write_s")),
+        )
+
+    @property
+    def lag_s(self) -> float:
+        """From the stall until a checkpoint was committed.
+
+        A save that training waits for has its writing within its stall.
+        """
+        return self.write_s if self.write_s > self.stall_s else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttemptLog:
     """What is known of one attempt. All times are Unix seconds."""
 
@@ -48,8 +83,8 @@ class AttemptLog:
     """As in the end record; `SUCCESS` if it finished the stage."""
     is_running: bool = False
     """True if it has no end yet and is being run."""
-    events: Sequence[Mapping[str, Any]] = ()
-    """Events of its journal: `event`, `t` (Unix milliseconds) and their own fields."""
+    events: Sequence[JournalEvent] = ()
+    """Of its journal."""
     points: Sequence[tuple[float, float]] = ()
     """(step, time) of its metrics: `step` updates were done at that time."""
     last_step: float | None = None
@@ -177,7 +212,7 @@ def is_failure(log: AttemptLog) -> bool:
 def _saved_all(log: AttemptLog) -> bool:
     """True if the last step that is known of is in a checkpoint."""
     steps = [step for step, _ in log.points] + [log.last_step or 0.0]
-    saved = [_number(e.get("step")) or 0.0 for e in log.events if e.get("event") == "saved"]
+    saved = [e.step or 0.0 for e in log.events if e.name == "saved"]
     return bool(saved) and max(saved) >= max(steps)
 
 
@@ -189,7 +224,7 @@ def _end(log: AttemptLog, now: float) -> float:
 
 
 def _signs_of_life(log: AttemptLog) -> list[float]:
-    times = [_time(e) for e in log.events] + [t for _, t in log.points] + [log.last_step_at]
+    times = [e.at for e in log.events] + [t for _, t in log.points] + [log.last_step_at]
     return [t for t in times if t is not None] or [log.started_at]
 
 
@@ -209,7 +244,7 @@ class _Accounting:
 
     def __init__(self, log: AttemptLog, start: float, end: float, has_steps: bool) -> None:
         self.log, self.start, self.end = log, start, end
-        self.saves = [e for e in log.events if e.get("event") == "saved"]
+        self.saves = [e for e in log.events if e.name == "saved"]
         self.knots = self._knots(has_steps)
 
     def split(self, furthest: float) -> tuple[Goodput, float]:
@@ -223,10 +258,8 @@ class _Accounting:
         furthest = max(furthest, first)
         caught_up = _crossing(self.knots, furthest)
         seconds = dict.fromkeys(BUCKETS, 0.0)
-        restored = [e for e in self.log.events if e.get("event") == "restored"]
-        seconds["restoring"] = min(
-            began - self.start, sum(_positive(e.get("seconds")) for e in restored)
-        )
+        restored = sum(e.seconds for e in self.log.events if e.name == "restored")
+        seconds["restoring"] = min(began - self.start, restored)
         seconds["starting"] = began - self.start - seconds["restoring"]
         seconds["replayed"] = caught_up - began
         seconds["useful"] = last_at - caught_up
@@ -243,9 +276,9 @@ class _Accounting:
         """Seconds that training stood still, by the bucket that they were measured in."""
         stalls = dict.fromkeys(("replayed", "useful", tail), 0.0)
         for save in self.saves:
-            step = _number(save.get("step")) or 0.0
+            step = save.step or 0.0
             at = tail if step >= last else "replayed" if step < furthest else "useful"
-            stalls[at] += _positive(save.get("stall_s"))
+            stalls[at] += save.stall_s
         return stalls
 
     def _goodput(self, seconds: Mapping[str, float], lost_steps: float) -> Goodput:
@@ -262,15 +295,15 @@ class _Accounting:
             stop_dead_s=0.0 if failed else seconds["failed"],
             trainings=int(worked),
             training_starts_s=seconds["starting"] + seconds["restoring"] if worked else 0.0,
-            stalls_s=tuple(_positive(e.get("stall_s")) for e in self.saves),
-            lags_s=tuple(_lag(e) for e in self.saves),
+            stalls_s=tuple(e.stall_s for e in self.saves),
+            lags_s=tuple(e.lag_s for e in self.saves),
             intervals_s=self._intervals(),
         )
 
     def _intervals(self) -> tuple[float, ...]:
         """Training time between its checkpoints; what it saved on a stop request has none."""
-        times = sorted(self._saving_at(e) for e in self.saves if _time(e) is not None)
-        stalls = statistics.fmean(_positive(e.get("stall_s")) for e in self.saves) if times else 0.0
+        times = sorted(self._saving_at(e) for e in self.saves if e.at is not None)
+        stalls = statistics.fmean(e.stall_s for e in self.saves) if times else 0.0
         gaps = [b - a - (stalls if i else 0.0) for i, (a, b) in self._between(times)]
         was_told = self.log.ended_badly and self.log.cause in ON_PURPOSE | {PREEMPTED}
         if gaps and was_told and _saved_all(self.log):
@@ -280,32 +313,30 @@ class _Accounting:
     def _between(self, times: Sequence[float]) -> Iterable[tuple[int, tuple[float, float]]]:
         return enumerate(pairwise([self.knots[0][0], *times]))
 
-    def _saving_at(self, save: Mapping[str, Any]) -> float:
+    def _saving_at(self, save: JournalEvent) -> float:
         """When training stood still: it is told of once it is written."""
-        behind = _positive(save.get("stall_s")) + _lag(save)
-        return self._within((_time(save) or self.start) - behind)
+        return self._within((save.at or self.start) - save.stall_s - save.lag_s)
 
     def _within(self, t: float) -> float:
         return min(max(t, self.start), self.end)
 
     def _training(self) -> tuple[float, float] | None:
         for event in self.log.events:
-            if event.get("event") == "training" and (t := _time(event)) is not None:
-                return self._within(t), _positive(event.get("step"))
+            if event.name == "training" and event.at is not None:
+                return self._within(event.at), _positive(event.step)
         return None
 
     def _knots(self, has_steps: bool) -> list[tuple[float, float]]:
         """(time, steps done) where the work began and wherever it is known; both only grow."""
         known = [(self._within(t), s) for s, t in self.log.points]
         for event in self.log.events:
-            t, step = _time(event), _number(event.get("step"))
-            if event.get("event") == "finished" and t is not None and step is not None:
-                known.append((self._within(t), step))
+            if event.name == "finished" and event.at is not None and event.step is not None:
+                known.append((self._within(event.at), event.step))
         if self.log.last_step is not None and self.log.last_step_at is not None:
             known.append((self._within(self.log.last_step_at), self.log.last_step))
         reached = max((s for _, s in known), default=-1.0)
         for save in self.saves:  # coarser than the others: only where they know less
-            if (step := _number(save.get("step")) or 0.0) > reached and _time(save) is not None:
+            if (step := save.step or 0.0) > reached and save.at is not None:
                 known.append((self._saving_at(save), step))
         known.sort()
         began = self._training() or (known[0] if known else self._worked_from(has_steps))
@@ -317,7 +348,7 @@ class _Accounting:
 
     def _worked_from(self, has_steps: bool) -> tuple[float, float]:
         """When work began, of an attempt without any step."""
-        times = [self._within(t) for e in self.log.events if (t := _time(e)) is not None]
+        times = [self._within(e.at) for e in self.log.events if e.at is not None]
         if self.log.ended_badly:
             return max(times, default=self.start), 0.0
         if self.log.is_running and has_steps:
@@ -335,27 +366,10 @@ def _crossing(knots: Sequence[tuple[float, float]], step: float) -> float:
     return knots[-1][0]
 
 
-def _lag(save: Mapping[str, Any]) -> float:
-    """Seconds from the stall until a checkpoint was committed.
-
-    A save that training waits for has its writing within its stall.
-    """
-    write, stall = _positive(save.get("write_s")), _positive(save.get("stall_s"))
-    return write if write > stall else 0.0
+def _number(value: object) -> float | None:
+    """A finite number, or None."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _time(event: Mapping[str, Any]) -> float | None:
-    """Unix seconds of a journal line."""
-    milliseconds = _number(event.get("t"))
-    return None if milliseconds is None else milliseconds / 1000
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, or None: journals outlive crashes and are read as they are."""
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
-    return None
-
-
-def _positive(value: Any) -> float:
-    return max(0.0, _number(value) or 0.0)
+def _positive(value: float | None) -> float:
+    return max(0.0, value or 0.0)

@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from studies.analysis.goodput.accounting import Goodput, total
 from studies.analysis.goodput.interval_law import (
@@ -42,7 +41,7 @@ class IntervalAdvice:
     """Useful share predicted for `interval_s`."""
     measured_share: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values; what is infinite becomes None."""
         values = asdict(self) | {"mtbf_s": self.rate.mtbf_s}
         return {k: None if v == math.inf else v for k, v in values.items()}
@@ -66,7 +65,7 @@ class StudyGoodput:
         """True if nothing was ever started."""
         return not self.stages
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values."""
         return {
             "whole": to_plain(self.whole),
@@ -75,7 +74,7 @@ class StudyGoodput:
         }
 
 
-def to_plain(goodput: Goodput) -> dict[str, Any]:
+def to_plain(goodput: Goodput) -> dict[str, object]:
     """A stage's goodput as plain values: seconds, shares in per cent, counts."""
     return {
         "attempts": goodput.attempts,

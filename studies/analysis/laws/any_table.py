@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from studies.analysis.laws import forms
 from studies.analysis.laws.by_protocol import ProtocolLaw, law_of, usable
@@ -56,7 +56,7 @@ class Question:
     """Error of chance, for the bounded law."""
 
 
-def read_table(path: Path) -> dict[str, list[Any]]:
+def read_table(path: Path) -> dict[str, list[object]]:
     """Columns of a CSV or Parquet file.
 
     Raises:
@@ -75,7 +75,7 @@ def read_table(path: Path) -> dict[str, list[Any]]:
 
 
 def fit_table(
-    table: Mapping[str, Sequence[Any]],
+    table: Mapping[str, Sequence[object]],
     question: Question,
     targets: Sequence[Mapping[str, float]] = (),
     method: Method | None = None,
@@ -107,7 +107,7 @@ def fit_table(
     return found
 
 
-def _require(table: Mapping[str, Sequence[Any]], name: str) -> None:
+def _require(table: Mapping[str, Sequence[object]], name: str) -> None:
     if name not in table:
         raise unknown("column", name, table, where="the table")
 
@@ -138,7 +138,7 @@ def _law(name: str, axes: tuple[str, ...], top: float | None) -> Law:
     return TWO[name](axes[0], axes[1]) if wanted == 2 else ONE.get(name, forms.frontier)(axes[0])
 
 
-def _groups(table: Mapping[str, Sequence[Any]], question: Question) -> dict[str, list[int]]:
+def _groups(table: Mapping[str, Sequence[object]], question: Question) -> dict[str, list[int]]:
     """Rows that are asked for, by label."""
     rows = [
         i
@@ -158,7 +158,7 @@ def _groups(table: Mapping[str, Sequence[Any]], question: Question) -> dict[str,
 
 
 def _observations(
-    table: Mapping[str, Sequence[Any]], rows: Sequence[int], question: Question
+    table: Mapping[str, Sequence[object]], rows: Sequence[int], question: Question
 ) -> Observations:
     values = [_number(table[question.y][i], question.y) for i in rows]
     errors = [100 - v for v in values] if question.measure == "accuracy" else values
@@ -166,13 +166,13 @@ def _observations(
     return observe(axes, errors, percent=question.measure != "loss")
 
 
-def _number(value: Any, column: str) -> float:
+def _number(value: object, column: str) -> float:
     """NaN for what is missing; a word is refused."""
     if value is None or value == "":
         return math.nan
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
+        return float(value if isinstance(value, int | float) else str(value))
+    except ValueError as error:
         raise StudyError(f"column {column!r} holds {value!r}, which is no number") from error
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -247,7 +246,7 @@ class Problem:
         found = [self.descend(u, free, fixed) for u in chosen]
         return sorted(found, key=lambda o: o.objective)
 
-    def distance(self, u: Any, v: Any) -> float:
+    def distance(self, u: npt.ArrayLike, v: npt.ArrayLike) -> float:
         """Largest difference of two points, as a share of each parameter's range."""
         if not len(self.spans):
             return 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from studies.analysis.sweeps.optima import (
     Search,
@@ -131,7 +130,7 @@ def _slope(found: Trend) -> str:
     )
 
 
-def sweep_json(searches: Sequence[Search]) -> list[dict[str, Any]]:
+def sweep_json(searches: Sequence[Search]) -> list[dict[str, object]]:
     """Everything of the section, as plain values."""
     return [
         {
@@ -155,5 +154,5 @@ def sweep_json(searches: Sequence[Search]) -> list[dict[str, Any]]:
     ]
 
 
-def _optimum_json(found: SweepOptimum) -> dict[str, Any]:
+def _optimum_json(found: SweepOptimum) -> dict[str, object]:
     return {"status": found.status, "at": found.at, "low": found.low, "high": found.high}

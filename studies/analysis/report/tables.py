@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from studies.json_text import json_text
 from studies.result_row import ResultRow, Value, columns_of
@@ -34,7 +34,7 @@ def write_parquet(rows: Sequence[ResultRow], path: Path) -> None:
     parquet.write_table(pa.Table.from_pylist(found, schema=schema), path)
 
 
-def _type(hint: Any, column: str, rows: Sequence[Mapping[str, Value]]) -> str:
+def _type(hint: object, column: str, rows: Sequence[Mapping[str, Value]]) -> str:
     """`int` for `int | None`, `str` for a Literal; an axis holds numbers or categories."""
     if hint is not None:
         return next((t.__name__ for t in (int, float) if hint in (t, t | None)), "str")

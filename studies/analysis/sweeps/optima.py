@@ -8,9 +8,9 @@ where the winner was run again at other seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ class Trial:
     """A finished trial."""
 
     number: int
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     values: tuple[float, ...]
     """Per cent, by each of the search's protocols."""
     is_transferred: bool = False
@@ -221,9 +221,8 @@ def _fieller(
 def _numbers(search: Search, key: str) -> list[float] | None:
     """Values of a setting in every trial; None if some are no numbers."""
     found = [t.settings.get(key) for t in search.trials]
-    if not found or any(isinstance(v, bool) or not isinstance(v, int | float) for v in found):
-        return None
-    return [float(v) for v in found if v is not None]
+    numbers = [float(v) for v in found if isinstance(v, int | float) and not isinstance(v, bool)]
+    return numbers if found and len(numbers) == len(found) else None
 
 
 def _scaled(search: Search, key: str, values: Sequence[float]) -> Array:
@@ -232,7 +231,7 @@ def _scaled(search: Search, key: str, values: Sequence[float]) -> Array:
     return np.asarray((x - x.mean()) / spread, dtype=np.float64)
 
 
-def _back(search: Search, key: str, values: Sequence[float]) -> Any:
+def _back(search: Search, key: str, values: Sequence[float]) -> Callable[[float], float]:
     """From the scale of the fit to the setting's own."""
     is_log = key in search.log_axes
     x = np.log(values) if is_log else np.asarray(values, dtype=np.float64)
@@ -322,7 +321,7 @@ def trend(searches: Sequence[Search], key: str) -> Trend | None:
     )
 
 
-def _half_width(found: SweepOptimum, scale: Any) -> float:
+def _half_width(found: SweepOptimum, scale: Callable[[float], float]) -> float:
     """Half of an interval on the trend's scale; an open end counts as far as was tried."""
     tried = found.tried or (0.0, 1.0)
     low = found.low if found.low is not None else tried[0]

@@ -34,6 +34,7 @@ from studies.analysis.goodput.accounting import (
     SUCCESS,
     AttemptLog,
     Goodput,
+    JournalEvent,
     account,
     total,
 )
@@ -50,8 +51,8 @@ from studies.analysis.goodput.interval_law import (
 NOW = 10_000.0
 
 
-def event(name: str, at: float, **fields: Any) -> dict[str, Any]:
-    return {"seq": 0, "t": at * 1000, "event": name, **fields}
+def event(name: str, at: float, **fields: Any) -> JournalEvent:
+    return JournalEvent.read({"seq": 0, "t": at * 1000, "event": name, **fields})
 
 
 def seconds(goodput: Goodput) -> dict[str, float]:
@@ -117,7 +118,7 @@ def test_a_replay_that_is_killed_before_it_has_caught_up_is_replay_only() -> Non
     killed = second_attempt(
         ended_at=153.0, cause="rank died", points=[], last_step=23.0, last_step_at=152.5
     )
-    events = [e for e in killed.events if e["event"] != "finished"]
+    events = [e for e in killed.events if e.name != "finished"]
     killed = second_attempt(
         ended_at=153.0, cause="rank died", events=events, points=[(23.0, 152.5)]
     )
@@ -226,7 +227,7 @@ def random_log(rng: random.Random) -> AttemptLog:
     for _ in range(rng.randrange(12)):
         fields = {k: nonsense(rng.uniform(0, 100)) for k in ("seconds", "stall_s", "write_s")}
         at = {"t": nonsense(moment() * 1000), "step": nonsense(rng.randrange(100))}
-        events.append({"event": rng.choice(names), **fields, **at})
+        events.append(JournalEvent.read({"event": rng.choice(names), **fields, **at}))
     ended = rng.random() < 0.7
     return AttemptLog(
         started_at=start,
