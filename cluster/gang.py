@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.hang import Hang, stragglers
 from cluster.ranks.heartbeat import Heartbeat
+from cluster.ranks.outcome import RankOutcome
 from cluster.slots import Slot
 
 
@@ -19,7 +20,7 @@ class Gang:
     refs: list[Any]
     run_id: str
     """Names this use of the slots, so that a stop never reaches the next one."""
-    outcomes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    outcomes: dict[int, RankOutcome] = field(default_factory=dict)
     first_failure: float | None = None
     heartbeats: dict[int, Heartbeat] = field(default_factory=dict)
     """What each rank was last heard to be at."""
@@ -56,9 +57,10 @@ class Gang:
             if rank not in self.outcomes
         }
 
-    def end(self, rank: int, outcome: dict[str, Any]) -> None:
+    def end(self, outcome: RankOutcome) -> None:
         """Note how a rank ended."""
-        outcome.setdefault("stop_reason", self.stop_reason)
-        self.outcomes[rank] = outcome
-        if "error" in outcome and self.first_failure is None:
+        if outcome.error is not None and outcome.error.loss is not None:
+            outcome = replace(outcome, stop_reason=self.stop_reason)
+        self.outcomes[outcome.rank] = outcome
+        if outcome.error is not None and self.first_failure is None:
             self.first_failure = time.time()

@@ -64,7 +64,7 @@ def gather(slots: Mapping[int, Slot]) -> HangStacks:
     inspector = ray.remote(inspect_and_end)
     looks = {
         inspector.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(slot.node)).remote(
-            slot.pid, slot.stacks_fd
+            slot.process.pid, slot.process.stacks_fd
         ): rank
         for rank, slot in silent.items()
     }

@@ -13,19 +13,18 @@ import json
 import time
 import uuid
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from cluster.connect import Capacity
 from cluster.errors import ClusterError, ResourcesUnavailable
 from cluster.gang import Gang
 from cluster.hang import HangLimits
 from cluster.nodes import NodeWatch, head_processes
-from cluster.outcomes import died, must_retire, outcome_of
 from cluster.ranks.environment import stage_environment
 from cluster.ranks.heartbeat import Heartbeat
+from cluster.ranks.outcome import JsonObject, Loss, lost
+from cluster.ray_outcome import must_retire, outcome_of
 from cluster.slots import Slot, SlotShape, Starter, max_slots
 from cluster.supervision import HeartbeatWatch, end_if_hung, pass_drain_on
-from cluster.verdict import COLLATERAL
 
 SUCCESSOR_DELAY_S = 4.0
 """With a spare at hand a successor lets the gang recover first: importing torch takes its cores."""
@@ -129,7 +128,7 @@ class SlotPool:
     def launch(
         self,
         entry: str,
-        payload: dict[str, Any],
+        payload: JsonObject,
         num_ranks: int,
         *,
         avoid_nodes: Collection[str] = frozenset(),
@@ -154,7 +153,7 @@ class SlotPool:
                 # A GPU slot sees its own device only, as number 0.
                 local_rank=0 if self.shape.gpus else peers.index(slot),
                 local_world=len(peers),
-                address=slots[0].node_ip,
+                address=slots[0].process.node_ip,
                 port=port,
             )
             gang.heartbeats[rank] = Heartbeat("", 0, now, None, 0.0, answered_at=now)
@@ -251,7 +250,7 @@ class SlotPool:
             done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
         for ref in done:
             gang, rank = pending[ref]
-            gang.end(rank, outcome_of(ref, rank, gang.slots[rank].node, self._watch.nodes.alive))
+            gang.end(outcome_of(ref, rank, gang.slots[rank].node, self._watch.nodes.alive))
         return bool(done)
 
     def _end_collateral(self, gang: Gang) -> None:
@@ -263,7 +262,7 @@ class SlotPool:
             return
         for rank in gang.at_work():
             ray.kill(gang.slots[rank].actor)
-            gang.end(rank, died(rank, COLLATERAL, "ended because a peer failed"))
+            gang.end(lost(rank, Loss.ENDED_WITH_GANG, "ended because a peer failed"))
 
     def _retire(self, slot: Slot) -> None:
         """Replace a slot in place; its successor starts in the background."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.connect import Capacity
 from cluster.errors import ClusterError
-from cluster.ranks.actor import RankProcess
+from cluster.ranks.actor import ProcessInfo, RankProcess
 from cluster.ranks.environment import process_environment
 
 QUICK_RETRIES = 5
@@ -49,17 +49,17 @@ class Slot:
 
     index: int
     actor: Any
-    node: str
-    node_ip: str
-    pid: int
-    devices: tuple[str, ...]
-    stacks_fd: int
-    """File of the process into which it writes its stacks; see `inspect_process`."""
+    process: ProcessInfo
     busy: bool = False
     base_rss: int | None = None
     heartbeat_ref: Any = None
     """A question for the heartbeat that was not answered yet."""
     asked_at: float = 0.0
+
+    @property
+    def node(self) -> str:
+        """Id of the node that it is on."""
+        return self.process.node
 
 
 @dataclass
@@ -162,15 +162,7 @@ class Starter:
             return None
         if start.slot is not None:
             return start.slot
-        start.slot = Slot(
-            index,
-            start.actor,
-            answer["node"],
-            answer["node_ip"],
-            answer["pid"],
-            tuple(answer["devices"]),
-            answer["stacks_fd"],
-        )
+        start.slot = Slot(index, start.actor, answer)
         self._check_devices([*others, start.slot])  # before torch starts on it
         if self._warm_entry is None:
             return start.slot
@@ -195,8 +187,8 @@ class Starter:
         """Refuse slots that share a GPU."""
         if not self._shape.gpus:
             return
-        seen = [(s.node, d) for s in slots for d in s.devices]
-        if len(set(seen)) != len(slots) or any(len(s.devices) != 1 for s in slots):
+        seen = [(s.node, d) for s in slots for d in s.process.devices]
+        if len(set(seen)) != len(slots) or any(len(s.process.devices) != 1 for s in slots):
             raise ClusterError(
                 f"the ranks do not have one GPU each, distinct per node: {seen}; was Ray started "
                 "by a launcher that hides or shares devices?"
@@ -218,9 +210,8 @@ def _kill(actor: Any) -> None:
 class _RankActor(RankProcess):
     """The rank process as Ray sees it."""
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> ProcessInfo:
         import ray
 
-        context = ray.get_runtime_context()
-        where = {"node": context.get_node_id(), "node_ip": ray.util.get_node_ip_address()}
-        return super().info() | where
+        node = ray.get_runtime_context().get_node_id()
+        return replace(super().info(), node=node, node_ip=ray.util.get_node_ip_address())

@@ -11,10 +11,9 @@ from typing import Any
 from cluster.gang import Gang
 from cluster.hang import HangLimits, is_overdue, name_hang
 from cluster.hang_stacks import gather
-from cluster.outcomes import died
-from cluster.ranks.heartbeat import heartbeat_from
+from cluster.ranks.actor import RankAnswer
+from cluster.ranks.outcome import Loss, lost
 from cluster.slots import Slot
-from cluster.verdict import COLLATERAL
 
 HEARTBEAT_EVERY_S = 1.0
 PAUSE_S = 5.0
@@ -89,10 +88,10 @@ def end_if_hung(gang: Gang, limits: HangLimits) -> None:
     for rank in heartbeats:
         ray.kill(gang.slots[rank].actor)
         if rank in gang.hang.ranks:
-            outcome = died(rank, "Hang", f"{gang.hang.describe()}: {states}", text)
+            outcome = lost(rank, Loss.HANG, f"{gang.hang.describe()}: {states}", text)
         else:
-            outcome = died(rank, COLLATERAL, "ended because a peer hung")
-        gang.end(rank, outcome)
+            outcome = lost(rank, Loss.ENDED_WITH_GANG, "ended because a peer hung")
+        gang.end(outcome)
 
 
 def _forgive(gangs: Iterable[Gang], gap_s: float) -> None:
@@ -104,9 +103,9 @@ def _forgive(gangs: Iterable[Gang], gap_s: float) -> None:
             )
 
 
-def _hear(slot: Slot, values: dict[str, Any], gangs: Mapping[str, Gang], now: float) -> bool:
+def _hear(slot: Slot, answer: RankAnswer, gangs: Mapping[str, Gang], now: float) -> bool:
     """Note an answer; True if its process was told to go."""
-    gang = gangs.get(values["run_id"])
+    gang = gangs.get(answer.run_id)
     if gang is not None and slot in gang.slots:
-        gang.heartbeats[gang.slots.index(slot)] = heartbeat_from(values, now)
-    return bool(values["is_going"])
+        gang.heartbeats[gang.slots.index(slot)] = answer.heartbeat.on_clock(now)
+    return answer.is_going

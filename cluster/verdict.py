@@ -3,19 +3,20 @@
 Evidence counts in this order: a notice of preemption, a node that is gone, the earliest error
 that names its own cause, the earliest other exception, lost connections. What the survivors of a
 dead peer say is collateral, and a request to stop explains those ends that a stop can cause.
+
+An exception is judged by what its class claims (`attempt_cause`), by the error numbers of its
+chain, and by its qualified types. Texts count only where a library gives nothing else, and only in
+exceptions of its own types.
 """
 
 from __future__ import annotations
 
 import enum
 import errno
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-COLLATERAL = "EndedWithItsGang"
-"""Type of the error of a rank that was ended because a peer had failed."""
+from cluster.ranks.outcome import Loss, Raised, RankError, RankOutcome
 
 
 class Cause(enum.Enum):
@@ -64,21 +65,27 @@ class Verdict:
     traceback: str = ""
     stop_reason: str | None = None
     """Why the gang had been asked to stop, whatever ended it."""
+    blames_node: bool = False
+    """The end speaks against the rank's node: a dead rank, a hang, broken memory."""
 
 
-_BY_TYPE = {
-    "NodeLost": Cause.NODE_LOST,
-    "HostOutOfMemory": Cause.HOST_OUT_OF_MEMORY,
-    "Hang": Cause.HANG,
-    "RankDied": Cause.RANK_DIED,
-    "ConfigError": Cause.BAD_INPUT,
-    "DataError": Cause.BAD_DATA,
-    "CheckpointError": Cause.CHECKPOINT,
-    "NumericsError": Cause.NUMERICS,
-    "OutOfMemoryError": Cause.DEVICE_OUT_OF_MEMORY,  # torch's; Ray's is HostOutOfMemory here
-    "MemoryError": Cause.HOST_OUT_OF_MEMORY,
+_BY_LOSS = {
+    Loss.RANK_DIED: Cause.RANK_DIED,
+    Loss.NODE_LOST: Cause.NODE_LOST,
+    Loss.HOST_OUT_OF_MEMORY: Cause.HOST_OUT_OF_MEMORY,
+    Loss.HANG: Cause.HANG,
+    Loss.ENDED_WITH_GANG: Cause.RANK_DIED,
 }
-_BY_ERRNO = {
+_BY_CLAIM = {
+    cause.value: cause
+    for cause in (Cause.BAD_INPUT, Cause.BAD_DATA, Cause.CHECKPOINT, Cause.NUMERICS)
+}
+_STOP_CLAIM = "stopped"
+_BY_TYPE = {
+    "torch.OutOfMemoryError": Cause.DEVICE_OUT_OF_MEMORY,
+    "builtins.MemoryError": Cause.HOST_OUT_OF_MEMORY,
+}
+_BY_ERRNO: dict[int | None, Cause] = {
     errno.ENOSPC: Cause.DISK,
     errno.EDQUOT: Cause.DISK,
     errno.EIO: Cause.DISK,
@@ -86,7 +93,7 @@ _BY_ERRNO = {
     errno.ENOMEM: Cause.HOST_OUT_OF_MEMORY,
     errno.EADDRINUSE: Cause.RENDEZVOUS,
 }
-_BY_TEXT = (
+_TORCH_TEXTS = (
     ("cuda out of memory", Cause.DEVICE_OUT_OF_MEMORY),
     ("hip out of memory", Cause.DEVICE_OUT_OF_MEMORY),
     ("cuda error: out of memory", Cause.DEVICE_OUT_OF_MEMORY),
@@ -96,18 +103,18 @@ _BY_TEXT = (
     ("defaultcpuallocator: not enough memory", Cause.HOST_OUT_OF_MEMORY),
     ("cannot allocate memory", Cause.HOST_OUT_OF_MEMORY),
     ("no space left", Cause.DISK),
-    ("disk quota exceeded", Cause.DISK),
-    ("read-only file system", Cause.DISK),
-    ("input/output error", Cause.DISK),
     # torch's zip writer, under DeepSpeed's shards: what a full disk looks like from C++.
     ("pytorchstreamwriter failed", Cause.DISK),
     ("inline_container.cc", Cause.DISK),
     ("eaddrinuse", Cause.RENDEZVOUS),
     ("address already in use", Cause.RENDEZVOUS),
 )
-_ERRNO = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
+_SAFETENSORS_TEXTS = tuple((f"(os error {number})", cause) for number, cause in _BY_ERRNO.items())
+"""Rust writes error numbers into its texts, and safetensors passes only the text on."""
 _WRAPS_OTHERS = frozenset({Cause.CHECKPOINT, Cause.BAD_DATA})
 """Errors of ours that may wrap what the disk said, which is the more specific."""
+_NODE_FAILURES = frozenset({Cause.RANK_DIED, Cause.NODE_LOST, Cause.HANG})
+_BROKEN_HARDWARE = ("uncorrectable ecc", "xid ")
 _EXPLAINED_BY_STOP = {
     Cause.PREEMPTED: frozenset({Cause.RANK_DIED, Cause.NODE_LOST, Cause.HANG, Cause.RENDEZVOUS}),
     Cause.CANCELLED: frozenset({Cause.RANK_DIED, Cause.HANG, Cause.RENDEZVOUS}),
@@ -120,7 +127,7 @@ _STOPPED = {
     "resize": Cause.RESIZED,
 }
 """By reason of the request to stop; the first that any rank was given counts."""
-_LOST_CONNECTION = (
+_LOST_CONNECTION_TEXTS = (
     "connection reset",
     "connection closed",
     "connection refused",
@@ -133,82 +140,112 @@ _LOST_CONNECTION = (
     "ncclremoteerror",
     "nccl communicator was aborted",
 )
+_LOST_CONNECTION = frozenset(
+    {errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ESHUTDOWN}
+)
 
 
-def judge(outcomes: Sequence[dict[str, Any]]) -> Verdict:
+def judge(outcomes: Sequence[RankOutcome]) -> Verdict:
     """Judge the gang, not the rank."""
-    failed = [o for o in outcomes if "error" in o]
+    failed = [(o.rank, o.error) for o in outcomes if o.error is not None]
     if not failed:
         return Verdict(Cause.SUCCESS)
     reason = _stop_reason(outcomes)
     stopped = _STOPPED.get(reason or "cancelled", Cause.CANCELLED)
-    worst = min(failed, key=lambda o: (_weight(o["error"]), o["error"].get("at", 0.0)))
-    error = worst["error"]
+    rank, error = min(failed, key=lambda pair: (_weight(pair[1]), pair[1].at))
     cause = stopped if _is_stop(error) else cause_of(error)
     if reason is not None and (cause in _EXPLAINED_BY_STOP[stopped] or _says_nothing(error)):
         cause = stopped
     return Verdict(
-        cause, f"{error['type']}: {error['message']}", worst["rank"], error["traceback"], reason
+        cause,
+        f"{error.name}: {error.message}",
+        rank,
+        error.traceback,
+        reason,
+        cause in _NODE_FAILURES or _has_text(error, _BROKEN_HARDWARE),
     )
 
 
-def cause_of(error: dict[str, Any]) -> Cause:
+def cause_of(error: RankError) -> Cause:
     """Cause that one rank's error names."""
-    named = next((_BY_TYPE[name] for name in error["types"] if name in _BY_TYPE), None)
-    if named is None or named in _WRAPS_OTHERS:
-        told = _told(error["message"])
-        if told is not None and (named is None or told is Cause.DISK):
-            return told
+    return _named(error) or (Cause.RENDEZVOUS if _lost_connection(error) else Cause.ERROR)
+
+
+def is_of_device(error: RankError) -> bool:
+    """True if CUDA raised it, or what it was raised from: its context must not be used again."""
+    return _has_text(error, ("cuda",))
+
+
+def _named(error: RankError) -> Cause | None:
+    """Cause that an error names by itself."""
+    if error.loss is not None:
+        return _BY_LOSS[error.loss]
+    told = next((cause for link in error.chain if (cause := _told(link)) is not None), None)
+    claimed = _BY_CLAIM.get(error.chain[0].claim or "")
+    if claimed is None or (claimed in _WRAPS_OTHERS and told is Cause.DISK):
+        return told
+    return claimed
+
+
+def _told(link: Raised) -> Cause | None:
+    """Cause that an exception of the machine or of a library names unmistakably."""
+    if link.errno in _BY_ERRNO:
+        return _BY_ERRNO[link.errno]
+    named = next((_BY_TYPE[name] for name in link.types if name in _BY_TYPE), None)
     if named is not None:
         return named
-    if COLLATERAL in error["types"]:
-        return Cause.RANK_DIED
-    return Cause.RENDEZVOUS if _lost_connection(error["message"]) else Cause.ERROR
+    if _is_torch(link):
+        return _by_text(link, _TORCH_TEXTS)
+    is_rust = link.types[0].startswith("safetensors.")
+    return _by_text(link, _SAFETENSORS_TEXTS) if is_rust else None
 
 
-def _told(message: str) -> Cause | None:
-    """Cause that a message names unmistakably: an error number, or a well-known text."""
-    for match in _ERRNO.finditer(message):
-        if (cause := _BY_ERRNO.get(int(match[1] or match[2]))) is not None:
-            return cause
-    text = message.lower()
-    return next((cause for pattern, cause in _BY_TEXT if pattern in text), None)
+def _by_text(link: Raised, texts: Sequence[tuple[str, Cause]]) -> Cause | None:
+    message = link.message.lower()
+    return next((cause for text, cause in texts if text in message), None)
 
 
-def _weight(error: dict[str, Any]) -> int:
+def _is_torch(link: Raised) -> bool:
+    """True for a type of torch's own, or the plain one that its C++ raises everything as."""
+    own = link.types[0]
+    return own == "builtins.RuntimeError" or own.startswith("torch.")
+
+
+def _has_text(error: RankError, texts: Sequence[str]) -> bool:
+    """True if an exception of torch's in the chain says one of these."""
+    said = [link.message.lower() for link in error.chain if _is_torch(link)]
+    return any(text in message for message in said for text in texts)
+
+
+def _weight(error: RankError) -> int:
     """Rank of a piece of evidence; of equal ones the earliest counts."""
     if _is_stop(error):
         return 3
-    if _is_collateral(error):
-        return 5 if _says_nothing(error) else 4
-    cause = cause_of(error)
-    if cause is Cause.NODE_LOST:
-        return 0
-    return 2 if cause is Cause.ERROR else 1
-
-
-def _is_stop(error: dict[str, Any]) -> bool:
-    return "Stopped" in error["types"]
-
-
-def _is_collateral(error: dict[str, Any]) -> bool:
-    """True for what a rank says because a peer is gone."""
     if _says_nothing(error):
+        return 5
+    cause = _named(error)
+    if cause is None:
+        return 4 if _lost_connection(error) else 2
+    return 0 if cause is Cause.NODE_LOST else 1
+
+
+def _is_stop(error: RankError) -> bool:
+    return bool(error.chain) and error.chain[0].claim == _STOP_CLAIM
+
+
+def _says_nothing(error: RankError) -> bool:
+    return error.loss is Loss.ENDED_WITH_GANG
+
+
+def _lost_connection(error: RankError) -> bool:
+    """True for what a rank says because a peer is gone."""
+    first = error.chain[0]
+    if first.errno in _LOST_CONNECTION:
         return True
-    is_named = any(name in _BY_TYPE for name in error["types"])
-    return not is_named and not _told(error["message"]) and _lost_connection(error["message"])
+    return _is_torch(first) and any(t in first.message.lower() for t in _LOST_CONNECTION_TEXTS)
 
 
-def _says_nothing(error: dict[str, Any]) -> bool:
-    return COLLATERAL in error["types"]
-
-
-def _lost_connection(message: str) -> bool:
-    text = message.lower()
-    return any(pattern in text for pattern in _LOST_CONNECTION)
-
-
-def _stop_reason(outcomes: Sequence[dict[str, Any]]) -> str | None:
+def _stop_reason(outcomes: Sequence[RankOutcome]) -> str | None:
     """Why the gang was asked to stop: a notice that reached one rank is one for all."""
-    given = {o.get("stop_reason") for o in outcomes}
+    given = {o.stop_reason for o in outcomes}
     return next((reason for reason in _STOPPED if reason in given), None)

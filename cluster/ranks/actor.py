@@ -13,14 +13,14 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.ranks.environment import free_port, visible_devices
-from cluster.ranks.heartbeat import HeartbeatRecorder
+from cluster.ranks.heartbeat import Heartbeat, HeartbeatRecorder
 from cluster.ranks.inspect_process import STACKS_LIMIT, register_stacks
+from cluster.ranks.outcome import JsonObject, RankError, RankOutcome, describe
 from cluster.ranks.stop_request import StopRequests
 
-Entry = Callable[[dict[str, Any], "RankControl"], dict[str, Any]]
+Entry = Callable[[JsonObject, "RankControl"], JsonObject]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,29 @@ def load_entry(name: str) -> Entry:
     return entry
 
 
+@dataclass(frozen=True)
+class RankAnswer:
+    """What a rank process is at."""
+
+    run_id: str
+    """Run that it works on, "" if none."""
+    is_going: bool
+    """A signal said that it will be ended."""
+    heartbeat: Heartbeat
+
+
+@dataclass(frozen=True)
+class ProcessInfo:
+    """A rank process as it says itself."""
+
+    pid: int
+    devices: tuple[str, ...]
+    stacks_fd: int
+    """File of the process into which it writes its stacks; see `inspect_process`."""
+    node: str = ""
+    node_ip: str = ""
+
+
 class RankProcess:
     """Body of the Ray actor; plain Python, so that it can be tested without Ray."""
 
@@ -53,13 +76,9 @@ class RankProcess:
         self._run_id = ""
         self._recorder = HeartbeatRecorder()
 
-    def info(self) -> dict[str, Any]:
-        """Say where this process is and which devices it has."""
-        return {
-            "pid": os.getpid(),
-            "devices": visible_devices(),
-            "stacks_fd": self._stacks.fileno(),
-        }
+    def info(self) -> ProcessInfo:
+        """Say which process this is and which devices it has."""
+        return ProcessInfo(os.getpid(), tuple(visible_devices()), self._stacks.fileno())
 
     def warm(self, entry: str) -> float:
         """Run an entry that imports what stages will need; return the seconds it took."""
@@ -75,13 +94,10 @@ class RankProcess:
         """Ask a run to stop at the next step, also one that has not begun yet."""
         self._stop_requests.request(run_id, reason, grace_s)
 
-    def heartbeat(self) -> dict[str, Any]:
-        """What this process is at: its run ("" if none), and whether it was told to go."""
+    def heartbeat(self) -> RankAnswer:
+        """What this process is at."""
         recorder, run_id = self._recorder, self._run_id
-        return recorder.read() | {
-            "run_id": run_id,
-            "is_going": self._stop_requests.is_process_going,
-        }
+        return RankAnswer(run_id, self._stop_requests.is_process_going, recorder.read())
 
     def stacks(self) -> str:
         """Python stacks of all threads."""
@@ -92,13 +108,10 @@ class RankProcess:
             parts.append(f"Thread {names.get(number, number)}:\n{lines}")
         return "\n".join(parts)[:STACKS_LIMIT]
 
-    def run(
-        self, run_id: str, entry: str, payload: str, environment: dict[str, str]
-    ) -> dict[str, Any]:
-        """Run `entry` on the JSON `payload`; never raises, an error is part of the outcome."""
+    def run(self, run_id: str, entry: str, payload: str, environment: dict[str, str]) -> str:
+        """Run `entry` on the JSON `payload`; the outcome as JSON. An error is part of it."""
         os.environ.update(environment)
         rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        outcome: dict[str, Any] = {"rank": rank, "pid": os.getpid()}
         self._recorder, self._run_id = HeartbeatRecorder(), run_id
         control = RankControl(
             rank,
@@ -107,30 +120,31 @@ class RankProcess:
             grace_left_s=lambda: self._stop_requests.grace_left_s(run_id),
             beat=self._recorder.beat,
         )
-        try:
-            outcome["value"] = load_entry(entry)(json.loads(payload), control)
-        except Exception as error:  # whatever a stage raises is evidence for the verdict
-            outcome["error"] = describe(error)
-        outcome["ended_at"] = time.time()
-        outcome["stop_reason"] = self._stop_requests.reason(run_id)
-        outcome["is_going"] = self._stop_requests.is_process_going
+        value, error = _call(entry, payload, control)
+        reason, is_going = self._stop_requests.reason(run_id), self._stop_requests.is_process_going
         self._run_id = ""
         self._stop_requests.forget(run_id)
         gc.collect()
-        outcome["rss_bytes"] = resident_bytes()
-        return outcome
+        return RankOutcome(
+            rank=rank,
+            value=value,
+            error=error,
+            stop_reason=reason,
+            is_going=is_going,
+            rss_bytes=resident_bytes(),
+        ).to_json()
 
 
-def describe(error: BaseException) -> dict[str, Any]:
-    """An exception as plain values: type names up to its root, message, traceback."""
-    names = [c.__name__ for c in type(error).__mro__ if c not in (object, BaseException)]
-    return {
-        "type": names[0],
-        "types": names,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error))[-8000:],
-        "at": time.time(),
-    }
+def _call(
+    entry: str, payload: str, control: RankControl
+) -> tuple[JsonObject | None, RankError | None]:
+    """What an entry returns, or its error: whatever a stage raises is evidence for the verdict."""
+    try:
+        value = load_entry(entry)(json.loads(payload), control)
+        json.dumps(value)  # what cannot cross is the entry's own error
+        return value, None
+    except Exception as error:
+        return None, describe(error)
 
 
 def resident_bytes() -> int:

@@ -1,7 +1,6 @@
 """What a rank is at and since when: kept by the rank itself, read from outside about every second.
 
-A beat costs microseconds and touches nothing but memory. Ages cross the wire, never times, so
-the clocks of the nodes need not agree.
+A beat costs microseconds and touches nothing but memory.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 RECENT_STEPS = 50
 """Steps over which a rank's own time is averaged."""
@@ -19,7 +17,11 @@ RECENT_STEPS = 50
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a rank was at when it last answered; times are Unix seconds of the driver's clock."""
+    """What a rank was at when it last answered.
+
+    Times are seconds of one clock: for the rank its answer is at 0, so that the clocks of nodes
+    need not agree; the driver puts them on its own.
+    """
 
     section: str
     """Section of the stage that began last; "" if the stage has not told any."""
@@ -37,6 +39,11 @@ class Heartbeat:
     """Longest seconds measured per section in this run."""
     answered_at: float = 0.0
     """When this was heard."""
+
+    def on_clock(self, now: float) -> Heartbeat:
+        """The same on a clock that says `now` at the answer."""
+        step_at = None if self.step_at is None else now + self.step_at
+        return replace(self, since=now + self.since, step_at=step_at, answered_at=now)
 
 
 class HeartbeatRecorder:
@@ -78,31 +85,16 @@ class HeartbeatRecorder:
                 self._step_at = now
         self._section, self._step, self._since, self._cpu_since = section, step, now, cpu
 
-    def read(self) -> dict[str, Any]:
-        """The present state as plain values, times as ages; called from any thread."""
+    def read(self) -> Heartbeat:
+        """The present state, with times before now; called from any thread."""
         now, step_at = self._clock(), self._step_at
         own = list(self._own)
-        return {
-            "section": self._section,
-            "step": self._step,
-            "age_s": now - self._since,
-            "step_age_s": None if step_at is None else now - step_at,
-            "own_s": statistics.median(own) if own else 0.0,
-            "num_own": len(own),
-            "slowest": dict(self._slowest),
-        }
-
-
-def heartbeat_from(values: dict[str, Any], now: float) -> Heartbeat:
-    """A rank's answer on the driver's clock; `now` is when it was heard (Unix seconds)."""
-    step_age = values["step_age_s"]
-    return Heartbeat(
-        section=values["section"],
-        step=values["step"],
-        since=now - values["age_s"],
-        step_at=None if step_age is None else now - step_age,
-        own_s=values["own_s"],
-        num_own=values["num_own"],
-        slowest=values["slowest"],
-        answered_at=now,
-    )
+        return Heartbeat(
+            section=self._section,
+            step=self._step,
+            since=self._since - now,
+            step_at=None if step_at is None else step_at - now,
+            own_s=statistics.median(own) if own else 0.0,
+            num_own=len(own),
+            slowest=dict(self._slowest),
+        )

@@ -35,6 +35,8 @@ PROBE_IMAGES = 2
 class Stopped(MaeCoreError):
     """Training was asked to stop; the message says whether a checkpoint was committed first."""
 
+    attempt_cause = "stopped"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:

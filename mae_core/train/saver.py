@@ -239,9 +239,11 @@ class Saver:
         try:
             if makes:
                 problem = self._prepare(found, read, local, scratch)
-            problems = [p for p in collectives.all_gather_object(problem) if p]
+            problems = [p for p in collectives.all_gather_object(problem) if p is not None]
             if problems:
-                raise CheckpointError(f"checkpoint {found.name}: {problems[0]}")
+                what = f"conversion to {collectives.world()} ranks failed"
+                why = f"{type(problems[0]).__name__}: {problems[0]}"
+                raise CheckpointError(f"checkpoint {found.name}: {what} ({why})") from problems[0]
             yield scratch
             collectives.barrier()
         finally:
@@ -249,12 +251,8 @@ class Saver:
                 shutil.rmtree(scratch, ignore_errors=True)
 
     def _prepare(
-        self,
-        found: Found,
-        read: Callable[[Path], bytes | None],
-        local: Path | None,
-        scratch: Path,
-    ) -> str | None:
+        self, found: Found, read: Callable[[Path], bytes | None], local: Path | None, scratch: Path
+    ) -> Exception | None:
         """Fetch and convert; return what went wrong, for the other ranks to hear."""
         shutil.rmtree(scratch, ignore_errors=True)
         source = local / SHARDS if local else scratch / "fetched" / SHARDS
@@ -266,8 +264,8 @@ class Saver:
             else:
                 source.rename(scratch / SHARDS)
         except Exception as error:  # DeepSpeed's converter raises whatever it meets
-            world = collectives.world()
-            return f"conversion to {world} ranks failed ({type(error).__name__}: {error})"
+            is_plain = type(error).__module__ == "builtins"  # others may not pickle
+            return error if is_plain else RuntimeError(f"{type(error).__name__}: {error}")
         return None
 
     def _fetch(self, found: Found, target: Path) -> None:

@@ -30,7 +30,7 @@ from orchestrator.drive.policy import (
     short_since,
     to_record,
 )
-from orchestrator.drive.remedies import PastAttempt, is_node_failure
+from orchestrator.drive.remedies import PastAttempt
 from orchestrator.drive.task import Task, completion, drop_checkpoints, make_payload
 from orchestrator.plan.plan import Plan, PlannedStage, Status, SweepPlan
 from orchestrator.rank.entry import ENTRY
@@ -145,7 +145,7 @@ class Controller:
         message = "Ray's head is gone, and the gang with it: the last checkpoint stands"
         for task, gang in self._running():
             if gang.is_finished and judge(list(gang.outcomes.values())).cause is Cause.SUCCESS:
-                self._complete(task, gang, gang.outcomes[0]["value"])
+                self._complete(task, gang, gang.outcomes[0].value or {})
             else:
                 self._retry_or_not(task, gang, Verdict(Cause.HEAD_LOST, message))
         return self._history | {key: t.attempts for key, t in self.tasks.items() if t.attempts}
@@ -319,7 +319,7 @@ class Controller:
             verdict = judge(list(gang.outcomes.values()))
             self._lease.check()
             if verdict.cause is Cause.SUCCESS:
-                self._complete(task, gang, gang.outcomes[0]["value"])
+                self._complete(task, gang, gang.outcomes[0].value or {})
             else:
                 self._retry_or_not(task, gang, verdict)
             self._pool.release(gang)
@@ -347,7 +347,7 @@ class Controller:
         directory = self._records.attempt_dir(task.key, task.attempt)
         end = ending(verdict, gang, directory, time.monotonic() - task.began)
         self._records.end_attempt(task.key, task.attempt, end.record())
-        if verdict.rank is not None and is_node_failure(verdict.cause, verdict.message):
+        if verdict.rank is not None and verdict.blames_node:
             self._node_failures.append(gang.slots[verdict.rank].node)
         task.attempts.append(end.past())
         task.gang, task.state, task.reason = None, TaskState.WAITING, verdict.message

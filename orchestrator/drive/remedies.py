@@ -14,10 +14,8 @@ from dataclasses import dataclass, replace
 from cluster.verdict import Cause
 from mae_core.config import Execution, split_batch
 
-NODE_FAILURES = frozenset({Cause.RANK_DIED, Cause.NODE_LOST, Cause.HANG})
 NODE_FAILURE_LIMIT = 2
 """A node that failed this often is excluded, as long as others have room."""
-HARDWARE_TEXTS = ("uncorrectable ecc", "xid ")
 OUT_OF_MEMORY = frozenset({Cause.DEVICE_OUT_OF_MEMORY, Cause.HOST_OUT_OF_MEMORY})
 
 
@@ -106,12 +104,6 @@ def bad_nodes(failures: Sequence[str]) -> frozenset[str]:
     """Nodes that failed too often, from the node of each failure."""
     counts = Counter(failures)
     return frozenset(node for node, n in counts.items() if n >= NODE_FAILURE_LIMIT)
-
-
-def is_node_failure(cause: Cause, message: str) -> bool:
-    """True if an end speaks against the node: a dead rank, a hang, broken memory."""
-    text = message.lower()
-    return cause in NODE_FAILURES or any(t in text for t in HARDWARE_TEXTS)
 
 
 def _spared(execution: Execution, batch: int | None, cause: Cause) -> Execution:

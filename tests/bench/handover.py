@@ -66,7 +66,7 @@ class Bench:
             pool.wait([gang], 0.2)
         verdict = judge(list(gang.outcomes.values()))
         assert verdict.cause is Cause.SUCCESS, verdict
-        record = completion(task, gang.outcomes[0]["value"], 0.0, self.records)
+        record = completion(task, gang.outcomes[0].value or {}, 0.0, self.records)
         self.records.complete(record)
         committed = time.time()
         pool.release(gang)

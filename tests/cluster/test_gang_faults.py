@@ -12,12 +12,14 @@ from typing import Any
 
 import psutil
 import pytest
+from support.gangs import values
 
 from cluster.connect import Capacity, connect
 from cluster.gang import Gang
 from cluster.hang import HangLimits, is_overdue, name_hang, stragglers
 from cluster.ranks.environment import process_environment
-from cluster.ranks.heartbeat import Heartbeat, HeartbeatRecorder, heartbeat_from
+from cluster.ranks.heartbeat import Heartbeat, HeartbeatRecorder
+from cluster.ranks.outcome import Loss
 from cluster.ranks.stop_request import StopRequests, grace_s
 from cluster.slot_pool import SlotPool
 from cluster.slots import SlotShape
@@ -72,7 +74,7 @@ def train(folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def pids(gang: Gang) -> list[int]:
-    return [slot.pid for slot in gang.slots]
+    return [slot.process.pid for slot in gang.slots]
 
 
 def ends(pid: int) -> bool:
@@ -161,7 +163,7 @@ def test_a_heart_measures_sections_and_the_own_time_of_steps() -> None:
         now[0] += seconds
         cpu[0] += cpu_s
 
-    assert recorder.read()["section"] == ""
+    assert recorder.read().section == ""
     section("start", 0, 7.0)
     section("load", 3, 5.0)
     section("step", 3, 60.0, cpu_s=50.0)  # compiles: no measure for the steps to come
@@ -171,7 +173,7 @@ def test_a_heart_measures_sections_and_the_own_time_of_steps() -> None:
     section("step", 5, 4.0, cpu_s=1.0)
     recorder.beat("save", 6)
     now[0] += 9.0
-    found = heartbeat_from(recorder.read(), now=77.0)
+    found = recorder.read().on_clock(77.0)
     assert (found.section, found.step, found.since, found.step_at) == ("save", 6, 68.0, 68.0)
     assert found.slowest == {"start": 7.0, "load": 0.5, "step": 4.0}
     assert (found.own_s, found.num_own) == (1.375, 2)
@@ -233,11 +235,13 @@ def test_a_hang_is_found_named_and_ended(
     assert gang.hang.section == section
     assert found_after <= gang.hang.limit_s + SLACK_S
     for rank in (0, 1):
-        error = gang.outcomes[rank]["error"]
-        assert error["type"] == ("Hang" if rank in bad_ranks else "EndedWithItsGang")
-    error = gang.outcomes[bad_ranks[0]]["error"]
-    assert f"rank{'s' if len(bad_ranks) > 1 else ''} {bad_ranks[0]}" in error["message"]
-    assert evidence in error["message"] + error["traceback"]
+        error = gang.outcomes[rank].error
+        assert error is not None
+        assert error.loss is (Loss.HANG if rank in bad_ranks else Loss.ENDED_WITH_GANG)
+    error = gang.outcomes[bad_ranks[0]].error
+    assert error is not None
+    assert f"rank{'s' if len(bad_ranks) > 1 else ''} {bad_ranks[0]}" in error.message
+    assert evidence in error.message + error.traceback
     pool.release(gang)
     until(pool, lambda: all(map(ends, processes)))
 
@@ -248,9 +252,8 @@ def test_what_is_slow_for_a_reason_is_no_hang(pool: SlotPool, tmp_path: Path) ->
     gang = launch(pool, "train", train(tmp_path, steps=20, sleeps=sleeps), 2)
     other = launch(pool, "silent", {"seconds": 12}, 1)
     until(pool, lambda: gang.is_finished and other.is_finished, gang, other)
-    assert [o.get("error") for o in [*gang.outcomes.values(), *other.outcomes.values()]] == [
-        None
-    ] * 3
+    outcomes = [*gang.outcomes.values(), *other.outcomes.values()]
+    assert [outcome.error for outcome in outcomes] == [None] * 3
     pool.release(gang)
     pool.release(other)
 
@@ -276,11 +279,11 @@ def test_pulses_tell_the_step_and_stragglers(pool: SlotPool, tmp_path: Path) -> 
         assert abs(time.time() - found.step_at) < 5
     gang.request_stop("resize")
     until(pool, lambda: gang.is_finished, gang)
-    assert all("value" in outcome for outcome in gang.outcomes.values())
-    assert {o["stop_reason"] for o in gang.outcomes.values()} == {"resize"}
+    assert all(outcome.error is None for outcome in gang.outcomes.values())
+    assert {o.stop_reason for o in gang.outcomes.values()} == {"resize"}
     before = set(pids(gang))
     pool.release(gang)
-    assert before <= {slot.pid for slot in pool.idle}  # they stay warm
+    assert before <= {slot.process.pid for slot in pool.idle}  # they stay warm
 
 
 # Notices.
@@ -298,33 +301,34 @@ def test_a_signal_is_a_notice_and_the_slot_is_replaced(pool: SlotPool, number: i
     gang.request_stop("cancelled", grace_s=5.0)
     until(pool, lambda: gang.is_finished, gang)
     told, asked = gang.outcomes[0], gang.outcomes[1]
-    assert (told["stop_reason"], asked["stop_reason"]) == ("preempted", "cancelled")
-    first, later = told["value"]["grace_s"]
+    assert (told.stop_reason, asked.stop_reason) == ("preempted", "cancelled")
+    assert told.value is not None and asked.value is not None
+    first, later = told.value["grace_s"]
     assert 29 < first <= 30 and later == pytest.approx(first - 1.5, abs=0.5)
-    assert 4 < asked["value"]["grace_s"][0] <= 5
+    assert 4 < asked.value["grace_s"][0] <= 5
     pool.release(gang)
     until(pool, lambda: ends(leaving) and pool.num_ready == 3)
-    assert leaving not in {slot.pid for slot in pool.idle}
-    assert staying in {slot.pid for slot in pool.idle}
+    assert leaving not in {slot.process.pid for slot in pool.idle}
+    assert staying in {slot.process.pid for slot in pool.idle}
 
 
 def test_an_idle_process_with_a_notice_is_replaced(pool: SlotPool) -> None:
-    leaving = pool.idle[0].pid
+    leaving = pool.idle[0].process.pid
     os.kill(leaving, signal.SIGTERM)
     time.sleep(0.2)
     assert not ends(leaving)  # the signal itself kills nobody
     until(pool, lambda: ends(leaving))
     until(pool, lambda: pool.num_ready == 3)
-    assert leaving not in {slot.pid for slot in pool.idle}
+    assert leaving not in {slot.process.pid for slot in pool.idle}
 
 
 # Deaths and replacements.
 
 
 def test_a_dead_idle_process_is_replaced(pool: SlotPool) -> None:
-    victim = pool.idle[0].pid
+    victim = pool.idle[0].process.pid
     os.kill(victim, signal.SIGKILL)
-    until(pool, lambda: victim not in {slot.pid for slot in pool.idle})
+    until(pool, lambda: victim not in {slot.process.pid for slot in pool.idle})
     until(pool, lambda: pool.num_ready == 3)
 
 
@@ -332,7 +336,7 @@ def test_a_stopped_idle_process_holds_a_launch_up_only_once(
     pool: SlotPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cluster.slot_pool.PORT_TIMEOUT_S", 1.0)
-    victim = pool.idle[0].pid
+    victim = pool.idle[0].process.pid
     os.kill(victim, signal.SIGSTOP)
     assert pool.launch("support.gang_entries:where", {}, 1) is None
     gang = launch(pool, "where", {}, 2)
@@ -354,7 +358,8 @@ def test_a_replacement_blocks_nobody(capacity: Capacity, pool: SlotPool) -> None
         killed_at = time.monotonic()
         os.kill(pids(gang)[1], signal.SIGKILL)
         until(slow, lambda: 1 in gang.outcomes, gang)
-        assert gang.outcomes[1]["error"]["type"] == "RankDied"
+        error = gang.outcomes[1].error
+        assert error is not None and error.loss is Loss.RANK_DIED
         gang.request_stop()
         until(slow, lambda: gang.is_finished, gang)
         began = time.monotonic()
@@ -365,6 +370,6 @@ def test_a_replacement_blocks_nobody(capacity: Capacity, pool: SlotPool) -> None
         until(slow, lambda: again.is_finished, again)
         print(f"killed -> the next gang has run: {time.monotonic() - killed_at:.2f} s")
         assert slow.num_ready == 2  # the replacement is not even warm yet
-        assert len({o["value"]["pid"] for o in again.outcomes.values()} & set(pids(gang))) == 1
+        assert len({value["pid"] for value in values(again)} & set(pids(gang))) == 1
         slow.release(again)
         until(slow, lambda: slow.num_ready == 3)

@@ -19,6 +19,7 @@ import pytest
 from cluster.connect import connect, sweep_temp_dirs
 from cluster.errors import HeadLost
 from cluster.gang import Gang
+from cluster.ranks.outcome import Loss
 from cluster.slot_pool import SlotPool
 from cluster.slots import SlotShape
 
@@ -31,7 +32,7 @@ from cluster.slot_pool import SlotPool
 from cluster.slots import SlotShape
 with connect(num_cpus=2) as capacity:
     with SlotPool("orphans", 2, capacity, shape=SlotShape(1, 0)) as pool:
-        print(*[slot.pid for slot in pool.idle], flush=True)
+        print(*[slot.process.pid for slot in pool.idle], flush=True)
         time.sleep(600)
 """
 
@@ -98,7 +99,7 @@ def test_all_that_a_killed_driver_left_is_ended(clean_machine: None) -> None:
         assert [p.name() for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
         gang = launch(pool, "where", 1)
         until(pool, lambda: gang.is_finished, gang)
-        assert "value" in gang.outcomes[0]
+        assert gang.outcomes[0].error is None
 
 
 def test_a_bystander_is_not_ended(tmp_path: Path) -> None:
@@ -184,7 +185,8 @@ def _a_dead_node_is_named_and_its_successor_used(pool: SlotPool, nodes: Any) -> 
     nodes.remove_node(victim, allow_graceful=False)
     took = until(pool, lambda: gang.is_finished, gang)
     print(f"node lost after {took:.1f} s")
-    assert gang.outcomes[0]["error"]["type"] == "NodeLost"
+    error = gang.outcomes[0].error
+    assert error is not None and error.loss is Loss.NODE_LOST
     pool.release(gang)
     began = time.monotonic()
     assert pool.launch("support.gang_entries:where", {}, 1) is None
@@ -193,6 +195,6 @@ def _a_dead_node_is_named_and_its_successor_used(pool: SlotPool, nodes: Any) -> 
     until(pool, lambda: pool.num_ready == 1)
     again = launch(pool, "where", 1)
     until(pool, lambda: again.is_finished, again)
-    assert "value" in again.outcomes[0]
+    assert again.outcomes[0].error is None
     assert again.slots[0].node != staying
     pool.release(again)

@@ -72,7 +72,7 @@ def once(
     if how == "saving":
         before = saving(folder)
         drive(pool, lambda: saving(folder) > before, gang)
-    pid = gang.slots[draw.randrange(2)].pid
+    pid = gang.slots[draw.randrange(2)].process.pid
     began = time.monotonic()
     os.kill(pid, signal.SIGTERM)
     if how == "twice":
@@ -81,7 +81,7 @@ def once(
     if how == "killed":
         time.sleep(1.0)
         for slot in gang.slots:
-            os.kill(slot.pid, signal.SIGKILL)
+            os.kill(slot.process.pid, signal.SIGKILL)
     drive(pool, lambda: gang.is_finished, gang)
     seconds = time.monotonic() - began
     messages = [o.get("error", {}).get("message", "") for o in gang.outcomes.values()]

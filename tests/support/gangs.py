@@ -56,7 +56,12 @@ def finish(pool: SlotPool, gang: Gang | None, timeout_s: float = 60) -> Verdict:
 
 def values(gang: Gang | None) -> list[dict[str, Any]]:
     assert gang is not None
-    return [gang.outcomes[r]["value"] for r in sorted(gang.outcomes)]
+    found = []
+    for rank in sorted(gang.outcomes):
+        value = gang.outcomes[rank].value
+        assert value is not None
+        found.append(value)
+    return found
 
 
 def attempt(pool: SlotPool, folder: Path, world: int, **payload: Any) -> dict[str, Any] | None:

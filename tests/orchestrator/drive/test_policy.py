@@ -30,7 +30,6 @@ from orchestrator.drive.remedies import (
     PastAttempt,
     allowed_sizes,
     bad_nodes,
-    is_node_failure,
     made_progress,
     num_fruitless,
     num_savings,
@@ -289,22 +288,6 @@ def test_two_starts_at_once_share_the_good_nodes() -> None:
     view = SlotsView(idle=("a", "b", "b"), failures=("a", "a"))
     tasks = [task("x", execution=gang(2)), task("y")]
     assert started(tasks, view) == ["x"]
-
-
-@pytest.mark.parametrize(
-    ("cause", "message", "counts"),
-    [
-        (Cause.RANK_DIED, "", True),
-        (Cause.NODE_LOST, "", True),
-        (Cause.HANG, "", True),
-        (Cause.ERROR, "CUDA error: uncorrectable ECC error encountered", True),
-        (Cause.ERROR, "KeyError: 3", False),
-        (Cause.PREEMPTED, "", False),
-        (Cause.NUMERICS, "", False),
-    ],
-)
-def test_what_speaks_against_a_node(cause: Cause, message: str, counts: bool) -> None:
-    assert is_node_failure(cause, message) is counts
 
 
 # Elastic gangs.
