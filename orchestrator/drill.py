@@ -17,7 +17,7 @@ from typing import Any
 
 from mae_core.config import STATE_FILE, Duration, Execution, Precision, PretrainRecipe
 from orchestrator.drive.observer import View
-from orchestrator.rank.faults import FAULT_LOG, Fault
+from orchestrator.rank.faults import Fault, read_faults
 from orchestrator.report.goodput import from_store
 from orchestrator.run import RunOptions, run_study
 from orchestrator.store.driver import LocalStore
@@ -286,11 +286,11 @@ def _kills(run: _Run) -> list[Kill]:
     events = [read_events(d / "journal.jsonl") for d in directories]
     found = []
     for number, directory in enumerate(directories):
-        log = directory / FAULT_LOG
-        if not log.exists():
+        notes = read_faults(directory)
+        if not notes:
             continue
-        note = json.loads(log.read_text().splitlines()[0])
-        step = _restored(events[number]) + note["steps"]
+        note = notes[0]
+        step = _restored(events[number]) + note.steps
         later = [e for part in events[number + 1 :] for e in part]
         resumed = next((e["step"] for e in later if e["event"] == "restored"), 0)
         began = next((e["t"] / 1000 for e in later if e["event"] == "began"), float("nan"))
@@ -298,14 +298,14 @@ def _kills(run: _Run) -> list[Kill]:
         found.append(
             Kill(
                 attempt=number + 1,
-                rank=note["rank"],
-                point=note["point"],
-                at=note["at"],
+                rank=note.fault.rank,
+                point=note.fault.point,
+                at=note.at,
                 step=step,
                 resumed_from=resumed,
                 lost_steps=max(0, step - resumed),
-                recovery_s=stepped - note["at"],
-                waited_s=began - note["at"],
+                recovery_s=stepped - note.at,
+                waited_s=began - note.at,
             )
         )
     return found

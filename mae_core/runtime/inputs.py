@@ -35,6 +35,11 @@ class Parent:
             verify(path, self.digests[file])
         return path
 
+    def to_json(self) -> dict[str, object]:
+        """As plain values."""
+        files = {name: str(path) for name, path in self.files.items()}
+        return {**self.__dict__, "files": files}
+
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Parent:
         """Read one from a payload, where paths are text."""

@@ -35,10 +35,11 @@ from orchestrator.drive.task import Task, completion, drop_checkpoints, make_pay
 from orchestrator.plan.plan import Plan, PlannedStage, Status, SweepPlan
 from orchestrator.rank.entry import ENTRY
 from orchestrator.rank.faults import Fault, FaultPlan
+from orchestrator.rank.payload import StageResult
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.lease import Lease, is_alive
 from orchestrator.store.provenance import code_version
-from orchestrator.store.records import DoneRecord, Records
+from orchestrator.store.records import Records
 from orchestrator.sweep.optuna_driver import SweepDriver
 from orchestrator.sweep.trials import Trials
 from studies.errors import StudyError
@@ -145,7 +146,7 @@ class Controller:
         message = "Ray's head is gone, and the gang with it: the last checkpoint stands"
         for task, gang in self._running():
             if gang.is_finished and judge(list(gang.outcomes.values())).cause is Cause.SUCCESS:
-                self._complete(task, gang, gang.outcomes[0].value or {})
+                self._complete(task, gang)
             else:
                 self._retry_or_not(task, gang, Verdict(Cause.HEAD_LOST, message))
         return self._history | {key: t.attempts for key, t in self.tasks.items() if t.attempts}
@@ -297,11 +298,17 @@ class Controller:
         }
         task.attempt = self._records.begin_attempt(task.key, start)
         payload = make_payload(
-            task, task.attempt, self._records, self._datasets, lease_epoch=self._lease.epoch
+            task,
+            self._records,
+            self._datasets,
+            lease_epoch=self._lease.epoch,
+            faults=self._faults(task.attempt),
         )
-        payload["faults"] = [fault.to_json() for fault in self._faults(task.attempt)]
         task.gang = self._pool.launch(
-            ENTRY, payload, decision.execution.world_size, avoid_nodes=decision.avoid_nodes
+            ENTRY,
+            payload.to_json(),
+            decision.execution.world_size,
+            avoid_nodes=decision.avoid_nodes,
         )
         if task.gang is None:  # a rank died while it was idle; it is being replaced
             self._records.end_attempt(task.key, task.attempt, {"cause": "not started"})
@@ -319,21 +326,22 @@ class Controller:
             verdict = judge(list(gang.outcomes.values()))
             self._lease.check()
             if verdict.cause is Cause.SUCCESS:
-                self._complete(task, gang, gang.outcomes[0].value or {})
+                self._complete(task, gang)
             else:
                 self._retry_or_not(task, gang, verdict)
             self._pool.release(gang)
 
-    def _complete(self, task: Task, gang: Gang, values: dict[str, Any]) -> None:
+    def _complete(self, task: Task, gang: Gang) -> None:
         """Create the completion record; if another driver was first, its result is the one."""
         seconds = time.monotonic() - task.began
-        record: DoneRecord = completion(task, values, seconds, self._records)
+        result = StageResult(**gang.outcomes[0].value or {})
+        record = completion(task, result, seconds, self._records)
         is_ours = self._records.complete(record)
         directory = self._records.attempt_dir(task.key, task.attempt)
         message = "" if is_ours else "another driver had completed this stage before"
         end = ending(Verdict(Cause.SUCCESS, message), gang, directory, seconds).record()
         self._records.end_attempt(
-            task.key, task.attempt, end | {"seconds": values.get("seconds"), "is_result": is_ours}
+            task.key, task.attempt, end | {"seconds": result.seconds, "is_result": is_ours}
         )
         task.gang, task.state = None, TaskState.DONE
         if not is_ours:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 
 from cluster.gang import Gang
-from mae_core.config import DataConfig, Execution
-from mae_core.data.facts import DIGITS
+from mae_core.config import Execution
 from mae_core.errors import MaeCoreError
-from mae_core.runtime.plugins import import_root, source_digest
 from orchestrator.drive.policy import Start, TaskState, TaskView
 from orchestrator.drive.remedies import PastAttempt
 from orchestrator.plan.plan import PlannedStage
+from orchestrator.rank.faults import Fault
+from orchestrator.rank.payload import StagePayload, StageResult, extensions_of, parents_of
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.lineage import interventions, level_of
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import DoneRecord, Records, digest_outputs
-from studies.spec.cell import Cell, Stage
-from studies.spec.codec import to_plain
 
 
 @dataclass
@@ -83,67 +80,32 @@ class Task:
 
 
 def make_payload(
-    task: Task, attempt: int, records: Records, datasets: Datasets, *, lease_epoch: int = 0
-) -> dict[str, Any]:
-    """Everything a rank needs, as JSON."""
+    task: Task,
+    records: Records,
+    datasets: Datasets,
+    *,
+    lease_epoch: int = 0,
+    faults: Sequence[Fault] = (),
+) -> StagePayload:
+    """Everything a rank needs for the attempt of a task that was begun."""
     stage = task.planned.stage
-    facts = datasets.ensure(stage.recipe.data.path)
-    return {
-        "recipe": to_plain(stage.recipe) | {"data": _located(stage.recipe.data)},
-        "execution": to_plain(task.execution),
-        "rollback": task.decision.rollback if task.decision else 0,
-        "lease_epoch": lease_epoch,
-        "facts": facts.to_json(),
-        "science_hash": task.key,
-        "directory": str(records.attempt_dir(task.key, attempt)),
-        "checkpoints": str(records.checkpoints(task.key)),
-        "parents": parents_of(task.planned.cell, stage, task.parents, records),
-        "extensions": extensions_of(stage.recipe),
-        "capture": True,
-    }
+    return StagePayload(
+        recipe=stage.recipe,
+        execution=task.execution,
+        facts=datasets.ensure(stage.recipe.data.path),
+        science_hash=task.key,
+        directory=records.attempt_dir(task.key, task.attempt),
+        checkpoints=records.checkpoints(task.key),
+        parents=parents_of(task.planned.cell, stage, task.parents, records),
+        extensions=extensions_of(stage.recipe),
+        lease_epoch=lease_epoch,
+        rollback=task.decision.rollback if task.decision else 0,
+        capture=True,
+        faults=tuple(faults),
+    )
 
 
-def _located(data: DataConfig) -> dict[str, Any]:
-    """Data configuration with an absolute path: a rank may start in another directory."""
-    path = Path(data.path)
-    if data.path != DIGITS and "://" not in data.path and path.exists():
-        data = replace(data, path=str(path.absolute()))
-    located: dict[str, Any] = to_plain(data)
-    return located
-
-
-def parents_of(
-    cell: Cell, stage: Stage, hashes: tuple[str, ...], records: Records
-) -> list[dict[str, Any]]:
-    """What a rank must know of the finished parents of a stage, in the order of the study."""
-    found = []
-    for name, science_hash in zip(stage.parents, hashes, strict=True):
-        record = records.done(science_hash)
-        if record is not None:
-            directory = records.outputs(science_hash, record.attempt)
-            found.append(
-                {
-                    "name": name,
-                    "kind": cell.stage(name).kind,
-                    "files": {file: str(directory / file) for file in record.outputs},
-                    "digests": record.outputs,
-                    "metrics": record.metrics,
-                    "recipe": to_plain(cell.stage(name).recipe),
-                }
-            )
-    return found
-
-
-def extensions_of(recipe: Any) -> dict[str, Any]:
-    """Where a rank finds the user's code that a recipe names, and what its source must be."""
-    names = recipe.extensions
-    return {
-        "roots": sorted({str(import_root(name)) for name in names}),
-        "digests": {name: source_digest(name) for name in names},
-    }
-
-
-def completion(task: Task, values: dict[str, Any], seconds: float, records: Records) -> DoneRecord:
+def completion(task: Task, result: StageResult, seconds: float, records: Records) -> DoneRecord:
     """The completion record of a task whose gang succeeded, from what rank 0 returned."""
     parents = {parent: records.done(parent) for parent in task.parents}
     attempts = records.lineage(task.key)
@@ -159,12 +121,12 @@ def completion(task: Task, values: dict[str, Any], seconds: float, records: Reco
         science_hash=task.key,
         kind=task.planned.stage.kind,
         attempt=task.attempt,
-        metrics=values["metrics"],
+        metrics=result.metrics,
         outputs=digest_outputs(records.outputs(task.key, task.attempt)),
         parents={p: record.outputs if record else {} for p, record in parents.items()},
         seconds=round(seconds, 3),
         world_size=task.execution.world_size,
-        provenance=values["provenance"]
+        provenance=result.provenance
         | {"code": code_version(), "execution": asdict(task.execution), "level": level},
         intervened=own + inherited,
     )

@@ -13,18 +13,22 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.ranks.actor import RankControl
+from cluster.ranks.outcome import JsonObject
+from mae_core.config import DataConfig
+from mae_core.data.facts import DataFacts
 from orchestrator.rank.faults import fault_hook
+from orchestrator.rank.payload import StagePayload, StageResult
 from orchestrator.store.journal import JOURNAL_FILE, JournalWriter
 
 if TYPE_CHECKING:
     from mae_core.data.sources import ImageData
     from mae_core.runtime.context import RunContext
-    from mae_core.runtime.inputs import Parent
     from mae_core.runtime.metrics import Metrics
 
 ENTRY = "orchestrator.rank.entry:run_stage"
@@ -32,7 +36,7 @@ WARM_ENTRY = "orchestrator.rank.entry:warm"
 LOG_FILE = "rank{rank}.log"
 
 
-def warm(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+def warm(payload: JsonObject, control: RankControl) -> JsonObject:
     """Import what stages need, and make DeepSpeed's slow first engine with a toy."""
     import sklearn.datasets
     import sklearn.model_selection  # noqa: F401  (2 s, which a spare must not pay in a recovery)
@@ -50,60 +54,55 @@ def warm(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
     return {}
 
 
-def run_stage(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
-    """Run one stage on this rank and return what rank 0 knows of it.
+def run_stage(payload: JsonObject, control: RankControl) -> JsonObject:
+    """Entry point of every gang: a `StagePayload` in, a `StageResult` out, both as JSON."""
+    return run(StagePayload.from_json(payload), control).to_json()
 
-    Payload: `recipe` (tagged by kind), `execution`, `facts`, `science_hash`, `directory` of the
-    attempt, `checkpoints`, `parents` (name, kind, files, digests, metrics, recipe),
-    `extensions` (`roots` to import the user's code from, `digests` of its sources), `capture`
-    (redirect the process's output into the attempt's log), `lease_epoch`, `rollback`, and in a
-    rehearsal `faults`.
-    """
-    directory = Path(payload["directory"])
-    log = directory / LOG_FILE.format(rank=control.rank)
-    scope = _captured(log) if payload.get("capture") else contextlib.nullcontext()
-    with scope:
+
+def run(payload: StagePayload, control: RankControl) -> StageResult:
+    """Run one stage on this rank and return what rank 0 knows of it."""
+    log = payload.directory / LOG_FILE.format(rank=control.rank)
+    with _captured(log) if payload.capture else contextlib.nullcontext():
         try:
-            return _run(payload, control, directory)
+            return _run(payload, control)
         except Exception:
-            if payload.get("capture"):
-                import traceback
-
+            if payload.capture:
                 with contextlib.suppress(OSError):  # a full disk is no second failure
                     traceback.print_exc()  # into the log; elsewhere whoever called says it
             _close_group()
             raise
 
 
-def _run(payload: dict[str, Any], control: RankControl, directory: Path) -> dict[str, Any]:
+def _run(payload: StagePayload, control: RankControl) -> StageResult:
     from mae_core.runtime import collectives, plugins
     from mae_core.runtime.rng_state import seed_generators
     from mae_core.train import deepspeed_engine
-    from studies.spec.codec import recipe_from_plain
 
     began = time.monotonic()
+    recipe = payload.recipe
     control.beat("start", 0)
-    with _journal(directory, control.rank) as journal:
-        context = _context(payload, control, directory, journal)
+    with _journal(payload.directory, control.rank) as journal:
+        context = _context(payload, control, journal)
         context.event("began", {})
         context.fault_point("start")
         seed_generators(0)  # a warm process must not differ from a new one
-        recipe = recipe_from_plain(payload["recipe"])
-        plugins.allow(**payload.get("extensions", {"roots": (), "digests": {}}))
+        plugins.allow(payload.extensions.roots, payload.extensions.digests)
         if control.world > 1 or recipe.TRAINS:
             deepspeed_engine.join_gang()
-        data = _open_data(recipe.data, payload["facts"])
+        data = _open_data(recipe.data, payload.facts)
         ready = time.monotonic()
         if not recipe.TRAINS:
             control.beat("evaluate", 0)
-        metrics = _dispatch(recipe, payload, context, data)
+        module, _, name = recipe.ENTRY.partition(":")
+        compute: Callable[..., Metrics] = getattr(importlib.import_module(module), name)
+        metrics = compute(recipe, payload.execution, context, data)
         collectives.barrier()
     deepspeed_engine.leave_gang()
-    return {
-        "metrics": metrics.to_json(),
-        "seconds": {"starting": ready - began, "working": time.monotonic() - ready},
-        "provenance": provenance() if control.rank == 0 else {},
-    }
+    return StageResult(
+        metrics=metrics.to_json(),
+        seconds={"starting": ready - began, "working": time.monotonic() - ready},
+        provenance=provenance() if control.rank == 0 else {},
+    )
 
 
 @contextlib.contextmanager
@@ -118,76 +117,38 @@ def _journal(directory: Path, rank: int) -> Iterator[JournalWriter | None]:
 
 
 def _context(
-    payload: dict[str, Any],
-    control: RankControl,
-    directory: Path,
-    journal: JournalWriter | None,
+    payload: StagePayload, control: RankControl, journal: JournalWriter | None
 ) -> RunContext:
     from mae_core.runtime.context import RunContext
 
     return RunContext(
-        output_dir=directory / "outputs",
-        checkpoint_dir=Path(payload["checkpoints"]),
-        science_hash=payload["science_hash"],
+        output_dir=payload.directory / "outputs",
+        checkpoint_dir=payload.checkpoints,
+        science_hash=payload.science_hash,
         rank=control.rank,
         world=control.world,
         log_metrics=journal.write if journal else _drop,
         should_stop=control.stop_requested,
         grace_left_s=control.grace_left_s,
         beat=control.beat,
-        event=journal.event if journal else _drop_event,
-        fault_point=fault_hook(payload.get("faults", ()), control.rank, directory),
-        lease_epoch=payload.get("lease_epoch", 0),
-        rollback=payload.get("rollback", 0),
-        parents=_parents(payload),
+        event=journal.event if journal else _drop,
+        fault_point=fault_hook(payload.faults, control.rank, payload.directory),
+        lease_epoch=payload.lease_epoch,
+        rollback=payload.rollback,
+        parents=payload.parents,
     )
 
 
-def _dispatch(
-    recipe: Any, payload: dict[str, Any], context: RunContext, data: ImageData
-) -> Metrics:
-    from mae_core.config import Execution
-    from studies.spec.codec import from_plain
-
-    execution = from_plain(Execution, payload["execution"], "execution")
-    module, _, name = recipe.ENTRY.partition(":")
-    run: Callable[..., Metrics] = getattr(importlib.import_module(module), name)
-    return run(recipe, execution, context, data)
-
-
-def _parents(payload: dict[str, Any]) -> tuple[Parent, ...]:
-    from mae_core.runtime.inputs import Parent
-
-    return tuple(Parent.from_json(plain) for plain in payload.get("parents", ()))
-
-
-def _open_data(config: Any, facts: dict[str, Any]) -> ImageData:
-    return _cached_data(config, _frozen(facts))
-
-
 @functools.lru_cache(maxsize=4)
-def _cached_data(config: Any, facts: str) -> ImageData:
+def _open_data(config: DataConfig, facts: DataFacts) -> ImageData:
     """Data stays open in a warm rank: the next stage often reads the same."""
-    import json
-
-    from mae_core.data.facts import DataFacts
     from mae_core.data.sources import open_data
 
-    return open_data(config, DataFacts.from_json(json.loads(facts)))
+    return open_data(config, facts)
 
 
-def _frozen(facts: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(facts, sort_keys=True)
-
-
-def _drop(step: int, metrics: Any) -> None:
+def _drop(what: object, more: object) -> None:
     """Ranks above 0 keep no journal."""
-
-
-def _drop_event(name: str, fields: Any) -> None:
-    """Events are rank 0's to keep."""
 
 
 def _close_group() -> None:
@@ -224,7 +185,7 @@ def _flush() -> None:
 
 
 @functools.cache
-def provenance() -> dict[str, Any]:
+def provenance() -> JsonObject:
     """Versions and device that computed a result; the order-exactness of a run depends on them."""
     import importlib.metadata as metadata
 

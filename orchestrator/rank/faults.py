@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from mae_core.runtime.context import FAULT_POINTS
 
@@ -37,27 +36,42 @@ class Fault:
         if self.point not in FAULT_POINTS or self.action not in SIGNALS or self.hit < 1:
             raise ValueError(f"{self}: no such fault")
 
-    def to_json(self) -> dict[str, Any]:
-        """As part of a payload."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class FaultNote:
+    """What a rank notes of a fault before it does it."""
+
+    fault: Fault
+    at: float
+    """Unix seconds."""
+    steps: int
+    """Steps that the rank had done in this attempt."""
+
+
+def read_faults(directory: Path) -> list[FaultNote]:
+    """Faults that ranks of an attempt noted, oldest first."""
+    log = directory / FAULT_LOG
+    lines = log.read_text().splitlines() if log.exists() else []
+    notes = [json.loads(line) for line in lines]
+    return [FaultNote(Fault(**note["fault"]), note["at"], note["steps"]) for note in notes]
 
 
 FaultPlan = Callable[[int], Sequence[Fault]]
 """Faults of an attempt by its number, from 1."""
 
 
-def fault_hook(plan: Sequence[dict[str, Any]], rank: int, directory: Path) -> Callable[[str], None]:
+def fault_hook(plan: Sequence[Fault], rank: int, directory: Path) -> Callable[[str], None]:
     """Return what this rank calls at its fault points; it notes a fault in `directory` first."""
-    mine = [fault for raw in plan if (fault := Fault(**raw)).rank == rank]
+    mine = [fault for fault in plan if fault.rank == rank]
     hits: Counter[str] = Counter()
 
     def pass_by(point: str) -> None:
         hits[point] += 1
         for fault in mine:
             if (fault.point, fault.hit) == (point, hits[point]):
-                note = fault.to_json() | {"at": time.time(), "steps": hits["step"]}
+                note = FaultNote(fault, time.time(), hits["step"])
                 with (directory / FAULT_LOG).open("a") as log:
-                    log.write(json.dumps(note) + "\n")
+                    log.write(json.dumps(asdict(note)) + "\n")
                 os.kill(os.getpid(), SIGNALS[fault.action])
 
     return pass_by if mine else _nothing

@@ -6,18 +6,19 @@ import contextlib
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cluster.ranks.actor import RankControl
 from cluster.ranks.environment import free_port, stage_environment
+from cluster.ranks.outcome import JsonObject
 from mae_core.config import ENCODER_FILE
-from orchestrator.drive.task import extensions_of, parents_of
+from mae_core.runtime.inputs import Parent
 from orchestrator.errors import UserError
 from orchestrator.plan.plan import Plan, PlannedStage, find_stage
-from orchestrator.rank.entry import run_stage
+from orchestrator.rank.entry import run
+from orchestrator.rank.payload import StagePayload, extensions_of, parents_of
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import output_dir
 from orchestrator.store.records import Records
@@ -35,7 +36,7 @@ def run_one(
     stage: str,
     out: Path | None,
     encoder: Path | None = None,
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """Run a stage as rank 0 of 1, or as one rank under torchrun; None on ranks above 0.
 
     An evaluation reads `encoder`, else what `run` left of its parent, else what `debug` left.
@@ -48,22 +49,21 @@ def run_one(
     default = records.store.path(f"debug/{planned.identity.science_hash}")
     directory = output_dir(out, default)
     output_dir(directory / "outputs" if out else None, default / "outputs")
-    payload = {
-        "recipe": to_plain(recipe),
-        "execution": to_plain(execution) | {"world_size": world},
-        "facts": Datasets(records.store).ensure(recipe.data.path).to_json(),
-        "science_hash": planned.identity.science_hash,
-        "directory": str(directory),
-        "checkpoints": str(directory / "checkpoints"),
-        "parents": parents,
-        "extensions": extensions_of(recipe),
-    }
-    never = threading.Event()
-    values = run_stage(payload, RankControl(rank, world, never.is_set))
+    payload = StagePayload(
+        recipe=recipe,
+        execution=replace(execution, world_size=world),
+        facts=Datasets(records.store).ensure(recipe.data.path),
+        science_hash=planned.identity.science_hash,
+        directory=directory,
+        checkpoints=directory / "checkpoints",
+        parents=parents,
+        extensions=extensions_of(recipe),
+    )
+    result = run(payload, RankControl(rank, world, lambda: False))
     if rank:
         return None
-    (directory / METRICS_FILE).write_text(json.dumps(values["metrics"]))
-    return values | {"directory": str(directory)}
+    (directory / METRICS_FILE).write_text(json.dumps(result.metrics))
+    return result.to_json() | {"directory": str(directory)}
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def leave_gang() -> None:
         os._exit(0)
 
 
-def _parents(planned: PlannedStage, records: Records, encoder: Path | None) -> list[dict[str, Any]]:
+def _parents(planned: PlannedStage, records: Records, encoder: Path | None) -> tuple[Parent, ...]:
     """Parents of a stage: what `run` left of each, else what `debug` left; or a named encoder."""
     stage, cell = planned.stage, planned.cell
     hashes = planned.identity.parents
@@ -100,18 +100,17 @@ def _parents(planned: PlannedStage, records: Records, encoder: Path | None) -> l
             raise UserError(f"{planned.address} reads no encoder: remove --encoder")
         if not encoder.is_file():
             raise UserError(f"--encoder {encoder}: no such file; name an encoder.safetensors")
-        files = {ENCODER_FILE: str(encoder)}
-        return [{"name": "--encoder", "kind": "pretrain", "files": files}]
-    found = {p["name"]: p for p in parents_of(cell, stage, hashes, records)}
+        return (Parent(name="--encoder", kind="pretrain", files={ENCODER_FILE: encoder}),)
+    found = {p.name: p for p in parents_of(cell, stage, hashes, records)}
     for name, science_hash in zip(stage.parents, hashes, strict=True):
         if name not in found:
             found[name] = _left_by_debug(planned, name, science_hash, records)
-    return [found[name] for name in stage.parents]
+    return tuple(found[name] for name in stage.parents)
 
 
 def _left_by_debug(
     planned: PlannedStage, parent: str, science_hash: str, records: Records
-) -> dict[str, Any]:
+) -> Parent:
     stage = planned.cell.stage(parent)
     left = records.store.path(f"debug/{science_hash}/outputs")
     if not all((left / file).is_file() for file in stage.recipe.YIELDS):
@@ -120,15 +119,14 @@ def _left_by_debug(
             f"`mae-study debug {planned.cell.address} {parent}` without --out, or name one "
             f"with --encoder (neither a finished attempt nor {left} is there)"
         )
-    files = {file: str(left / file) for file in stage.recipe.YIELDS}
     metrics = left.with_name(METRICS_FILE)
-    return {
-        "name": parent,
-        "kind": stage.kind,
-        "files": files,
-        "metrics": json.loads(metrics.read_text()) if metrics.is_file() else {},
-        "recipe": to_plain(stage.recipe),
-    }
+    return Parent(
+        name=parent,
+        kind=stage.kind,
+        files={file: left / file for file in stage.recipe.YIELDS},
+        metrics=json.loads(metrics.read_text()) if metrics.is_file() else {},
+        recipe=to_plain(stage.recipe),
+    )
 
 
 def _join_environment() -> int:

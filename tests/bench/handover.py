@@ -23,6 +23,7 @@ from mae_core.config import Duration, Execution
 from orchestrator.drive.task import Task, completion, make_payload
 from orchestrator.plan.plan import make_plan
 from orchestrator.rank.entry import ENTRY, WARM_ENTRY
+from orchestrator.rank.payload import StageResult
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalReader
@@ -59,21 +60,22 @@ class Bench:
         """Run stage `number`; return times of its first step and commit, digests, memory."""
         task = Task(self.plan.stages[number], ())
         task.attempt = self.records.begin_attempt(task.key, {})
-        payload = make_payload(task, task.attempt, self.records, self.datasets)
-        gang = pool.launch(ENTRY, payload, task.num_ranks)
+        payload = make_payload(task, self.records, self.datasets)
+        gang = pool.launch(ENTRY, payload.to_json(), task.num_ranks)
         assert gang is not None
         while not gang.is_finished:
             pool.wait([gang], 0.2)
         verdict = judge(list(gang.outcomes.values()))
         assert verdict.cause is Cause.SUCCESS, verdict
-        record = completion(task, gang.outcomes[0].value or {}, 0.0, self.records)
+        result = StageResult(**gang.outcomes[0].value or {})
+        record = completion(task, result, 0.0, self.records)
         self.records.complete(record)
         committed = time.time()
         pool.release(gang)
         directory = self.records.attempt_dir(task.key, task.attempt)
         first = JournalReader(directory / JOURNAL_FILE).read_new()[0]
         weights = digest_outputs(directory / "outputs")["encoder.safetensors"]
-        rss = {o["pid"]: o["rss_bytes"] for o in gang.outcomes.values()}
+        rss = {gang.slots[r].process.pid: o.rss_bytes for r, o in gang.outcomes.items()}
         return {
             "first": first.timestamp_ms / 1000,
             "committed": committed,

@@ -78,7 +78,7 @@ def test_a_lost_head_is_told_at_once_and_a_new_one_works(daemon: str, clean_mach
         with SlotPool("anew", 2, capacity, shape=ONE_CPU) as pool:
             gang = launch(pool, "where", 2)
             until(pool, lambda: gang.is_finished, gang)
-            assert all("value" in outcome for outcome in gang.outcomes.values())
+            assert all(outcome.error is None for outcome in gang.outcomes.values())
 
 
 def test_all_that_a_killed_driver_left_is_ended(clean_machine: None) -> None:
@@ -170,8 +170,8 @@ def _a_drained_node_stops_its_gang(pool: SlotPool) -> None:
     print(f"drain passed on after {took:.1f} s")
     assert took < 6
     for outcome in gang.outcomes.values():
-        assert outcome["stop_reason"] == "preempted"
-        assert 30 < outcome["value"]["grace_s"][0] <= 40
+        assert outcome.stop_reason == "preempted" and outcome.value is not None
+        assert 30 < outcome.value["grace_s"][0] <= 40
     pool.release(gang)
     assert leaving not in {slot.node for slot in pool.idle}
     assert pool.num_ready == 1

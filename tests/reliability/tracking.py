@@ -173,9 +173,9 @@ def rank(folder: Path) -> dict[str, Any]:
     import orchestrator.rank.entry as rank_main
     from cluster.ranks.actor import RankControl
     from cluster.ranks.environment import stage_environment
+    from orchestrator.rank.payload import StagePayload
     from orchestrator.store.data_facts import Datasets
     from studies.catalog import quickstart
-    from studies.spec.codec import to_plain
 
     spent = {"cpu": 0.0, "wall": 0.0, "lines": 0}
 
@@ -191,15 +191,14 @@ def rank(folder: Path) -> dict[str, Any]:
 
     rank_main.JournalWriter = TimedWriter  # type: ignore[misc]
     stage = quickstart.pretrain("N1", 100, 0)
-    payload = {
-        "recipe": to_plain(stage.recipe),
-        "execution": to_plain(stage.execution),
-        "facts": Datasets(LocalStore(folder)).ensure(stage.recipe.data.path).to_json(),
-        "science_hash": "0" * 16,
-        "directory": str(folder / "attempt"),
-        "checkpoints": str(folder / "checkpoints"),
-        "encoder": None,
-    }
+    payload = StagePayload(
+        recipe=stage.recipe,
+        execution=stage.execution,
+        facts=Datasets(LocalStore(folder)).ensure(stage.recipe.data.path),
+        science_hash="0" * 16,
+        directory=folder / "attempt",
+        checkpoints=folder / "checkpoints",
+    )
     os.environ |= stage_environment(
         rank=0, world=1, local_rank=0, local_world=1, address="127.0.0.1", port=free_port()
     )
@@ -207,12 +206,12 @@ def rank(folder: Path) -> dict[str, Any]:
     control = RankControl(0, 1, lambda: False)
     rank_main.warm({}, control)
     cpu = time.process_time()
-    values = rank_main.run_stage(payload, control)
+    result = rank_main.run(payload, control)
     used = time.process_time() - cpu
-    working = values["seconds"]["working"]
+    working = result.seconds["working"]
     return {
         "imported_mlflow": "mlflow" in sys.modules,
-        "steps": values["metrics"]["steps"],
+        "steps": result.metrics["steps"],
         "lines": spent["lines"],
         "training_s": round(working, 2),
         "journal_ms": round(1000 * spent["wall"], 2),

@@ -22,10 +22,11 @@ import pytest
 from mae_core.config import Duration, Execution, PretrainRecipe
 from orchestrator.drive.orphans import close_orphans, drop_finished_checkpoints
 from orchestrator.drive.signals import Notice
-from orchestrator.drive.task import Task, completion
+from orchestrator.drive.task import Task, completion, make_payload
 from orchestrator.errors import Preempted, StagesFailed
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.rank.faults import Fault, FaultPlan
+from orchestrator.rank.payload import StagePayload, StageResult
 from orchestrator.run import RunOptions, run_study
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
@@ -428,15 +429,25 @@ def test_a_rollback_marks_the_result_and_its_children(bench: Bench) -> None:
     plan = bench.plan()
     task = Task(plan.stages[0], ())
     task.attempt = last
-    values = {"metrics": {}, "provenance": {}}
-    record = completion(task, values, 1.0, bench.records)
+    result = StageResult(metrics={})
+    record = completion(task, result, 1.0, bench.records)
     assert record.intervened == [{"cause": "numerics", "attempt": 3, "step": 10, "rollback": 1}]
     bench.records.complete(record)
 
     below = Task(plan.stages[1], (key,))
     below.attempt = bench.begin(child, {})
-    inherited = completion(below, values, 1.0, bench.records).intervened
+    inherited = completion(below, result, 1.0, bench.records).intervened
     assert inherited == [{"inherited": key} | record.intervened[0]]
+
+
+def test_a_payload_crosses_as_json(bench: Bench) -> None:
+    key, _ = bench.keys()
+    bench.records.complete(done_record(key, 1))
+    child = Task(bench.plan().stages[1], (key,), attempt=1)
+    fault = Fault(rank=1, point="step", hit=3)
+    payload = make_payload(child, bench.records, bench.datasets, lease_epoch=2, faults=[fault])
+    assert [parent.name for parent in payload.parents] == ["pretrain"]
+    assert StagePayload.from_json(json.loads(json.dumps(payload.to_json()))) == payload
 
 
 def test_attempts_of_an_archived_result_mark_nothing(bench: Bench) -> None:
