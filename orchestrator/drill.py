@@ -270,7 +270,7 @@ def _state(run: _Run) -> dict[str, Any]:
 
 
 def _attempts(run: _Run) -> list[Path]:
-    return [run.records.attempt_dir(run.key, a["number"]) for a in run.records.attempts(run.key)]
+    return [run.records.attempt_dir(run.key, a.number) for a in run.records.attempts(run.key)]
 
 
 def _curve(run: _Run) -> dict[tuple[str, int], float]:

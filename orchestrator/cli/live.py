@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cluster.verdict import Cause, Verdict
 from orchestrator.drive.observer import View
 from orchestrator.drive.policy import TaskState
 from orchestrator.drive.task import Task
+from orchestrator.store.attempts import DecisionRecord, Remedies
 from orchestrator.store.journal import JOURNAL_FILE, JournalReader
 from orchestrator.store.records import DoneRecord
 
@@ -93,14 +94,14 @@ class Display(View):
             f"{task.planned.stage.name}: {escape(verdict.message)}"
         )
 
-    def decided(self, task: Task, decision: Mapping[str, Any]) -> None:
+    def decided(self, task: Task, decision: DecisionRecord) -> None:
         """Print a decision, except a first start, or a failure that is printed anyway."""
-        is_plain = decision["decision"] == "start" and not decision["remedies"]
-        if is_plain or decision["decision"] in ("block", "stop"):
+        is_plain = decision.decision == "start" and decision.remedies == Remedies()
+        if is_plain or decision.decision in ("block", "stop"):
             return
         self.say(
-            f"{decision['decision']}  {task.planned.cell.address} {task.planned.stage.name}: "
-            f"{escape(str(decision['reason']))}"
+            f"{decision.decision}  {task.planned.cell.address} {task.planned.stage.name}: "
+            f"{escape(decision.reason)}"
         )
 
     def tick(self, tasks: dict[str, Task]) -> None:

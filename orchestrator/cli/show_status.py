@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from orchestrator.plan.plan import Plan, PlannedStage, Status, find_stage
 from orchestrator.report.goodput import study_goodput
+from orchestrator.store.attempts import Attempt, AttemptEnd
 from orchestrator.store.journal import JOURNAL_FILE, JournalReader
 from orchestrator.store.records import Records
 from studies.analysis.goodput.accounting import DRIVER_LOST, SUCCESS, Goodput
@@ -59,19 +60,18 @@ def _print_verdicts(plan: Plan, records: Records, console: Console) -> None:
         if len(failed) > VERDICTS_SHOWN:
             earlier = len(failed) - VERDICTS_SHOWN
             _say(console, f"{planned.address} {earlier} earlier failed attempts (all: --json)")
-        for end in failed[-VERDICTS_SHOWN:]:
-            message = (end.get("message") or "").partition("\n")[0]
-            what = end["cause"] + (f": {message}" if message else "")
-            _say(console, f"{planned.address} attempt {end['number']} ended: {what}")
+        for number, end in failed[-VERDICTS_SHOWN:]:
+            message = end.message.partition("\n")[0]
+            what = end.cause + (f": {message}" if message else "")
+            _say(console, f"{planned.address} attempt {number} ended: {what}")
         if not planned.status.is_work:
             continue
-        if attempts[-1]["end"] is None:
-            number = attempts[-1]["number"]
+        if attempts[-1].end is None:
+            number = attempts[-1].number
             _say(console, f"{planned.address} attempt {number} running or killed")
         decisions = records.decisions(planned.identity.science_hash)
         for made in decisions[-VERDICTS_SHOWN:]:
-            what = f"{made.get('decision')}: {made.get('reason')}"
-            _say(console, f"{planned.address} decided: {what}")
+            _say(console, f"{planned.address} decided: {made.decision}: {made.reason}")
 
 
 def _print_goodput(goodput: StudyGoodput, console: Console) -> None:
@@ -120,14 +120,16 @@ def status_json(plan: Plan, records: Records) -> dict[str, object]:
         "unfinished": [
             {
                 "stage": p.address,
-                **attempts[-1],
-                "decisions": records.decisions(p.identity.science_hash),
+                **attempts[-1].to_json(),
+                "decisions": [d.to_json() for d in records.decisions(p.identity.science_hash)],
             }
             for p, attempts in started
             if p.status.is_work
         ],
         "failed_attempts": [
-            {"stage": p.address, **end} for p, attempts in started for end in _failed(attempts)
+            {"stage": p.address, "number": number, **end.to_json()}
+            for p, attempts in started
+            for number, end in _failed(attempts)
         ],
         "goodput": None if goodput.is_empty else goodput.to_dict(),
     }
@@ -160,7 +162,7 @@ def _ratio(count: tuple[int, int] | None) -> str:
     return f"[{colour}]{count[0]}/{count[1]}[/]"
 
 
-def _started(plan: Plan, records: Records) -> list[tuple[PlannedStage, list[dict[str, Any]]]]:
+def _started(plan: Plan, records: Records) -> list[tuple[PlannedStage, list[Attempt]]]:
     """Stages that were ever started, each identity once, with their attempts."""
     known = records.known_stages()
     unique = {p.identity.science_hash: p for p in reversed(plan.stages)}
@@ -168,13 +170,13 @@ def _started(plan: Plan, records: Records) -> list[tuple[PlannedStage, list[dict
     return [(planned, attempts) for planned, attempts in found if attempts]
 
 
-def _failed(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ends of the attempts that did not succeed, each with its `number`."""
+def _failed(attempts: list[Attempt]) -> list[tuple[int, AttemptEnd]]:
+    """Numbers and ends of the attempts that did not succeed."""
     # What came before another attempt is over, even if its driver could not write it down.
-    lost = {"cause": DRIVER_LOST, "message": "its driver was killed first"}
-    over = [a for a in attempts if a["end"] is not None or a is not attempts[-1]]
-    ends = [{"number": a["number"], **(a["end"] or lost)} for a in over]
-    return [end for end in ends if end["cause"] != SUCCESS]
+    lost = AttemptEnd(cause=DRIVER_LOST, message="its driver was killed first")
+    over = [a for a in attempts if a.end is not None or a is not attempts[-1]]
+    ends = [(a.number, a.end or lost) for a in over]
+    return [(number, end) for number, end in ends if end.cause != SUCCESS]
 
 
 def print_logs(
@@ -192,14 +194,14 @@ def print_logs(
     attempts = records.attempts(planned.identity.science_hash)
     if not attempts:
         raise StudyError(f"{planned.address} has not been started yet")
-    chosen = next((a for a in attempts if a["number"] == (attempt or attempts[-1]["number"])), None)
+    chosen = next((a for a in attempts if a.number == (attempt or attempts[-1].number)), None)
     if chosen is None:
-        raise unknown("attempt", str(attempt), [str(a["number"]) for a in attempts])
-    directory = records.attempt_dir(planned.identity.science_hash, chosen["number"])
+        raise unknown("attempt", str(attempt), [str(a.number) for a in attempts])
+    directory = records.attempt_dir(planned.identity.science_hash, chosen.number)
     _say(
         console,
-        f"{planned.address} attempt {chosen['number']} of {len(attempts)}, "
-        f"started {chosen.get('started_at')}",
+        f"{planned.address} attempt {chosen.number} of {len(attempts)}, "
+        f"started {chosen.start.started_at}",
     )
     _print_file(console, directory / f"rank{rank}.log")
     entries = JournalReader(directory / JOURNAL_FILE).read_new()
@@ -207,13 +209,13 @@ def print_logs(
         last = entries[-1]
         shown = "  ".join(f"{k} {v:.6g}" for k, v in last.metrics.items())
         _say(console, f"last metrics at step {last.step}: {shown}")
-    end = chosen["end"]
+    end = chosen.end
     if end is None:
         console.print("no end recorded: it is running, or its driver was killed")
         return
-    _say(console, f"ended {end['ended_at']}: {end['cause']} {end.get('message', '')}")
-    if end.get("traceback"):
-        _say(console, end["traceback"])
+    _say(console, f"ended {end.ended_at}: {end.cause} {end.message}")
+    if end.traceback:
+        _say(console, end.traceback)
 
 
 def _print_file(console: Console, path: Path) -> None:

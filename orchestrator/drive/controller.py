@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
 
 from cluster.errors import HeadLost
 from cluster.gang import Gang
 from cluster.slot_pool import SlotPool
 from cluster.verdict import Cause, Verdict, judge
 from mae_core.errors import ConfigError
-from orchestrator.drive.attempt_end import ending
+from orchestrator.drive.attempt_end import end_of
 from orchestrator.drive.observer import Observer
 from orchestrator.drive.policy import (
     Block,
@@ -36,6 +36,7 @@ from orchestrator.plan.plan import Plan, PlannedStage, Status, SweepPlan
 from orchestrator.rank.entry import ENTRY
 from orchestrator.rank.faults import Fault, FaultPlan
 from orchestrator.rank.payload import StageResult
+from orchestrator.store.attempts import NOT_STARTED, AttemptEnd, AttemptStart, DecisionRecord
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.lease import Lease, is_alive
 from orchestrator.store.provenance import code_version
@@ -125,7 +126,8 @@ class Controller:
             longest = max(longest, grace)
             gang.request_stop(reason, grace)
             task.is_stopping = True
-            self._note(task, {"decision": "stop", "reason": f"{reason}; {grace:g} s of grace"})
+            why = f"{reason}; {grace:g} s of grace"
+            self._note(task, DecisionRecord(decision="stop", reason=why))
         deadline = time.monotonic() + longest
         try:
             while self._running() and time.monotonic() < deadline:
@@ -264,9 +266,9 @@ class Controller:
             failures=tuple(self._node_failures),
         )
 
-    def _note(self, task: Task, decision: dict[str, Any]) -> None:
+    def _note(self, task: Task, decision: DecisionRecord) -> None:
         """Keep a decision and tell it."""
-        self._records.decide(task.key, decision | {"epoch": self._lease.epoch})
+        self._records.decide(task.key, replace(decision, epoch=self._lease.epoch))
         for observer in self._observers:
             observer.decided(task, decision)
 
@@ -276,8 +278,8 @@ class Controller:
             task.state = TaskState.DONE
             return True
         for attempt in self._records.attempts(task.key)[-1:]:
-            driver = attempt.get("driver")
-            if attempt["end"] is None and driver and driver != self._lease.holder:
+            driver = attempt.start.driver
+            if attempt.end is None and driver and driver != self._lease.holder:
                 if is_alive(self._records.store, driver):
                     task.deferred_until = time.time() + ELSEWHERE_POLL_S
                     return True
@@ -288,14 +290,14 @@ class Controller:
         base = task.planned.stage.execution
         self._note(task, to_record(decision, base))
         task.decision = decision
-        start = {
-            "address": task.planned.address,
-            "driver": self._lease.holder,
-            "epoch": self._lease.epoch,
-            "world_size": decision.execution.world_size,
-            "remedies": changes(decision, base),
-            "code": code_version(),
-        }
+        start = AttemptStart(
+            address=task.planned.address,
+            driver=self._lease.holder,
+            epoch=self._lease.epoch,
+            world_size=decision.execution.world_size,
+            remedies=changes(decision, base),
+            code=code_version(),
+        )
         task.attempt = self._records.begin_attempt(task.key, start)
         payload = make_payload(
             task,
@@ -311,7 +313,7 @@ class Controller:
             avoid_nodes=decision.avoid_nodes,
         )
         if task.gang is None:  # a rank died while it was idle; it is being replaced
-            self._records.end_attempt(task.key, task.attempt, {"cause": "not started"})
+            self._records.end_attempt(task.key, task.attempt, AttemptEnd(cause=NOT_STARTED))
             return
         task.began, task.started_at = time.monotonic(), time.time()
         task.state, task.is_stopping = TaskState.RUNNING, False
@@ -339,10 +341,9 @@ class Controller:
         is_ours = self._records.complete(record)
         directory = self._records.attempt_dir(task.key, task.attempt)
         message = "" if is_ours else "another driver had completed this stage before"
-        end = ending(Verdict(Cause.SUCCESS, message), gang, directory, seconds).record()
-        self._records.end_attempt(
-            task.key, task.attempt, end | {"seconds": result.seconds, "is_result": is_ours}
-        )
+        end = end_of(Verdict(Cause.SUCCESS, message), gang, directory, seconds)
+        end = replace(end, seconds=result.seconds, is_result=is_ours)
+        self._records.end_attempt(task.key, task.attempt, end)
         task.gang, task.state = None, TaskState.DONE
         if not is_ours:
             return
@@ -353,11 +354,18 @@ class Controller:
     def _retry_or_not(self, task: Task, gang: Gang, verdict: Verdict) -> None:
         """Write down an end without success; the policy decides what follows."""
         directory = self._records.attempt_dir(task.key, task.attempt)
-        end = ending(verdict, gang, directory, time.monotonic() - task.began)
-        self._records.end_attempt(task.key, task.attempt, end.record())
+        end = end_of(verdict, gang, directory, time.monotonic() - task.began)
+        self._records.end_attempt(task.key, task.attempt, end)
         if verdict.rank is not None and verdict.blames_node:
             self._node_failures.append(gang.slots[verdict.rank].node)
-        task.attempts.append(end.past())
+        task.attempts.append(
+            PastAttempt(
+                cause=verdict.cause,
+                ended_at=time.time(),
+                resumed_step=end.resumed_step,
+                saved_step=end.saved_step,
+            )
+        )
         task.gang, task.state, task.reason = None, TaskState.WAITING, verdict.message
         for observer in self._observers:
             observer.attempt_failed(task, verdict)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cluster.verdict import Verdict
     from orchestrator.drive.task import Task
+    from orchestrator.store.attempts import DecisionRecord
     from orchestrator.store.records import DoneRecord
 
 
@@ -19,8 +20,8 @@ class Observer:
     Calls come from the controller's thread: none may block or raise.
     """
 
-    def decided(self, task: Task, decision: Mapping[str, Any]) -> None:
-        """A decision was made, with `decision` and `reason` as in the store."""
+    def decided(self, task: Task, decision: DecisionRecord) -> None:
+        """A decision was made."""
 
     def stage_started(self, task: Task, directory: Path) -> None:
         """An attempt began; its journal will be in `directory`."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from cluster.verdict import Cause
 from orchestrator.drive.task import drop_checkpoints
 from orchestrator.plan.plan import Plan, Status
+from orchestrator.store.attempts import Attempt, AttemptEnd, Driver
 from orchestrator.store.lease import is_alive
 from orchestrator.store.lineage import steps_of
 from orchestrator.store.records import Records
@@ -23,11 +23,10 @@ def close_orphans(plan: Plan, records: Records) -> int:
     known = records.known_stages()
     for science_hash in {s.identity.science_hash for s in plan.stages} & known:
         for attempt in records.attempts(science_hash):
-            driver = attempt.get("driver")
-            if attempt["end"] is None and driver and not is_alive(records.store, driver):
-                records.end_attempt(
-                    science_hash, attempt["number"], _end(science_hash, attempt, records)
-                )
+            driver = attempt.start.driver
+            if attempt.end is None and driver and not is_alive(records.store, driver):
+                end = _end(science_hash, attempt, driver, records)
+                records.end_attempt(science_hash, attempt.number, end)
                 count += 1
     return count
 
@@ -40,24 +39,21 @@ def drop_finished_checkpoints(plan: Plan, records: Records) -> None:
             drop_checkpoints(records, science_hash, planned.stage.execution)
 
 
-def _end(science_hash: str, attempt: dict[str, Any], records: Records) -> dict[str, Any]:
+def _end(science_hash: str, attempt: Attempt, driver: Driver, records: Records) -> AttemptEnd:
     """End record, dated at the attempt's last sign of life."""
-    number = attempt["number"]
-    steps = steps_of(records.attempt_dir(science_hash, number))
-    started = datetime.fromisoformat(attempt["started_at"]).timestamp()
+    steps = steps_of(records.attempt_dir(science_hash, attempt.number))
+    started = datetime.fromisoformat(attempt.start.started_at).timestamp()
     ended = max(started, steps.heard_at or started)
     done = records.done(science_hash)
-    finished = done is not None and done.attempt == number
-    driver = attempt["driver"]
-    cause = Cause.SUCCESS if finished else Cause.DRIVER_LOST
-    where = f"process {driver.get('pid')} on {driver.get('host')}"
-    return {
-        "cause": cause.value,
-        "message": f"its driver, {where}, was gone before it could note the end",
-        "rank": None,
-        "wall_s": round(ended - started, 3),
-        "last_step": steps.last,
-        "last_step_at": steps.last_at,
-        "stop_reason": None,
-        "ended_at": datetime.fromtimestamp(ended, UTC).isoformat(timespec="milliseconds"),
-    }
+    finished = done is not None and done.attempt == attempt.number
+    where = f"process {driver.pid} on {driver.host}"
+    return AttemptEnd(
+        cause=(Cause.SUCCESS if finished else Cause.DRIVER_LOST).value,
+        message=f"its driver, {where}, was gone before it could note the end",
+        wall_s=round(ended - started, 3),
+        last_step=steps.last,
+        last_step_at=steps.last_at,
+        resumed_step=steps.resumed,
+        saved_step=steps.saved,
+        ended_at=datetime.fromtimestamp(ended, UTC).isoformat(timespec="milliseconds"),
+    )

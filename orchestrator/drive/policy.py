@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from cluster.verdict import Cause
 from mae_core.config import Execution
@@ -25,6 +24,7 @@ from orchestrator.drive.remedies import (
     rollback,
     spare_memory,
 )
+from orchestrator.store.attempts import DecisionRecord, Remedies
 
 ELASTIC_WAIT_S = 20.0
 """An elastic gang waits this long for slots that are missing before it starts smaller."""
@@ -173,32 +173,24 @@ class Block:
 Decision = Start | Resize | Fail | Block
 
 
-def to_record(decision: Decision, base: Execution) -> dict[str, Any]:
-    """A decision as plain values; `base` is what the stage asks for."""
+def to_record(decision: Decision, base: Execution) -> DecisionRecord:
+    """A decision as the store keeps it; `base` is what the stage asks for."""
     name = type(decision).__name__.lower()
     if isinstance(decision, Block):
-        return {"decision": name, "reason": f"its parent {decision.parent} failed"}
-    record: dict[str, Any] = {"decision": name, "reason": decision.reason}
+        return DecisionRecord(decision=name, reason=f"its parent {decision.parent} failed")
+    record = DecisionRecord(decision=name, reason=decision.reason)
     if isinstance(decision, Resize):
-        record["world_size"] = decision.world_size
+        return replace(record, world_size=decision.world_size)
     if isinstance(decision, Start):
-        record |= {"world_size": decision.execution.world_size, "remedies": changes(decision, base)}
+        done = changes(decision, base)
+        return replace(record, world_size=decision.execution.world_size, remedies=done)
     return record
 
 
-def changes(start: Start, base: Execution) -> dict[str, Any]:
+def changes(start: Start, base: Execution) -> Remedies:
     """What an attempt does otherwise than its stage asks for."""
-    names = ("world_size", "micro_batch", "loader_threads")
-    found: dict[str, Any] = {
-        n: getattr(start.execution, n)
-        for n in names
-        if getattr(start.execution, n) != getattr(base, n)
-    }
-    if start.rollback:
-        found["rollback"] = start.rollback
-    if start.avoid_nodes:
-        found["avoid_nodes"] = sorted(start.avoid_nodes)
-    return found
+    avoided = tuple(sorted(start.avoid_nodes))
+    return Remedies.between(base, start.execution, rollback=start.rollback, avoid_nodes=avoided)
 
 
 def decide(tasks: Sequence[TaskView], slots: SlotsView, now: float) -> list[Decision]:
@@ -346,7 +338,7 @@ def _why(task: TaskView, start: Start) -> str:
         cause = task.attempts[-1].cause
         used = sum(a.cause is cause for a in task.attempts)
         reasons = [f"again after: {cause.value} ({used} so far)"]
-    done = changes(start, task.execution)
+    done = changes(start, task.execution).to_json()
     texts = {
         "world_size": "slots are missing: on {} ranks",
         "micro_batch": "micro-batch {} at the same global batch",

@@ -11,6 +11,7 @@ from typing import Any
 
 from mae_core.config import RECIPES
 from orchestrator.plan.plan import Plan
+from orchestrator.store.attempts import Attempt, AttemptEnd
 from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalReader, read_events
 from orchestrator.store.lease import is_alive
 from orchestrator.store.records import Records, stage_key
@@ -56,29 +57,27 @@ def from_store(
     )
 
 
-def _by_result(records: Records, science_hash: str) -> list[list[dict[str, Any]]]:
+def _by_result(records: Records, science_hash: str) -> list[list[Attempt]]:
     """Attempts, in groups that led to one result each; an archived result was not replayed."""
     key = f"{stage_key(science_hash)}/superseded"
     aside = [records.store.read_json(f"{key}/{name}") or {} for name in records.store.list(key)]
     results = sorted(int(record.get("attempt", 0)) for record in aside)
-    groups: list[list[dict[str, Any]]] = [[] for _ in range(len(results) + 1)]
+    groups: list[list[Attempt]] = [[] for _ in range(len(results) + 1)]
     for attempt in records.attempts(science_hash):
-        groups[bisect.bisect_left(results, attempt["number"])].append(attempt)
+        groups[bisect.bisect_left(results, attempt.number)].append(attempt)
     return groups
 
 
-def _logs(
-    records: Records, science_hash: str, attempts: Sequence[Mapping[str, Any]]
-) -> list[AttemptLog]:
+def _logs(records: Records, science_hash: str, attempts: Sequence[Attempt]) -> list[AttemptLog]:
     logs = []
     for attempt in attempts:
-        path = records.attempt_dir(science_hash, attempt["number"]) / JOURNAL_FILE
+        path = records.attempt_dir(science_hash, attempt.number) / JOURNAL_FILE
         is_last = attempt is attempts[-1]
         log = attempt_log(
             attempt,
             read_events(path),
             JournalReader(path).read_new(),
-            is_running=is_last and attempt["end"] is None and _has_driver(records, attempt),
+            is_running=is_last and attempt.end is None and _has_driver(records, attempt),
         )
         if log is not None:
             logs.append(log)
@@ -86,32 +85,32 @@ def _logs(
 
 
 def attempt_log(
-    attempt: Mapping[str, Any],
+    attempt: Attempt,
     events: Sequence[Mapping[str, Any]],
     entries: Sequence[Entry],
     *,
     is_running: bool = False,
 ) -> AttemptLog | None:
     """An attempt's records and journal as goodput reads them; None without a readable start."""
-    started_at = _seconds(attempt.get("started_at"))
+    started_at = _seconds(attempt.start.started_at)
     if started_at is None:
         return None
-    end = attempt.get("end") or {}
+    end = attempt.end or AttemptEnd(cause="")
     points = [(_number(e.step), _number(e.timestamp_ms)) for e in entries]
     return AttemptLog(
         started_at=started_at,
-        ended_at=_seconds(end.get("ended_at")),
-        cause=end.get("cause"),
+        ended_at=_seconds(end.ended_at),
+        cause=end.cause or None,
         is_running=is_running,
         events=[JournalEvent.read(event) for event in events],
         points=[(s, t / 1000) for s, t in points if s is not None and t is not None],
-        last_step=_number(end.get("last_step")),
-        last_step_at=_number(end.get("last_step_at")),
+        last_step=_number(end.last_step),
+        last_step_at=_number(end.last_step_at),
     )
 
 
-def _has_driver(records: Records, attempt: Mapping[str, Any]) -> bool:
-    driver = attempt.get("driver")
+def _has_driver(records: Records, attempt: Attempt) -> bool:
+    driver = attempt.start.driver
     return driver is not None and is_alive(records.store, driver)
 
 

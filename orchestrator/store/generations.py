@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
-from typing import Any
 
 from orchestrator.errors import StoreError
+from orchestrator.store.attempts import Attempt, AttemptEnd, DecisionRecord
 from orchestrator.store.records import DoneRecord, Records, stage_key
 
 
@@ -23,9 +22,9 @@ class Generation:
     science_hash: str
     after: int
     """Last attempt of the generation before; 0 for the first."""
-    attempts: tuple[dict[str, Any], ...]
-    """Oldest first, each with `number`, start and (if any) `end`."""
-    decisions: tuple[dict[str, Any], ...]
+    attempts: tuple[Attempt, ...]
+    """Oldest first."""
+    decisions: tuple[DecisionRecord, ...]
     record: DoneRecord | None
     """None while it has no result."""
 
@@ -39,17 +38,17 @@ class Generation:
         """Number of the attempt that has the result, or of the last one; `after` if none."""
         if self.record is not None:
             return self.record.attempt
-        return int(self.attempts[-1]["number"]) if self.attempts else self.after
+        return self.attempts[-1].number if self.attempts else self.after
 
     @property
     def started_at(self) -> str:
         """ISO 8601; empty before the first attempt."""
-        return str(self.attempts[0].get("started_at", "")) if self.attempts else ""
+        return self.attempts[0].start.started_at if self.attempts else ""
 
     @property
     def opened_at(self) -> str:
         """When anything of it was first recorded: a decision comes a moment before its attempt."""
-        known = (str(d.get("at", "")) for d in self.decisions[:1])
+        known = (decision.at for decision in self.decisions[:1])
         return min((at for at in (*known, self.started_at) if at), default="")
 
     @property
@@ -57,31 +56,31 @@ class Generation:
         """ISO 8601, of the result or of the last attempt's end; empty while it runs."""
         if self.record is not None:
             return self.record.finished_at
-        return str(self._last_end.get("ended_at", ""))
+        return self._last_end.ended_at if self._last_end else ""
 
     @property
     def state(self) -> str:
         """`done`, `running`, or the cause that the last attempt ended for."""
         if self.record is not None:
             return "done"
-        return str(self._last_end.get("cause", "running"))
+        return self._last_end.cause if self._last_end else "running"
 
     @property
     def last_message(self) -> str:
         """What the last attempt that failed had to say."""
-        ends = [a["end"] for a in self.attempts if a["end"] and a["end"].get("cause") != "success"]
-        return next((str(e["message"]) for e in reversed(ends) if e.get("message")), "")
+        failed = [a.end for a in self.attempts if a.end and a.end.cause != "success"]
+        return next((end.message for end in reversed(failed) if end.message), "")
 
     @property
     def commit(self) -> str:
         """Of the code that computed it, or is at it; empty if it was no checkout."""
         code = self.record.provenance.get("code") if self.record else None
-        code = code or (self.attempts[-1].get("code") if self.attempts else None)
+        code = code or (self.attempts[-1].start.code if self.attempts else None)
         return str((code or {}).get("commit", ""))
 
-    @cached_property
-    def _last_end(self) -> dict[str, Any]:
-        return dict(self.attempts[-1]["end"] or {}) if self.attempts else {}
+    @property
+    def _last_end(self) -> AttemptEnd | None:
+        return self.attempts[-1].end if self.attempts else None
 
 
 def generations(records: Records, science_hash: str) -> list[Generation]:
@@ -91,10 +90,10 @@ def generations(records: Records, science_hash: str) -> list[Generation]:
     decisions = records.decisions(science_hash)
     found, after = [], 0
     for record in done:
-        last = attempts[-1]["number"] if record is None and attempts else None
+        last = attempts[-1].number if record is None and attempts else None
         last = record.attempt if record is not None else last or after
-        own = tuple(a for a in attempts if after < a["number"] <= last)
-        following = next((a["started_at"] for a in attempts if a["number"] > last), "")
+        own = tuple(a for a in attempts if after < a.number <= last)
+        following = next((a.start.started_at for a in attempts if a.number > last), "")
         # The decision to start an attempt comes a moment before it.
         mine = _until(decisions, following) if record is not done[-1] else decisions
         decisions = decisions[len(mine) :]
@@ -111,10 +110,10 @@ def generations(records: Records, science_hash: str) -> list[Generation]:
     return found
 
 
-def _until(decisions: Sequence[dict[str, Any]], started_at: str) -> list[dict[str, Any]]:
+def _until(decisions: Sequence[DecisionRecord], started_at: str) -> list[DecisionRecord]:
     """Decisions before an attempt that is of the next generation, less the one that began it."""
-    mine = [d for d in decisions if not started_at or str(d.get("at", "")) <= started_at]
-    return mine[:-1] if started_at and mine and mine[-1].get("decision") == "start" else mine
+    mine = [d for d in decisions if not started_at or d.at <= started_at]
+    return mine[:-1] if started_at and mine and mine[-1].decision == "start" else mine
 
 
 def _archived(records: Records, science_hash: str) -> list[DoneRecord]:

@@ -11,12 +11,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from orchestrator.errors import StudyBusy
+from orchestrator.store.attempts import Driver
 from orchestrator.store.driver import Store
 from orchestrator.store.records import now_iso
 
@@ -27,7 +28,7 @@ STALE_AFTER_S = 60.0
 class Lease:
     """The right to write a study's records, while no newer driver has taken it over."""
 
-    def __init__(self, store: Store, study: str, epoch: int, holder: dict[str, Any]) -> None:
+    def __init__(self, store: Store, study: str, epoch: int, holder: Driver) -> None:
         self._store, self._prefix, self.epoch = store, f"studies/{study}/lease", epoch
         self.holder = holder
         """Who holds it; written into every attempt, so that other studies' drivers see it."""
@@ -66,22 +67,22 @@ def acquire(store: Store, study: str) -> Lease:
     prefix = f"studies/{study}/lease"
     last = store.last_numbered(prefix)
     if last is not None:
-        number, holder = last
+        number, holder = last[0], Driver.from_json(last[1])
         if store.read(f"{prefix}/{number:06d}.released") is None and is_alive(store, holder):
             raise StudyBusy(
-                f"study {study!r} is being run by process {holder['pid']} on {holder['host']} "
-                f"since {holder['since']}; wait for it or stop it (Ctrl-C there)"
+                f"study {study!r} is being run by process {holder.pid} on {holder.host} "
+                f"since {holder.since}; wait for it or stop it (Ctrl-C there)"
             )
     epoch = (last[0] if last else 0) + 1
     process = psutil.Process()
-    holder = {
-        "host": socket.gethostname(),
-        "pid": process.pid,
-        "process_started": process.create_time(),
-        "since": now_iso(),
-        "heartbeat": f"{prefix}/{epoch:06d}.heartbeat",
-    }
-    if not store.create_json(f"{prefix}/{epoch:06d}.json", holder):
+    holder = Driver(
+        host=socket.gethostname(),
+        pid=process.pid,
+        process_started=process.create_time(),
+        since=now_iso(),
+        heartbeat=f"{prefix}/{epoch:06d}.heartbeat",
+    )
+    if not store.create_json(f"{prefix}/{epoch:06d}.json", asdict(holder)):
         raise StudyBusy(f"study {study!r} was just taken by another driver")
     return Lease(store, study, epoch, holder)
 
@@ -93,17 +94,17 @@ def hold(store: Store, study: str) -> Iterator[Lease]:
         yield lease
 
 
-def is_alive(store: Store, holder: dict[str, Any]) -> bool:
+def is_alive(store: Store, driver: Driver) -> bool:
     """Say whether a driver still runs."""
-    if holder["host"] == socket.gethostname():
+    if driver.host == socket.gethostname():
         try:
-            started = psutil.Process(holder["pid"]).create_time()
+            started = psutil.Process(driver.pid).create_time()
         except psutil.Error:
             return False
         # A process number is reused; its start time is not.
-        return abs(float(started) - float(holder["process_started"])) < 1.0
+        return abs(float(started) - driver.process_started) < 1.0
     try:
-        heartbeat = store.path(holder["heartbeat"])
+        heartbeat = store.path(driver.heartbeat)
         return time.time() - heartbeat.stat().st_mtime < STALE_AFTER_S
     except OSError:
         return False

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.store.attempts import Attempt
 from orchestrator.store.journal import JOURNAL_FILE, JournalReader, read_events
 
 BIT_EXACT, ORDER_EXACT = "bit-exact", "order-exact"
@@ -59,18 +60,18 @@ def steps_of(directory: Path) -> Steps:
 
 
 def interventions(
-    attempts: Sequence[dict[str, Any]], directory: Callable[[int], Path]
+    attempts: Sequence[Attempt], directory: Callable[[int], Path]
 ) -> list[dict[str, Any]]:
     """Rollbacks that really happened: attempts that passed over checkpoints and then restored."""
     found = []
     for attempt in attempts:
-        passed_over = attempt.get("remedies", {}).get("rollback", 0)
-        restored = _restored(directory(attempt["number"])) if passed_over else []
+        passed_over = attempt.start.remedies.rollback
+        restored = _restored(directory(attempt.number)) if passed_over else []
         if restored:
             found.append(
                 {
                     "cause": "numerics",
-                    "attempt": attempt["number"],
+                    "attempt": attempt.number,
                     "step": restored[-1]["step"],
                     "rollback": passed_over,
                 }
@@ -78,17 +79,17 @@ def interventions(
     return found
 
 
-def level_of(attempts: Sequence[dict[str, Any]], directory: Callable[[int], Path]) -> str:
+def level_of(attempts: Sequence[Attempt], directory: Callable[[int], Path]) -> str:
     """How a result compares with an undisturbed run: the weakest level of its attempts.
 
     `bit-exact` also where nothing was interrupted; `order-exact` once an attempt went on with
     another cut of the batch than the one before it, or began with another than was asked for.
     """
     for attempt in attempts:
-        restored = _restored(directory(attempt["number"]))
+        restored = _restored(directory(attempt.number))
         if any(event.get("level") == ORDER_EXACT for event in restored):
             return ORDER_EXACT
-        if restored and {"world_size", "micro_batch"} & set(attempt.get("remedies", {})):
+        if restored and attempt.start.remedies.recut:
             return ORDER_EXACT
     return BIT_EXACT
 

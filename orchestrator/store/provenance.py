@@ -5,11 +5,10 @@ from __future__ import annotations
 import subprocess
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 
 @cache
-def code_version() -> dict[str, Any]:
+def code_version() -> dict[str, str | bool]:
     """Commit of this code, and whether the tree differs from it; empty outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     try:

@@ -18,11 +18,12 @@ import hashlib
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StoreError
+from orchestrator.store.attempts import Attempt, AttemptEnd, AttemptStart, DecisionRecord
 from orchestrator.store.driver import Store
 
 
@@ -77,45 +78,46 @@ class Records:
         """Hashes of all stages that have ever been started here, in two levels of listing."""
         return {h for hh in self.store.list("stages") for h in self.store.list(f"stages/{hh}")}
 
-    def begin_attempt(self, science_hash: str, start: dict[str, Any]) -> int:
-        """Record the start of an attempt; return its number."""
-        key = stage_key(science_hash)
-        number = self.store.append_numbered(f"{key}/attempts", start | {"started_at": now_iso()})
+    def begin_attempt(self, science_hash: str, start: AttemptStart) -> int:
+        """Record the start of an attempt, now; return its number."""
+        key, start = stage_key(science_hash), replace(start, started_at=now_iso())
+        number = self.store.append_numbered(f"{key}/attempts", start.to_json())
         self.outputs(science_hash, number).mkdir(parents=True, exist_ok=True)
         return number
 
-    def end_attempt(self, science_hash: str, number: int, end: dict[str, Any]) -> None:
+    def end_attempt(self, science_hash: str, number: int, end: AttemptEnd) -> None:
         """Record how an attempt ended, now unless `end` says when; the first record stands."""
         key = f"{stage_key(science_hash)}/ends/{number:06d}.json"
-        self.store.create_json(key, {"ended_at": now_iso()} | end)
+        self.store.create_json(key, replace(end, ended_at=end.ended_at or now_iso()).to_json())
 
-    def attempts(self, science_hash: str) -> list[dict[str, Any]]:
-        """All attempts, oldest first, each with its `number`, start and (if any) end."""
+    def attempts(self, science_hash: str) -> list[Attempt]:
+        """All attempts, oldest first."""
         key = stage_key(science_hash)
         numbers = [n[:6] for n in self.store.list(f"{key}/attempts") if n.endswith(".json")]
         found = []
         for n in numbers:
-            start = self.store.read_json(f"{key}/attempts/{n}.json") or {}
+            start = AttemptStart.from_json(self.store.read_json(f"{key}/attempts/{n}.json") or {})
             end = self.store.read_json(f"{key}/ends/{n}.json")
-            found.append({"number": int(n), **start, "end": end})
+            ended = None if end is None else AttemptEnd.from_json(end)
+            found.append(Attempt(number=int(n), start=start, end=ended))
         return found
 
-    def lineage(self, science_hash: str) -> list[dict[str, Any]]:
+    def lineage(self, science_hash: str) -> list[Attempt]:
         """Attempts that led to the present result: those after an archived one."""
         aside = self.store.last_numbered(f"{stage_key(science_hash)}/superseded")
         before = int(aside[1]["attempt"]) if aside else 0
-        return [a for a in self.attempts(science_hash) if a["number"] > before]
+        return [a for a in self.attempts(science_hash) if a.number > before]
 
-    def decide(self, science_hash: str, decision: dict[str, Any]) -> int:
-        """Record a decision about a stage; return its number."""
+    def decide(self, science_hash: str, decision: DecisionRecord) -> int:
+        """Record a decision about a stage, now; return its number."""
         key = f"{stage_key(science_hash)}/decisions"
-        return self.store.append_numbered(key, decision | {"at": now_iso()})
+        return self.store.append_numbered(key, replace(decision, at=now_iso()).to_json())
 
-    def decisions(self, science_hash: str) -> list[dict[str, Any]]:
+    def decisions(self, science_hash: str) -> list[DecisionRecord]:
         """All decisions about a stage, oldest first."""
         key = f"{stage_key(science_hash)}/decisions"
         found = (self.store.read_json(f"{key}/{name}") for name in self.store.list(key))
-        return [decision for decision in found if decision is not None]
+        return [DecisionRecord.from_json(plain) for plain in found if plain is not None]
 
     def complete(self, record: DoneRecord) -> bool:
         """Create the completion record; False if another driver completed the stage."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cluster.verdict import Verdict
 from mae_core.data.facts import split_sizes
@@ -21,6 +20,7 @@ from orchestrator.drive.task import Task
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.rows import make_rows, role_of
 from orchestrator.report.study_report import report_dir
+from orchestrator.store.attempts import DecisionRecord
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import Store
 from orchestrator.store.generations import Generation, generations, milliseconds
@@ -105,7 +105,7 @@ class Tracking(Observer):
         """Note the cause, as the store has it."""
         self._tell(task)
 
-    def decided(self, task: Task, decision: Mapping[str, Any]) -> None:
+    def decided(self, task: Task, decision: DecisionRecord) -> None:
         """Note it, as the store has it."""
         self._tell(task)
 
@@ -322,9 +322,9 @@ def generation_tags(generation: Generation) -> dict[str, str]:
     return {name: text for name, text in tags.items() if text}
 
 
-def decision_text(decision: Mapping[str, Any]) -> str:
+def decision_text(decision: DecisionRecord) -> str:
     """A decision on one line, short enough for a tag."""
-    return f"{decision.get('decision')}: {decision.get('reason')}"[:MAX_TAG]
+    return f"{decision.decision}: {decision.reason}"[:MAX_TAG]
 
 
 def absence_text(uri: str, reason: str) -> str:

@@ -28,6 +28,7 @@ from orchestrator.store.adopted import (
     find_adopted,
     name_key,
 )
+from orchestrator.store.attempts import AttemptEnd, AttemptStart
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import DoneRecord, Records, digest_outputs, now_iso
 from studies.errors import StudyError
@@ -101,9 +102,8 @@ def finish_adopted(
     adopted = find_adopted(records, sha256)
     _check_shape(adopted, encoder)
     records.write_identity(science_hash, science)
-    number = records.begin_attempt(
-        science_hash, {"adopted": adopted.sha256, "code": code_version()}
-    )
+    start = AttemptStart(adopted=adopted.sha256, code=code_version())
+    number = records.begin_attempt(science_hash, start)
     outputs = records.outputs(science_hash, number)
     for file in adopted.record["files"]:
         _link(adopted.folder / file, outputs / file)
@@ -113,9 +113,8 @@ def finish_adopted(
             f"{adopted.folder} is damaged: its files are not what was adopted; remove "
             f"{adopted.folder.parent} and adopt {adopted.record['source']} again"
         )
-    records.end_attempt(
-        science_hash, number, {"cause": Cause.SUCCESS.value, "message": "", "is_result": True}
-    )
+    end = AttemptEnd(cause=Cause.SUCCESS.value, is_result=True)
+    records.end_attempt(science_hash, number, end)
     record = DoneRecord(
         science_hash=science_hash,
         kind=KIND,

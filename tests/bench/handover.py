@@ -24,6 +24,7 @@ from orchestrator.drive.task import Task, completion, make_payload
 from orchestrator.plan.plan import make_plan
 from orchestrator.rank.entry import ENTRY, WARM_ENTRY
 from orchestrator.rank.payload import StageResult
+from orchestrator.store.attempts import AttemptStart
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalReader
@@ -59,7 +60,7 @@ class Bench:
     def run(self, pool: SlotPool, number: int) -> dict[str, Any]:
         """Run stage `number`; return times of its first step and commit, digests, memory."""
         task = Task(self.plan.stages[number], ())
-        task.attempt = self.records.begin_attempt(task.key, {})
+        task.attempt = self.records.begin_attempt(task.key, AttemptStart())
         payload = make_payload(task, self.records, self.datasets)
         gang = pool.launch(ENTRY, payload.to_json(), task.num_ranks)
         assert gang is not None

@@ -16,6 +16,7 @@ from orchestrator.errors import UserError
 from orchestrator.plan.plan import Plan, Status, make_plan
 from orchestrator.rank.in_process import run_one
 from orchestrator.report.study_report import write_report
+from orchestrator.store.attempts import AttemptStart
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.records import DoneRecord, Records, digest_outputs
@@ -91,7 +92,7 @@ def finish_all(folder: Path) -> dict[str, Any]:
     found = {}
     for stage in plan.stages:
         key = stage.identity.science_hash
-        number = records.begin_attempt(key, {})
+        number = records.begin_attempt(key, AttemptStart())
         directory = records.attempt_dir(key, number)
         done = run_one(plan, records, cell="c", stage=stage.stage.name, out=directory)
         assert done is not None

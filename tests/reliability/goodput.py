@@ -24,6 +24,7 @@ from mae_core.config import Duration, Execution
 from orchestrator.rank.faults import Fault
 from orchestrator.report.goodput import attempt_log, from_store
 from orchestrator.run import RunOptions, run_study
+from orchestrator.store.attempts import Attempt, AttemptEnd, AttemptStart
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import Entry
 from orchestrator.store.records import Records
@@ -103,10 +104,9 @@ class Training:
 
     def _attempt(self) -> bool:
         """One attempt; True if it reached the last step."""
-        record: dict[str, Any] = {"number": len(self.attempts) + 1, "started_at": iso(self.clock)}
+        start = AttemptStart(started_at=iso(self.clock))
         self.events: list[dict[str, Any]] = []
         self.points: list[Entry] = []
-        self.attempts.append((record, self.events, self.points))
         self.dies_at = self.clock + self.rng.expovariate(1 / self.mtbf_s)
         self.writing: tuple[float, int, dict[str, Any]] | None = None
         self.last: tuple[int, float] | None = None
@@ -116,10 +116,12 @@ class Training:
         except Died:
             cause = "rank died"
             self._idle(self.machine.notice_s, "failed")
-        end: dict[str, Any] = {"cause": cause, "ended_at": iso(self.clock)}
-        if self.last is not None:
-            end |= {"last_step": self.last[0], "last_step_at": self.last[1]}
-        record["end"] = end
+        last, last_at = self.last or (None, None)
+        end = AttemptEnd(
+            cause=cause, ended_at=iso(self.clock), last_step=last, last_step_at=last_at
+        )
+        attempt = Attempt(number=len(self.attempts) + 1, start=start, end=end)
+        self.attempts.append((attempt, self.events, self.points))
         return cause == "success"
 
     def _train(self) -> None:

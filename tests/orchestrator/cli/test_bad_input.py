@@ -21,6 +21,7 @@ from mae_core.data.importers import import_any
 from mae_core.errors import ConfigError
 from orchestrator.cli.main import main
 from orchestrator.errors import EXIT_CODES
+from orchestrator.store.attempts import AttemptEnd, AttemptStart
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.lease import hold
 from orchestrator.store.records import Records
@@ -340,9 +341,10 @@ def test_foreign_texts_are_printed_as_they_are(store: Path, tmp_path: Path) -> N
     where = (study, "--store", store)
     stage = plain("plan", *where)["stages"][0]
     records = Records(LocalStore(store))
-    number = records.begin_attempt(stage["science_hash"], {})
+    number = records.begin_attempt(stage["science_hash"], AttemptStart())
     message = "[/pytorch/third_party/gloo/pair.cc:525] Connection closed :x:"
-    end = {"cause": "rank died", "message": message, "traceback": "[/bold]\n" + "x" * 300}
+    traceback = "[/bold]\n" + "x" * 300
+    end = AttemptEnd(cause="rank died", message=message, traceback=traceback)
     records.end_attempt(stage["science_hash"], number, end)
     assert message in invoke("status", *where).stdout
     logs = invoke("logs", *where, stage["cell"], stage["stage"])

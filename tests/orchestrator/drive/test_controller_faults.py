@@ -5,6 +5,7 @@ What needs no Ray (orphans, lineage, exactly once) is tested on a real store at 
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import socket
@@ -28,6 +29,8 @@ from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.rank.faults import Fault, FaultPlan
 from orchestrator.rank.payload import StagePayload, StageResult
 from orchestrator.run import RunOptions, run_study
+from orchestrator.store.attempts import AttemptEnd, AttemptStart, DecisionRecord, Remedies
+from orchestrator.store.attempts import Driver as StudyDriver
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalWriter, read_events
@@ -77,11 +80,15 @@ class Outcome:
 
     @property
     def causes(self) -> list[str]:
-        return [a["end"]["cause"] for a in self.attempts]
+        return [a.end.cause if a.end else "" for a in self.attempts]
 
     @property
-    def sizes(self) -> list[int]:
-        return [a["world_size"] for a in self.attempts]
+    def sizes(self) -> list[int | None]:
+        return [a.start.world_size for a in self.attempts]
+
+    @property
+    def ends(self) -> list[AttemptEnd]:
+        return [a.end for a in self.attempts if a.end is not None]
 
 
 def run(
@@ -107,13 +114,13 @@ def test_an_elastic_gang_shrinks_and_grows_back(
     found = run(pretrain(1500, replace(TWO, min_world_size=1)), tmp_path, faults)
     assert found.sizes == [2, 1, 2]
     assert found.causes == ["rank died", "resized", "success"]
-    dead, alone, _ = (a["end"] for a in found.attempts)
-    assert (dead["rank"], dead["saved_step"]) == (1, EVERY) and dead["last_step"] >= EVERY
-    assert alone["resumed_step"] == EVERY and alone["stop_reason"] == "resize"
-    assert alone["last_step"] == alone["saved_step"] > EVERY
-    kinds = [(d["decision"], d.get("world_size")) for d in found.decisions]
+    dead, alone, _ = found.ends
+    assert (dead.rank, dead.saved_step) == (1, EVERY) and (dead.last_step or 0) >= EVERY
+    assert alone.resumed_step == EVERY and alone.stop_reason == "resize"
+    assert alone.last_step == alone.saved_step > EVERY
+    kinds = [(d.decision, d.world_size) for d in found.decisions]
     assert kinds == [("start", 2), ("start", 1), ("resize", 2), ("start", 2)]
-    assert "slots are missing: on 1 ranks" in found.decisions[1]["reason"]
+    assert "slots are missing: on 1 ranks" in found.decisions[1].reason
     assert found.done is not None and found.done.attempt == 3
     assert found.done.provenance["level"] == "order-exact" and found.done.intervened == []
     assert found.done.world_size == 2
@@ -126,9 +133,9 @@ def test_a_notice_to_a_rank_costs_no_step_and_no_budget(tmp_path: Path) -> None:
 
     found = run(pretrain(30, replace(TWO, numerics_retries=0)), tmp_path, faults)
     assert found.causes == ["preempted"] * 2 + ["success"]
-    for before, after in zip(found.attempts, found.attempts[1:], strict=False):
-        assert before["end"]["last_step"] == before["end"]["saved_step"]
-        assert after["end"]["resumed_step"] == before["end"]["saved_step"]
+    for before, after in itertools.pairwise(found.ends):
+        assert before.last_step == before.saved_step
+        assert after.resumed_step == before.saved_step
     assert found.done is not None and found.done.provenance["level"] == "bit-exact"
 
 
@@ -142,8 +149,12 @@ def test_numerics_go_back_as_often_as_they_may_and_then_fail(tmp_path: Path) -> 
         run(pretrain(60, TWO, optimizer=wild), tmp_path)
     found = Outcome(tmp_path)
     assert found.causes == ["numerics"] * 3 and found.done is None
-    assert [a["remedies"] for a in found.attempts] == [{}, {"rollback": 1}, {"rollback": 2}]
-    assert [d["decision"] for d in found.decisions] == ["start"] * 3 + ["fail"]
+    assert [a.start.remedies for a in found.attempts] == [
+        Remedies(),
+        Remedies(rollback=1),
+        Remedies(rollback=2),
+    ]
+    assert [d.decision for d in found.decisions] == ["start"] * 3 + ["fail"]
 
 
 LONG_STUDY = """
@@ -241,12 +252,12 @@ def test_the_same_command_goes_on_after_notice_kill_and_lost_head(
 
     found = Outcome(tmp_path / "store")
     assert found.causes == ["preempted", "driver lost", "head lost", "success"]
-    ends = [a["end"] for a in found.attempts]
-    assert ends[0]["stop_reason"] == "preempted"
-    assert ends[0]["last_step"] == ends[0]["saved_step"]
-    assert ends[2]["resumed_step"] >= ends[0]["saved_step"]
-    assert [a["epoch"] for a in found.attempts] == [1, 2, 3, 3]
-    assert ends[1]["ended_at"] < found.attempts[2]["started_at"]
+    ends = found.ends
+    assert ends[0].stop_reason == "preempted"
+    assert ends[0].last_step == ends[0].saved_step
+    assert ends[2].resumed_step >= ends[0].saved_step
+    assert [a.start.epoch for a in found.attempts] == [1, 2, 3, 3]
+    assert ends[1].ended_at < found.attempts[2].start.started_at
     assert found.done is not None and found.done.attempt == 4
     assert found.done.provenance["level"] == "bit-exact"
     assert not found.records.checkpoints(found.key).exists()
@@ -303,8 +314,8 @@ class Bench:
     def keys(self) -> list[str]:
         return [s.identity.science_hash for s in self.plan().stages]
 
-    def begin(self, key: str, driver: dict[str, Any], **more: Any) -> int:
-        return self.records.begin_attempt(key, {"driver": driver, "world_size": 2} | more)
+    def begin(self, key: str, driver: StudyDriver | None = None, **more: Any) -> int:
+        return self.records.begin_attempt(key, AttemptStart(driver=driver, world_size=2, **more))
 
     def journal(self, key: str, number: int) -> JournalWriter:
         return JournalWriter(self.records.attempt_dir(key, number) / JOURNAL_FILE)
@@ -329,12 +340,12 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def dead_driver() -> dict[str, Any]:
+def dead_driver() -> StudyDriver:
     process = subprocess.Popen([sys.executable, "-c", ""])
     started = psutil.Process(process.pid).create_time()
     process.wait()
-    return {"host": socket.gethostname(), "pid": process.pid, "process_started": started,
-            "heartbeat": "x"}  # fmt: skip
+    host = socket.gethostname()
+    return StudyDriver(host=host, pid=process.pid, process_started=started, heartbeat="x")
 
 
 def test_attempts_of_dead_drivers_are_closed_and_those_of_living_ones_left(bench: Bench) -> None:
@@ -348,9 +359,9 @@ def test_attempts_of_dead_drivers_are_closed_and_those_of_living_ones_left(bench
         living = bench.begin(child, lease.holder)
         assert close_orphans(bench.plan(), bench.records) == 1
         assert close_orphans(bench.plan(), bench.records) == 0
-    end = bench.records.attempts(key)[lost - 1]["end"]
-    assert (end["cause"], end["last_step"]) == ("driver lost", 20)
-    assert bench.records.attempts(child)[living - 1]["end"] is None
+    end = bench.records.attempts(key)[lost - 1].end
+    assert end is not None and (end.cause, end.last_step) == ("driver lost", 20)
+    assert bench.records.attempts(child)[living - 1].end is None
 
 
 def test_a_driver_that_died_after_completing_had_success(bench: Bench) -> None:
@@ -361,7 +372,8 @@ def test_a_driver_that_died_after_completing_had_success(bench: Bench) -> None:
     checkpoints.mkdir(parents=True)
     close_orphans(bench.plan(), bench.records)
     drop_finished_checkpoints(bench.plan(), bench.records)
-    assert bench.records.attempts(key)[0]["end"]["cause"] == "success"
+    end = bench.records.attempts(key)[0].end
+    assert end is not None and end.cause == "success"
     assert not checkpoints.exists()
 
 
@@ -385,7 +397,7 @@ def test_records_of_before_interventions_were_kept_are_read(bench: Bench) -> Non
 
 
 def attempt_with(bench: Bench, key: str, remedies: dict[str, Any], *events: dict[str, Any]) -> int:
-    number = bench.begin(key, {}, remedies=remedies)
+    number = bench.begin(key, remedies=Remedies.from_json(remedies))
     journal = bench.journal(key, number)
     for event in events:
         journal.event(event["event"], {k: v for k, v in event.items() if k != "event"})
@@ -435,7 +447,7 @@ def test_a_rollback_marks_the_result_and_its_children(bench: Bench) -> None:
     bench.records.complete(record)
 
     below = Task(plan.stages[1], (key,))
-    below.attempt = bench.begin(child, {})
+    below.attempt = bench.begin(child)
     inherited = completion(below, result, 1.0, bench.records).intervened
     assert inherited == [{"inherited": key} | record.intervened[0]]
 
@@ -467,7 +479,7 @@ def test_attempts_of_an_archived_result_mark_nothing(bench: Bench) -> None:
 
 def test_steps_are_read_from_the_journal(bench: Bench) -> None:
     key, _ = bench.keys()
-    number = bench.begin(key, {})
+    number = bench.begin(key)
     folder = bench.records.attempt_dir(key, number)
     assert steps_of(folder).last is None and steps_of(folder).saved == 0
     journal = bench.journal(key, number)
@@ -485,5 +497,5 @@ def test_steps_are_read_from_the_journal(bench: Bench) -> None:
 def test_decisions_are_appended(bench: Bench) -> None:
     key, _ = bench.keys()
     for reason in ("one", "two"):
-        bench.records.decide(key, {"decision": "start", "reason": reason})
-    assert [d["reason"] for d in bench.records.decisions(key)] == ["one", "two"]
+        bench.records.decide(key, DecisionRecord(decision="start", reason=reason))
+    assert [d.reason for d in bench.records.decisions(key)] == ["one", "two"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from orchestrator.drive.remedies import (
     on_world_size,
     rollback,
 )
+from orchestrator.store.attempts import DecisionRecord, Remedies
 
 NOW = 10_000.0
 FOUR = Execution(world_size=4, min_world_size=1)
@@ -369,9 +371,12 @@ def test_decisions_are_kept_as_plain_values() -> None:
     missing = {3: 0.0, 4: 0.0}
     start = only([stage], slots(2, short_since=missing))
     record = to_record(start, FOUR)
-    assert record["decision"] == "start" and "device out of memory" in record["reason"]
-    assert record["remedies"] == {"world_size": 2, "micro_batch": 24, "rollback": 1}
-    assert changes(only([task()]), Execution()) == {}
-    assert to_record(Fail("t", "why"), FOUR) == {"decision": "fail", "reason": "why"}
-    assert to_record(Resize("t", 4, "why"), FOUR)["world_size"] == 4
-    assert to_record(Block("t", "p"), FOUR)["reason"] == "its parent p failed"
+    assert record.decision == "start" and "device out of memory" in record.reason
+    assert record.remedies == Remedies(world_size=2, micro_batch=24, rollback=1)
+    plain = record.to_json()
+    assert plain["remedies"] == {"world_size": 2, "micro_batch": 24, "rollback": 1}
+    assert DecisionRecord.from_json(json.loads(json.dumps(plain))) == record
+    assert changes(only([task()]), Execution()) == Remedies()
+    assert to_record(Fail("t", "why"), FOUR) == DecisionRecord(decision="fail", reason="why")
+    assert to_record(Resize("t", 4, "why"), FOUR).world_size == 4
+    assert to_record(Block("t", "p"), FOUR).reason == "its parent p failed"

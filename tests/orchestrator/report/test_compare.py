@@ -14,6 +14,7 @@ from mae_core.evaluate.scores import Predictions, write_predictions
 from orchestrator.cli.main import main
 from orchestrator.plan.plan import accept, make_plan
 from orchestrator.report.comparison import split_side
+from orchestrator.store.attempts import AttemptStart
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.records import DoneRecord, Records, digest_outputs
@@ -65,7 +66,7 @@ def finish(path: Path, store: LocalStore, right_of: Callable[[str], np.ndarray])
         right = right_of(planned.cell.address)
         key = planned.identity.science_hash
         records.write_identity(key, planned.identity.science)
-        number = records.begin_attempt(key, {})
+        number = records.begin_attempt(key, AttemptStart())
         outputs = records.outputs(key, number)
         outputs.mkdir(parents=True, exist_ok=True)
         zeros = np.zeros(200, dtype=np.int64)

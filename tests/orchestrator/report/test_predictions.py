@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from orchestrator.cli.main import main
 from orchestrator.plan.plan import Plan, PlannedStage, make_plan
+from orchestrator.store.attempts import AttemptStart
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.records import DoneRecord, Records
@@ -60,7 +61,7 @@ def finish(plan: Plan, records: Records, addresses: set[str]) -> None:
             continue
         key = planned.identity.science_hash
         records.write_identity(key, planned.identity.science)
-        number = records.begin_attempt(key, {})
+        number = records.begin_attempt(key, AttemptStart())
         metrics: dict[str, Any] = {"loss": 0.5}
         if planned.stage.kind == "knn":
             metrics |= {"top1": truth(planned, plan), "top5": None, "num_images": 360}

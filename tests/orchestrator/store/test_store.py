@@ -8,18 +8,21 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from cluster.hang import Hang
 from mae_core.runtime.arrow_storage import ArrowStorage
 from mae_core.runtime.storage import LocalStorage
 from orchestrator.errors import StoreError, StudyBusy
+from orchestrator.store.attempts import AttemptEnd, AttemptStart, DecisionRecord, Driver, Remedies
 from orchestrator.store.driver import LocalStore, Store
 from orchestrator.store.journal import JournalReader, JournalWriter
 from orchestrator.store.lease import acquire, hold
-from orchestrator.store.records import DoneRecord, Records
+from orchestrator.store.records import DoneRecord, Records, stage_key
 
 
 @pytest.fixture
@@ -99,10 +102,42 @@ def test_completion_is_created_once(tmp_path: Path) -> None:
 
 def test_attempts_are_numbered_and_ended_once(tmp_path: Path) -> None:
     records = Records(LocalStore(tmp_path))
-    assert [records.begin_attempt("ab12", {}) for _ in range(2)] == [1, 2]
-    records.end_attempt("ab12", 1, {"cause": "rank died"})
+    assert [records.begin_attempt("ab12", AttemptStart()) for _ in range(2)] == [1, 2]
+    records.end_attempt("ab12", 1, AttemptEnd(cause="rank died"))
     first, second = records.attempts("ab12")
-    assert first["end"]["cause"] == "rank died" and second["end"] is None
+    assert first.end is not None and first.end.cause == "rank died" and second.end is None
+
+
+def test_attempts_come_back_as_they_were_written(tmp_path: Path) -> None:
+    records = Records(LocalStore(tmp_path))
+    start = AttemptStart(
+        address="a#b",
+        driver=Driver(host="h", pid=3, process_started=1.5, heartbeat="k"),
+        epoch=2,
+        world_size=4,
+        remedies=Remedies(micro_batch=8, avoid_nodes=("n",)),
+        code={"commit": "c", "dirty": True},
+    )
+    hang = Hang(ranks=(1,), section="step", waited_s=9.0, limit_s=3.0)
+    end = AttemptEnd(cause="hang", rank=1, hang=hang, last_step=5, ended_at="2026-01-01T00:00:00")
+    records.end_attempt("ab12", records.begin_attempt("ab12", start), end)
+    [found] = records.attempts("ab12")
+    assert replace(found.start, started_at="") == start and found.start.started_at
+    assert found.end == end
+
+
+def test_attempts_of_other_versions_are_read(tmp_path: Path) -> None:
+    records = Records(LocalStore(tmp_path))
+    key = stage_key("ab12")
+    start = {"driver": {"host": "h", "since": "x", "uid": 7}, "colour": "red", "started_at": "t"}
+    records.store.append_numbered(f"{key}/attempts", start)
+    records.store.append_numbered(f"{key}/attempts", {"driver": None})
+    records.store.create_json(f"{key}/ends/000001.json", {"cause": "error", "mood": 1})
+    records.store.append_numbered(f"{key}/decisions", {"decision": "start", "mood": 1})
+    first, second = records.attempts("ab12")
+    assert first.start == AttemptStart(driver=Driver(host="h", since="x"), started_at="t")
+    assert first.end == AttemptEnd(cause="error") and second.start == AttemptStart()
+    assert records.decisions("ab12") == [DecisionRecord(decision="start")]
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:

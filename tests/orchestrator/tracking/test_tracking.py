@@ -17,6 +17,7 @@ from cluster.verdict import Cause, Verdict
 from orchestrator.drive.task import Task
 from orchestrator.errors import TrackingError
 from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.store.attempts import AttemptStart, DecisionRecord
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalWriter, StageReader
@@ -260,7 +261,7 @@ class Bench:
                 continue
             key = planned.identity.science_hash
             for losses in ({1: 0.9, 2: 0.8}, {2: 7.0, 3: 0.7}):
-                number = self.records.begin_attempt(key, {})
+                number = self.records.begin_attempt(key, AttemptStart())
                 journal(self.records.attempt_dir(key, number), losses)
             parents: dict[str, dict[str, str]] = {p: {} for p in planned.identity.parents}
             self.records.complete(
@@ -380,7 +381,7 @@ def test_a_retried_stage_has_the_curve_of_its_attempts(database: str, tmp_path: 
     task = Task(bench.plan().stages[0], ())
     with Tracking(bench.store, bench.plan(), database) as tracking:
         for losses in ({1: 0.9, 2: 0.8}, {2: 7.0, 3: 0.7}, {3: 7.0, 4: 0.6}):
-            task.attempt = bench.records.begin_attempt(task.key, {})
+            task.attempt = bench.records.begin_attempt(task.key, AttemptStart())
             folder = journal(bench.records.attempt_dir(task.key, task.attempt), losses)
             if task.attempt == 1:
                 continue  # its driver was killed
@@ -405,13 +406,13 @@ def test_a_stage_done_again_has_a_curve_of_its_own(database: str, tmp_path: Path
     key = planned.identity.science_hash
     bench.records.supersede(key)
     task = Task(planned, ())
-    task.attempt = bench.records.begin_attempt(key, {})
+    task.attempt = bench.records.begin_attempt(key, AttemptStart())
     folder = journal(bench.records.attempt_dir(key, task.attempt), {1: 0.5, 2: 0.4})
     with Tracking(bench.store, bench.plan(), database) as tracking:
         tracking.stage_started(task, folder)
         for decision in (
-            {"decision": "retry", "reason": "rank died"},
-            {"decision": "give up", "reason": "no progress"},
+            DecisionRecord(decision="retry", reason="rank died"),
+            DecisionRecord(decision="give up", reason="no progress"),
         ):
             bench.records.decide(key, decision)
             tracking.decided(task, decision)
@@ -491,5 +492,5 @@ def test_a_password_is_never_shown() -> None:
 
 
 def test_decisions_fit_into_a_tag() -> None:
-    text = decision_text({"decision": "retry", "reason": "x" * 900, "node": None})
+    text = decision_text(DecisionRecord(decision="retry", reason="x" * 900))
     assert text.startswith("retry: xxx") and len(text) == 500

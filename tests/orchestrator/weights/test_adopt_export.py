@@ -24,6 +24,7 @@ from orchestrator.cli.main import main
 from orchestrator.errors import StoreError
 from orchestrator.plan.plan import accept, make_plan
 from orchestrator.store.adopted import find_adopted
+from orchestrator.store.attempts import AttemptStart
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.records import DoneRecord, Records, digest_outputs
@@ -148,7 +149,7 @@ def finished_pretraining(store: Path) -> tuple[str, MAE]:
         parameter.data = 0.2 * torch.randn(parameter.shape, generator=draw)
     key = planned.identity.science_hash
     records.write_identity(key, planned.identity.science)
-    number = records.begin_attempt(key, {})
+    number = records.begin_attempt(key, AttemptStart())
     outputs = records.outputs(key, number)
     state = model.state_dict()
     encoder = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}

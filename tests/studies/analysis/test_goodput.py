@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from support.interval_share import expected_share
 from cluster.verdict import Cause
 from orchestrator.cli.main import main
 from orchestrator.report.goodput import attempt_log, from_store
+from orchestrator.store.attempts import AttemptEnd, AttemptStart, DecisionRecord
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import (
     JOURNAL_FILE,
@@ -270,21 +272,22 @@ def test_the_store_and_plain_records_give_the_same(tmp_path: Path) -> None:
     records = Records(LocalStore(tmp_path))
     science_hash = "ab" * 10
     records.write_identity(science_hash, {"kind": "pretrain"})
-    number = records.begin_attempt(science_hash, {"address": "a#pretrain", "driver": None})
+    number = records.begin_attempt(science_hash, AttemptStart(address="a#pretrain"))
     journal = JournalWriter(records.attempt_dir(science_hash, number) / JOURNAL_FILE)
     journal.event("began", {})
     journal.event("training", {"step": 0})
     journal.write(1, {"loss": 1.0})
     journal.event("saved", {"step": 1, "stall_s": 0.0, "write_s": 0.0, "bytes": 1})
     journal.close()
-    records.end_attempt(science_hash, number, {"cause": "rank died"})
+    records.end_attempt(science_hash, number, AttemptEnd(cause="rank died"))
     found = from_store(records, science_hash)
     assert (found.attempts, found.failures, len(found.stalls_s)) == (1, 1, 1)
     [attempt] = records.attempts(science_hash)
     path = records.attempt_dir(science_hash, number) / JOURNAL_FILE
     log = attempt_log(attempt, read_events(path), JournalReader(path).read_new())
     assert log is not None and found == account([log], now=NOW)
-    assert attempt_log({**attempt, "started_at": "yesterday"}, [], []) is None
+    undated = replace(attempt, start=replace(attempt.start, started_at="yesterday"))
+    assert attempt_log(undated, [], []) is None
     torn = attempt_log(attempt, [], [Entry(0, 0, None, {})])  # type: ignore[arg-type]
     assert torn is not None and torn.points == []
     assert from_store(records, "cd" * 10).attempts == 0
@@ -383,12 +386,11 @@ def test_the_advice_says_what_is_known() -> None:
 def keep(records: Records, science_hash: str, training: Training) -> None:
     """Write simulated attempts into a store, as the controller and rank 0 would have."""
     key = stage_key(science_hash)
-    for record, events, points in training.attempts:
-        start = {k: v for k, v in record.items() if k not in ("number", "end")}
-        number = records.store.append_numbered(f"{key}/attempts", start)
-        if "end" in record:
-            end = {"message": "RankDied: rank 1 was [killed]", **record["end"]}
-            records.store.create_json(f"{key}/ends/{number:06d}.json", end)
+    for attempt, events, points in training.attempts:
+        number = records.store.append_numbered(f"{key}/attempts", attempt.start.to_json())
+        if attempt.end is not None:
+            end = replace(attempt.end, message="RankDied: rank 1 was [killed]")
+            records.store.create_json(f"{key}/ends/{number:06d}.json", end.to_json())
         path = records.attempt_dir(science_hash, number) / JOURNAL_FILE
         path.parent.mkdir(parents=True)
         lines = [(e["t"], json.dumps(e)) for e in events]
@@ -408,7 +410,8 @@ def killed_often(tmp_path: Path) -> tuple[Path, Goodput]:
     expected = training.run()
     records = Records(LocalStore(tmp_path))
     keep(records, stage["science_hash"], training)
-    records.decide(stage["science_hash"], {"decision": "retry", "reason": "[3] of 40 deaths"})
+    decision = DecisionRecord(decision="retry", reason="[3] of 40 deaths")
+    records.decide(stage["science_hash"], decision)
     return tmp_path, expected
 
 

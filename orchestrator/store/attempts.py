@@ -1,0 +1,193 @@
+"""Attempts of a stage as the store keeps them: who began one and how, and how it ended.
+
+Each record is a value with one codec. Keys that a reader does not know are left out, and those
+that an older writer did not know have their defaults, so that old stores stay readable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from cluster.hang import Hang
+from cluster.ranks.outcome import JsonObject
+from mae_core.config import Execution
+
+NOT_STARTED = "not started"
+"""Cause of an attempt whose gang found no slots."""
+
+
+class _Record:
+    """A record that is read with tolerance."""
+
+    @classmethod
+    def from_json(cls, plain: JsonObject) -> Self:
+        """Read what `to_json` wrote, by this version or another."""
+        names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        return cls(**{name: value for name, value in plain.items() if name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driver(_Record):
+    """A process that drives a study."""
+
+    host: str = ""
+    pid: int = 0
+    process_started: float = 0.0
+    """Unix seconds: a process number is reused, its start time is not."""
+    since: str = ""
+    """When it took the study's lease, ISO 8601."""
+    heartbeat: str = ""
+    """Key of the file that it touches while it lives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remedies(_Record):
+    """What an attempt does otherwise than its stage asks for; None = as it asks."""
+
+    world_size: int | None = None
+    micro_batch: int | None = None
+    loader_threads: int | None = None
+    rollback: int | None = None
+    """Newest checkpoints to pass over."""
+    avoid_nodes: tuple[str, ...] | None = None
+
+    @property
+    def recut(self) -> bool:
+        """True if the batch is cut otherwise."""
+        return self.world_size is not None or self.micro_batch is not None
+
+    def to_json(self) -> JsonObject:
+        """What is done, by name."""
+        plain = {n: v for n, v in dataclasses.asdict(self).items() if v is not None}
+        nodes = self.avoid_nodes
+        return plain | ({} if nodes is None else {"avoid_nodes": list(nodes)})
+
+    @classmethod
+    def from_json(cls, plain: JsonObject) -> Self:
+        """Read what `to_json` wrote."""
+        nodes = plain.get("avoid_nodes")
+        return super().from_json(plain | {"avoid_nodes": None if nodes is None else tuple(nodes)})
+
+    @classmethod
+    def between(cls, wanted: Execution, actual: Execution, **more: object) -> Self:
+        """Differences of two executions, and `rollback` and `avoid_nodes` unless they are empty."""
+        names = ("world_size", "micro_batch", "loader_threads")
+        changed = {n: getattr(actual, n) for n in names if getattr(actual, n) != getattr(wanted, n)}
+        return cls.from_json(changed | {name: value for name, value in more.items() if value})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionRecord(_Record):
+    """What was decided about a stage, and why."""
+
+    decision: str
+    reason: str = ""
+    world_size: int | None = None
+    remedies: Remedies | None = None
+    epoch: int | None = None
+    at: str = ""
+
+    def to_json(self) -> JsonObject:
+        """What is known, by name."""
+        remedies = {} if self.remedies is None else {"remedies": self.remedies.to_json()}
+        plain = {n: v for n, v in dataclasses.asdict(self).items() if v not in (None, "")}
+        return plain | remedies
+
+    @classmethod
+    def from_json(cls, plain: JsonObject) -> Self:
+        """Read what `to_json` wrote."""
+        remedies = plain.get("remedies")
+        typed = None if remedies is None else Remedies.from_json(remedies)
+        return super().from_json({"decision": ""} | plain | {"remedies": typed})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptStart(_Record):
+    """How an attempt began."""
+
+    address: str = ""
+    """Of the stage, `cell#stage`."""
+    driver: Driver | None = None
+    epoch: int | None = None
+    """Of the driver's lease."""
+    world_size: int | None = None
+    remedies: Remedies = Remedies()
+    code: Mapping[str, str | bool] = field(default_factory=dict)
+    """Commit, and whether the tree differs from it."""
+    adopted: str = ""
+    """Digest of the encoder that is adopted rather than computed."""
+    started_at: str = ""
+    """ISO 8601."""
+
+    def to_json(self) -> JsonObject:
+        """As plain values."""
+        return dataclasses.asdict(self) | {"remedies": self.remedies.to_json()}
+
+    @classmethod
+    def from_json(cls, plain: JsonObject) -> Self:
+        """Read what `to_json` wrote."""
+        driver = plain.get("driver")
+        parts = {
+            "driver": Driver.from_json(driver) if driver else None,
+            "remedies": Remedies.from_json(plain.get("remedies") or {}),
+            "code": plain.get("code") or {},
+        }
+        return super().from_json(plain | parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptEnd(_Record):
+    """How an attempt ended."""
+
+    cause: str
+    """Value of a `Cause`, or `NOT_STARTED`."""
+    message: str = ""
+    rank: int | None = None
+    """Who shows the cause."""
+    wall_s: float | None = None
+    traceback: str = ""
+    stop_reason: str | None = None
+    """Why its gang had been asked to stop, whatever ended it."""
+    hang: Hang | None = None
+    last_step: int | None = None
+    """Last finished step that the controller knew of."""
+    last_step_at: float | None = None
+    """When that was, Unix seconds."""
+    resumed_step: int = 0
+    saved_step: int = 0
+    seconds: Mapping[str, float] | None = None
+    """Of a success: starting and working, by rank 0."""
+    is_result: bool | None = None
+    """Of a success: False if another driver had completed the stage before."""
+    ended_at: str = ""
+    """ISO 8601."""
+
+    def to_json(self) -> JsonObject:
+        """As plain values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: JsonObject) -> Self:
+        """Read what `to_json` wrote."""
+        hang = plain.get("hang")
+        typed = None if hang is None else Hang(**hang | {"ranks": tuple(hang["ranks"])})
+        return super().from_json({"cause": ""} | plain | {"hang": typed})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One try of a stage."""
+
+    number: int
+    """From 1."""
+    start: AttemptStart
+    end: AttemptEnd | None = None
+    """None while it runs, and if its driver was killed."""
+
+    def to_json(self) -> JsonObject:
+        """As plain values: the start's by their names, and `end`."""
+        end = None if self.end is None else self.end.to_json()
+        return {"number": self.number, **self.start.to_json(), "end": end}
