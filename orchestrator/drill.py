@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from cluster.ranks.outcome import JsonObject
 from mae_core.config import STATE_FILE, Duration, Execution, Precision, PretrainRecipe
 from orchestrator.drive.observer import View
 from orchestrator.rank.faults import Fault, read_faults
@@ -22,7 +22,7 @@ from orchestrator.report.goodput import from_store
 from orchestrator.run import RunOptions, run_study
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import StageReader, read_events
-from orchestrator.store.records import Records
+from orchestrator.store.records import DoneRecord, Records
 from orchestrator.tracking.mlflow_runs import stage_history
 from studies.catalog import quickstart
 from studies.spec.cell import Cell
@@ -79,7 +79,7 @@ class Kill:
 class Certificate:
     """What a drill has found."""
 
-    options: dict[str, Any]
+    options: DrillOptions
     kills: list[Kill]
     is_exact: bool
     """Weights, optimizer, generators and next samples equal those of the undisturbed run."""
@@ -108,11 +108,13 @@ class Certificate:
     def is_passed(self) -> bool:
         """True if nothing was lost but time."""
         lost = self.metrics_lost + self.metrics_doubled + self.metrics_changed
-        return self.is_exact and lost == 0 and len(self.kills) == self.options["kills"]
+        return self.is_exact and lost == 0 and len(self.kills) == self.options.kills
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As plain values, with the summary that is printed."""
+        options = asdict(self.options) | {"store": str(self.options.store)}
         return asdict(self) | {
+            "options": options,
             "passed": self.is_passed,
             "interval": INTERVAL,
             "by_point": dict(Counter(k.point for k in self.kills)),
@@ -230,7 +232,7 @@ def _compare(options: DrillOptions, calm: _Run, rough: _Run) -> Certificate:
     rows = Counter((key, step) for key, step, _ in stage_history(rough.uri, "drill", rough.key))
     shipped = {pair for pair in rows if pair in expected}
     return Certificate(
-        options=asdict(options) | {"store": str(options.store)},
+        options=options,
         kills=_kills(rough),
         is_exact=not differences,
         differences=differences,
@@ -256,16 +258,16 @@ def _differences(calm: _Run, rough: _Run) -> list[str]:
     return found + [n for n in weights if outputs[0][n] != outputs[1].get(n)]
 
 
-def _done(run: _Run) -> Any:
+def _done(run: _Run) -> DoneRecord:
     record = run.records.done(run.key)
     assert record is not None, "a study that ran to its end has its record"
     return record
 
 
-def _state(run: _Run) -> dict[str, Any]:
+def _state(run: _Run) -> JsonObject:
     path = run.records.outputs(run.key, _done(run).attempt) / STATE_FILE
-    content: dict[str, Any] = json.loads(path.read_text())
-    files: dict[str, Any] = content.pop("files")
+    content: JsonObject = json.loads(path.read_text())
+    files: JsonObject = content.pop("files")
     return content | files
 
 
@@ -311,6 +313,6 @@ def _kills(run: _Run) -> list[Kill]:
     return found
 
 
-def _restored(events: list[dict[str, Any]]) -> int:
+def _restored(events: list[JsonObject]) -> int:
     """Step that an attempt went on from; where it died before that, it has done no step."""
     return next((int(e["step"]) for e in events if e["event"] == "restored"), 0)

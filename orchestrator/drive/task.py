@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from cluster.gang import Gang
 from mae_core.config import Execution
@@ -111,7 +111,7 @@ def completion(task: Task, result: StageResult, seconds: float, records: Records
     attempts = records.lineage(task.key)
     own = interventions(attempts, lambda n: records.attempt_dir(task.key, n))
     inherited = [
-        {"inherited": parent} | mark
+        replace(mark, inherited=parent)
         for parent, record in parents.items()
         if record is not None
         for mark in record.intervened

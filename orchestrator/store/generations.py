@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from orchestrator.errors import StoreError
 from orchestrator.store.attempts import Attempt, AttemptEnd, DecisionRecord
 from orchestrator.store.records import DoneRecord, Records, stage_key
 
@@ -121,10 +120,7 @@ def _archived(records: Records, science_hash: str) -> list[DoneRecord]:
     found = []
     for name in records.store.list(key):
         content = records.store.read_json(f"{key}/{name}")
-        try:
-            found.append(DoneRecord(**(content or {})))
-        except TypeError as error:
-            raise StoreError(f"record {key}/{name} is damaged: {error}") from error
+        found.append(DoneRecord.from_json(content or {}, f"record {key}/{name}"))
     return found
 
 

@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
+
+from cluster.ranks.outcome import JsonObject
 
 JOURNAL_FILE = "journal.jsonl"
 MAX_WAITING = 100_000
@@ -49,11 +51,11 @@ class JournalWriter:
         """Append metrics of a step."""
         self._append({"step": step, "metrics": dict(metrics)})
 
-    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+    def event(self, name: str, fields: Mapping[str, object]) -> None:
         """Append something that happened and is no metric, such as `saved`."""
         self._append({"event": name, **fields})
 
-    def _append(self, content: dict[str, Any]) -> None:
+    def _append(self, content: JsonObject) -> None:
         with self._lock:  # checkpoints are written, and say so, in a thread of their own
             line = {"seq": self._sequence, "t": time.time_ns() // 1_000_000, **content}
             self._sequence += 1
@@ -155,7 +157,7 @@ class StageReader:
         return replace(entry, metrics=kept)
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
+def read_events(path: Path) -> list[JsonObject]:
     """Events of a journal, oldest first: `event`, `t` (Unix milliseconds) and their own fields."""
     found = []
     with contextlib.suppress(FileNotFoundError):

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from cluster.ranks.outcome import JsonObject
+from cluster.verdict import Cause
 from orchestrator.store.attempts import Attempt
 from orchestrator.store.journal import JOURNAL_FILE, JournalReader, read_events
+from orchestrator.store.records import Intervention
 
 BIT_EXACT, ORDER_EXACT = "bit-exact", "order-exact"
 _AFTER_STEP = ("saved", "finished")
@@ -61,20 +63,20 @@ def steps_of(directory: Path) -> Steps:
 
 def interventions(
     attempts: Sequence[Attempt], directory: Callable[[int], Path]
-) -> list[dict[str, Any]]:
+) -> list[Intervention]:
     """Rollbacks that really happened: attempts that passed over checkpoints and then restored."""
     found = []
     for attempt in attempts:
-        passed_over = attempt.start.remedies.rollback
+        passed_over = attempt.start.remedies.rollback or 0
         restored = _restored(directory(attempt.number)) if passed_over else []
         if restored:
             found.append(
-                {
-                    "cause": "numerics",
-                    "attempt": attempt.number,
-                    "step": restored[-1]["step"],
-                    "rollback": passed_over,
-                }
+                Intervention(
+                    cause=Cause.NUMERICS.value,
+                    attempt=attempt.number,
+                    step=restored[-1]["step"],
+                    rollback=passed_over,
+                )
             )
     return found
 
@@ -94,5 +96,5 @@ def level_of(attempts: Sequence[Attempt], directory: Callable[[int], Path]) -> s
     return BIT_EXACT
 
 
-def _restored(directory: Path) -> list[dict[str, Any]]:
+def _restored(directory: Path) -> list[JsonObject]:
     return [e for e in read_events(directory / JOURNAL_FILE) if e["event"] == "restored"]

@@ -20,8 +20,8 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from cluster.ranks.outcome import JsonObject
 from orchestrator.errors import StoreError
 from orchestrator.store.attempts import Attempt, AttemptEnd, AttemptStart, DecisionRecord
 from orchestrator.store.driver import Store
@@ -38,24 +38,55 @@ def stage_key(science_hash: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Intervention:
+    """A rollback that really happened."""
+
+    cause: str
+    attempt: int
+    step: int
+    """Of the checkpoint that it went back to."""
+    rollback: int
+    """Newer checkpoints that were passed over."""
+    inherited: str | None = None
+    """Science hash of the parent that it happened to; None = to the stage itself."""
+
+    def to_json(self) -> JsonObject:
+        """What is known, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoneRecord:
     """A finished stage. Never changed, never collected."""
 
     science_hash: str
     kind: str
     attempt: int
-    metrics: dict[str, Any]
+    metrics: JsonObject
     outputs: dict[str, str]
     """File name → SHA-256, within the attempt's outputs."""
     parents: dict[str, dict[str, str]]
     """Parent's science hash → digests of its outputs, as they were when this stage read them."""
     seconds: float
     world_size: int
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: JsonObject = field(default_factory=dict)
     """Commit, versions, device, execution, and `level`: how exactly interruptions were undone."""
-    intervened: list[dict[str, Any]] = field(default_factory=list)
+    intervened: list[Intervention] = field(default_factory=list)
     """Rollbacks that this result rests on, its parents' too (these name who is `inherited`)."""
     finished_at: str = field(default_factory=now_iso)
+
+    def to_json(self) -> JsonObject:
+        """As plain values."""
+        return asdict(self) | {"intervened": [mark.to_json() for mark in self.intervened]}
+
+    @classmethod
+    def from_json(cls, plain: JsonObject, where: str) -> DoneRecord:
+        """Read what `to_json` wrote; raises `StoreError` naming `where` if it is damaged."""
+        try:
+            marks = [Intervention(**mark) for mark in plain.get("intervened", ())]
+            return cls(**plain | {"intervened": marks})
+        except TypeError as error:
+            raise StoreError(f"{where} is damaged: {error}") from error
 
 
 class Records:
@@ -67,12 +98,8 @@ class Records:
     def done(self, science_hash: str) -> DoneRecord | None:
         """Completion record of a stage, None if it is not done."""
         raw = self.store.read_json(f"{stage_key(science_hash)}/done.json")
-        if raw is None:
-            return None
-        try:
-            return DoneRecord(**raw)
-        except TypeError as error:
-            raise StoreError(f"completion record of {science_hash} is damaged: {error}") from error
+        where = f"completion record of {science_hash}"
+        return None if raw is None else DoneRecord.from_json(raw, where)
 
     def known_stages(self) -> set[str]:
         """Hashes of all stages that have ever been started here, in two levels of listing."""
@@ -122,7 +149,7 @@ class Records:
     def complete(self, record: DoneRecord) -> bool:
         """Create the completion record; False if another driver completed the stage."""
         key = f"{stage_key(record.science_hash)}/done.json"
-        return self.store.create_json(key, asdict(record))
+        return self.store.create_json(key, record.to_json())
 
     def supersede(self, science_hash: str) -> None:
         """Set a completion record aside, kept, so that the stage can be done again."""

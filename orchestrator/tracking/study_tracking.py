@@ -318,7 +318,8 @@ def generation_tags(generation: Generation) -> dict[str, str]:
         tags |= {"decision": decision_text(decisions[-1]), "decisions": str(len(decisions))}
     if record is not None:
         tags["exactness"] = str(record.provenance.get("level") or "")
-        tags["intervened"] = json.dumps(record.intervened)[:MAX_TAG] if record.intervened else ""
+        marks = [mark.to_json() for mark in record.intervened]
+        tags["intervened"] = json.dumps(marks)[:MAX_TAG] if marks else ""
     return {name: text for name, text in tags.items() if text}
 
 

@@ -86,8 +86,9 @@ def test_everything_listens_on_loopback(pool: SlotPool) -> None:
         for c in process.net_connections("inet")
         if c.status == psutil.CONN_LISTEN
     }
-    assert listening and all(ip.removeprefix("::ffff:").startswith("127.") or ip == "::1"
-                             for ip in listening), listening  # fmt: skip
+    assert listening and all(
+        ip.removeprefix("::ffff:").startswith("127.") or ip == "::1" for ip in listening
+    ), listening
 
 
 def test_a_pool_removes_its_placement_group(capacity: Capacity, pool: SlotPool) -> None:

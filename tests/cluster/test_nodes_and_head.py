@@ -132,8 +132,12 @@ def nodes() -> Iterator[Any]:
     os.environ |= variables
     from ray.cluster_utils import Cluster
 
-    quick = {"health_check_period_ms": 500, "health_check_timeout_ms": 1000,
-             "health_check_initial_delay_ms": 0, "health_check_failure_threshold": 3}  # fmt: skip
+    quick = {
+        "health_check_period_ms": 500,
+        "health_check_timeout_ms": 1000,
+        "health_check_initial_delay_ms": 0,
+        "health_check_failure_threshold": 3,
+    }
     shared = {"node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20}
     head = shared | {"num_cpus": 0, "include_dashboard": False, "_system_config": quick}
     cluster = Cluster(initialize_head=True, head_node_args=head)

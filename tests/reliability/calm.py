@@ -37,8 +37,12 @@ def main() -> int:
     section.figure(
         "clean studies", f"{studied_s / 60:.1f} min, {sum(ends.values())} attempts ({causes})"
     )
-    section.figure("false alarms", f"{alarms} in {minutes:.1f} min", "0 in an hour",
-                   alarms == 0 if minutes >= 60 or alarms else None)  # fmt: skip
+    section.figure(
+        "false alarms",
+        f"{alarms} in {minutes:.1f} min",
+        "0 in an hour",
+        alarms == 0 if minutes >= 60 or alarms else None,
+    )
     return section.finish(options.json)
 
 

@@ -37,12 +37,17 @@ def main() -> int:
         kinds, used, detected, unpickled = found
         num = sum(kinds.values())
         section.figure("damages", f"{num}: " + ", ".join(f"{n} {k}" for k, n in kinds.items()))
-        section.figure("found before anything was unpickled", f"{detected} of {num}",
-                       "all", detected == num and unpickled == 0)  # fmt: skip
+        section.figure(
+            "found before anything was unpickled",
+            f"{detected} of {num}",
+            "all",
+            detected == num and unpickled == 0,
+        )
         section.figure("previous checkpoint used", f"{used} of {num}", "all", used == num)
         rate = throughput(Path(folder))
-        section.figure("verification (SHA-256)", f"{rate:.2f} GB/s per core", ">= 1 GB/s",
-                       rate >= 1)  # fmt: skip
+        section.figure(
+            "verification (SHA-256)", f"{rate:.2f} GB/s per core", ">= 1 GB/s", rate >= 1
+        )
     return section.finish(options.json)
 
 

@@ -54,19 +54,29 @@ def main() -> int:
         whole = time.monotonic()
         assert finish(folder, folder / "calm") == 0
         whole = time.monotonic() - whole
-        results = [once(folder, folder / f"s{i}", draw.uniform(2, whole))
-                   for i in range(options.kills)]  # fmt: skip
+        results = [
+            once(folder, folder / f"s{i}", draw.uniform(2, whole)) for i in range(options.kills)
+        ]
         killed = sum(r["killed"] for r in results)
-        section.figure("drivers killed", f"{killed} of {len(results)} at random moments of "
-                       f"{whole:.0f} s (the others had finished)")  # fmt: skip
-        for key, title in (("finished", "studies finished by the same command"),
-                           ("once", "each of 12 stages done once"),
-                           ("clean", "no orphan process after it")):  # fmt: skip
+        section.figure(
+            "drivers killed",
+            f"{killed} of {len(results)} at random moments of "
+            f"{whole:.0f} s (the others had finished)",
+        )
+        for key, title in (
+            ("finished", "studies finished by the same command"),
+            ("once", "each of 12 stages done once"),
+            ("clean", "no orphan process after it"),
+        ):
             good = sum(r[key] for r in results)
             section.figure(title, f"{good} of {len(results)}", "all", good == len(results))
         survived = head_killed(folder, folder / "head")
-        section.figure("Ray's head killed in the middle", survived or "the study finished by "
-                       "itself, in the same command", "finishes", not survived)  # fmt: skip
+        section.figure(
+            "Ray's head killed in the middle",
+            survived or "the study finished by itself, in the same command",
+            "finishes",
+            not survived,
+        )
     return section.finish(options.json)
 
 

@@ -16,8 +16,7 @@ from cluster.slot_pool import SlotPool
 from cluster.slots import slot_shape
 
 WORLDS = (2, 1, 2)
-STAGES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"),
-          (3, "bf16")]  # fmt: skip
+STAGES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
 
 
 def main() -> int:
@@ -53,8 +52,12 @@ def measure(section: Section, pool: SlotPool, folder: Path, zero: int, precision
     scale = max(float(w.abs().max()) for w in expected.values())
     loss = max(abs(a - b) for (_, a), (_, b) in zip(whole["losses"], losses, strict=True))
     name = f"ZeRO-{zero} {precision}"
-    section.figure(f"{name}: samples and masks of {len(samples)} steps",
-                   "identical" if same else "DIFFERENT", "identical", same)  # fmt: skip
+    section.figure(
+        f"{name}: samples and masks of {len(samples)} steps",
+        "identical" if same else "DIFFERENT",
+        "identical",
+        same,
+    )
     level = parts[-1]["metrics"]["level"]
     section.figure(
         f"{name}: largest difference",

@@ -29,8 +29,12 @@ def main() -> int:
                 whole += is_whole(place) in (2, 3)
     kinds = ", ".join(f"{n} {k}" for k, n in Counter(points).items())
     section.figure("fault points of a save with clean-up", f"{len(points)}: {kinds}")
-    section.figure("a whole checkpoint found after the crash", f"{whole} of {len(points)}",
-                   "all", whole == len(points))  # fmt: skip
+    section.figure(
+        "a whole checkpoint found after the crash",
+        f"{whole} of {len(points)}",
+        "all",
+        whole == len(points),
+    )
     return section.finish(options.json)
 
 

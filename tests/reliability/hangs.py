@@ -25,8 +25,18 @@ def main() -> int:
 
 def hangs(section: Section, junit: Path) -> None:
     """A stopped process, a held interpreter lock, a stuck loader, a deadlocked collective."""
-    run = [sys.executable, "-m", "pytest", "-q", str(HANGS), "-k",
-           "hang_is_found", f"--junitxml={junit}", "-p", "no:cacheprovider"]  # fmt: skip
+    run = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        str(HANGS),
+        "-k",
+        "hang_is_found",
+        f"--junitxml={junit}",
+        "-p",
+        "no:cacheprovider",
+    ]
     subprocess.run(run, check=False, timeout=600, stdout=subprocess.DEVNULL)
     cases = list(ElementTree.parse(junit).iter("testcase"))
     passed = [c for c in cases if c.find("failure") is None and c.find("error") is None]
@@ -34,8 +44,12 @@ def hangs(section: Section, junit: Path) -> None:
         name = re.sub(r".*\[(\w+)-.*", r"\1", case.get("name", ""))
         values = {p.get("name"): p.get("value") for p in case.iter("property")}
         section.figure(name, f"found and named after {values.get('found_after_s')} s")
-    section.figure("hangs found within their limit + 10 s and named",
-                   f"{len(passed)} of {len(cases)}", "4 of 4", len(passed) == 4)  # fmt: skip
+    section.figure(
+        "hangs found within their limit + 10 s and named",
+        f"{len(passed)} of {len(cases)}",
+        "4 of 4",
+        len(passed) == 4,
+    )
 
 
 if __name__ == "__main__":

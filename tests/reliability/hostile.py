@@ -44,13 +44,25 @@ def main() -> int:
             f"{len(cases)}: a pickle with a side effect in each shard, its digest made right or "
             "not; names and links that lead outside",
         )
-        section.figure("refused, previous checkpoint used", f"{refused} of {len(cases)}", "all",
-                       refused == len(cases))  # fmt: skip
+        section.figure(
+            "refused, previous checkpoint used",
+            f"{refused} of {len(cases)}",
+            "all",
+            refused == len(cases),
+        )
         names = hostile_names(folder)
-        section.figure("hostile names of cells, studies and store keys refused",
-                       f"{sum(names)} of {len(names)}", "all", all(names))  # fmt: skip
-        section.figure("canary file", "appeared" if canary.exists() else "never appeared",
-                       "never", not canary.exists())  # fmt: skip
+        section.figure(
+            "hostile names of cells, studies and store keys refused",
+            f"{sum(names)} of {len(names)}",
+            "all",
+            all(names),
+        )
+        section.figure(
+            "canary file",
+            "appeared" if canary.exists() else "never appeared",
+            "never",
+            not canary.exists(),
+        )
     return section.finish(options.json)
 
 

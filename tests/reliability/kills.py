@@ -28,9 +28,12 @@ def main() -> int:
         report(section, title, found)
         ready = [k.recovery_s for k in found.kills if not spares or k.waited_s < STOOD_BY_S]
         median = statistics.median(ready)
-        section.figure(f"{title}: kill to the next finished step",
-                       f"{median:.1f} s median of the {len(ready)} kills",
-                       f"median <= {limit:g} s", median <= limit)  # fmt: skip
+        section.figure(
+            f"{title}: kill to the next finished step",
+            f"{median:.1f} s median of the {len(ready)} kills",
+            f"median <= {limit:g} s",
+            median <= limit,
+        )
         every = found.recovery_s
         section.figure(
             f"{title}: the same of all {len(every)} kills, warm spare or not",
@@ -54,13 +57,20 @@ def drill(kills: int, seed: int, spares: int, snapshot: str) -> Certificate:
 
 def report(section: Section, title: str, found: Certificate, *, strict: bool = True) -> None:
     """Exactness, lost work and metrics."""
-    planned = found.options["kills"]
+    planned = found.options.kills
     points = ", ".join(f"{n} {p}" for p, n in sorted(found.to_json()["by_point"].items()))
-    section.figure(f"{title}: kills", f"{len(found.kills)} of {planned} ({points})",
-                   "all", len(found.kills) == planned)  # fmt: skip
-    section.figure(f"{title}: weights, optimizer, RNG, next samples by hash",
-                   "identical" if found.is_exact else f"DIFFERENT: {found.differences}",
-                   "identical", found.is_exact)  # fmt: skip
+    section.figure(
+        f"{title}: kills",
+        f"{len(found.kills)} of {planned} ({points})",
+        "all",
+        len(found.kills) == planned,
+    )
+    section.figure(
+        f"{title}: weights, optimizer, RNG, next samples by hash",
+        "identical" if found.is_exact else f"DIFFERENT: {found.differences}",
+        "identical",
+        found.is_exact,
+    )
     within = sum(n <= INTERVAL + 1 for n in found.lost_steps)
     section.figure(
         f"{title}: steps lost per kill (interval {INTERVAL})",
@@ -69,13 +79,21 @@ def report(section: Section, title: str, found: Certificate, *, strict: bool = T
         max(found.lost_steps) <= INTERVAL + 1 if strict else None,
     )
     lost, doubled = found.metrics_lost, found.metrics_doubled
-    section.figure(f"{title}: metrics in MLflow", f"{found.num_metrics} points, {lost} lost, "
-                   f"{doubled} doubled, {found.metrics_changed} changed", "0 lost, 0 doubled",
-                   lost + doubled + found.metrics_changed == 0)  # fmt: skip
+    section.figure(
+        f"{title}: metrics in MLflow",
+        f"{found.num_metrics} points, {lost} lost, "
+        f"{doubled} doubled, {found.metrics_changed} changed",
+        "0 lost, 0 doubled",
+        lost + doubled + found.metrics_changed == 0,
+    )
     shares = ", ".join(f"{k} {v:.1f} %" for k, v in found.goodput.items())
     total = sum(found.goodput.values())
-    section.figure(f"{title}: goodput", f"{shares}; sum {total:.2f} %", "sum 100 +- 0.1",
-                   abs(total - 100) <= 0.1)  # fmt: skip
+    section.figure(
+        f"{title}: goodput",
+        f"{shares}; sum {total:.2f} %",
+        "sum 100 +- 0.1",
+        abs(total - 100) <= 0.1,
+    )
 
 
 if __name__ == "__main__":

@@ -34,9 +34,8 @@ def study():
 CASES = [
     ("NaN, policy stop", "1e30", 'on_numerics="stop"', 1),
     ("NaN, policy rollback, twice at most", "1e30", "numerics_retries=2", 3),
-    ("spike, policy rollback, once at most", "4e-3",
-     "spike_factor=1.0001, numerics_retries=1", 2),
-]  # fmt: skip
+    ("spike, policy rollback, once at most", "4e-3", "spike_factor=1.0001, numerics_retries=1", 2),
+]
 
 
 def main() -> int:
@@ -60,8 +59,17 @@ def case(folder: Path, lr: str, execution: str) -> dict[str, Any]:
     """Run it; read the records."""
     text = STUDY.replace("LR))", f"{lr}))").replace("EXECUTION", execution)
     (folder / "wild.py").write_text(text)
-    run = [sys.executable, "-m", "orchestrator.cli.main", "run", str(folder / "wild.py"), "--store",
-           str(folder / "store"), "--no-report", "--quiet"]  # fmt: skip
+    run = [
+        sys.executable,
+        "-m",
+        "orchestrator.cli.main",
+        "run",
+        str(folder / "wild.py"),
+        "--store",
+        str(folder / "store"),
+        "--no-report",
+        "--quiet",
+    ]
     done = subprocess.run(run, check=False, timeout=300, env=dict(os.environ))
     store = folder / "store"
     ends = [json.loads(p.read_text()) for p in sorted(store.glob("stages/*/*/ends/*.json"))]
@@ -69,8 +77,13 @@ def case(folder: Path, lr: str, execution: str) -> dict[str, Any]:
     manifests = list(store.glob("stages/*/*/checkpoints/*/manifest.json"))
     losses = [json.loads(p.read_text())["probe_loss"] for p in manifests]
     for path in manifests[:1]:
-        checkpoints = Checkpoints(LocalStorage(path.parent.parent), keep=2, lease_epoch=9,
-                                  science_hash=path.parts[-4], types=safe_types())  # fmt: skip
+        checkpoints = Checkpoints(
+            LocalStorage(path.parent.parent),
+            keep=2,
+            lease_epoch=9,
+            science_hash=path.parts[-4],
+            types=safe_types(),
+        )
         assert checkpoints.find() is not None
         checkpoints.close()
     return {

@@ -28,10 +28,15 @@ def main() -> int:
             seen = {p: noticed(pool, Path(folder) / f"{zero}", zero, p) for p in PARTS}
             control = noticed(pool, Path(folder) / f"{zero}", zero, "nothing")
             how = ", ".join(f"{p}: {w or 'NOT NOTICED'}" for p, w in seen.items())
-            section.figure(f"ZeRO-{zero}: parts noticed", f"{sum(map(bool, seen.values()))} of "
-                           f"{len(seen)} ({how})", "all", all(seen.values()))  # fmt: skip
-            section.figure(f"ZeRO-{zero}: nothing left out", control or "exact", "exact",
-                           not control)  # fmt: skip
+            section.figure(
+                f"ZeRO-{zero}: parts noticed",
+                f"{sum(map(bool, seen.values()))} of {len(seen)} ({how})",
+                "all",
+                all(seen.values()),
+            )
+            section.figure(
+                f"ZeRO-{zero}: nothing left out", control or "exact", "exact", not control
+            )
     section.figure("loss scaler", "there is none: fp32 and bf16 only")
     return section.finish(options.json)
 

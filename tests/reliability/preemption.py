@@ -49,11 +49,19 @@ def main() -> int:
                 found.append(once(pool, Path(folder) / str(number), how, save_s, draw))
         lost = [max(0, done - saved) for done, saved, _ in found]
         neither = sum(saved == 0 for _, saved, _ in found)
-        section.figure(f"{title}: a checkpoint stands", f"{len(found) - neither} of {len(found)}",
-                       "all", neither == 0)  # fmt: skip
+        section.figure(
+            f"{title}: a checkpoint stands",
+            f"{len(found) - neither} of {len(found)}",
+            "all",
+            neither == 0,
+        )
         bar = "0" if must_save else ""
-        section.figure(f"{title}: steps lost", ", ".join(map(str, lost)), bar,
-                       sum(lost) == 0 if must_save else None)  # fmt: skip
+        section.figure(
+            f"{title}: steps lost",
+            ", ".join(map(str, lost)),
+            bar,
+            sum(lost) == 0 if must_save else None,
+        )
         took = max(seconds for _, _, seconds in found)
         section.figure(f"{title}: notice to end", f"{took:.1f} s at most")
     return section.finish(options.json)

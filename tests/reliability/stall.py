@@ -69,8 +69,10 @@ def report(section: Section, found: dict[str, dict[str, Any]]) -> None:
     share = 100 * stall / interval
     size = saves["background"][0]["bytes"]
     section.figure("model", f"ViT-B encoder, {size / 1e6:.0f} MB per checkpoint, 2 ranks, ZeRO-1")
-    section.figure("saves measured", f"{len(saves['background'])} in the background, "
-                                     f"{len(saves['blocking'])} blocking")  # fmt: skip
+    section.figure(
+        "saves measured",
+        f"{len(saves['background'])} in the background, {len(saves['blocking'])} blocking",
+    )
     section.figure("first stall", f"{saves['background'][0]['stall_s']:.3f} s (fresh memory)")
     section.figure("stall", f"{stall:.3f} s median")
     section.figure("interval for one failure an hour (Young)", f"{interval:.0f} s")

@@ -157,8 +157,11 @@ def report(section: Section, found: list[Killed], whole: float) -> None:
     killed = [k for k in found if k.is_killed]
     at = Counter(k.at_trials for k in killed)
     spread = ", ".join(f"{n} after {trials} trials" for trials, n in sorted(at.items()))
-    section.figure("sweeps killed", f"{len(killed)} of {len(found)} at random moments of "
-                   f"{whole:.0f} s (the others had finished): {spread}")  # fmt: skip
+    section.figure(
+        "sweeps killed",
+        f"{len(killed)} of {len(found)} at random moments of "
+        f"{whole:.0f} s (the others had finished): {spread}",
+    )
     bars = (
         ("finished", "finished by the same command"),
         ("exact", f"exactly {TRIALS} trials recorded and scored"),

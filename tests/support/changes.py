@@ -141,8 +141,11 @@ def _left_out(part: str, rank: int) -> Iterator[None]:
         state = original_unpack(*arguments, **named)
         if part == "rng" and rank == 1:
             torch.manual_seed(rank)
-        left_out = {"data": ("data_step",), "lr": ("lr_step",),
-                    "window": ("window_loss", "window_steps")}  # fmt: skip
+        left_out = {
+            "data": ("data_step",),
+            "lr": ("lr_step",),
+            "window": ("window_loss", "window_steps"),
+        }
         for name in left_out.get(part, ()):
             setattr(state, name, 0)
         return state

@@ -16,8 +16,13 @@ from cluster.ranks.actor import RankControl
 
 
 def echo(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
-    return {"said": payload.get("say"), "rank": control.rank, "world": control.world,
-            "pid": os.getpid(), "master": os.environ["MASTER_ADDR"]}  # fmt: skip
+    return {
+        "said": payload.get("say"),
+        "rank": control.rank,
+        "world": control.world,
+        "pid": os.getpid(),
+        "master": os.environ["MASTER_ADDR"],
+    }
 
 
 def fail_on_rank_1(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
@@ -92,9 +97,12 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
     deepspeed_engine.join_gang()
     masks: list[tuple[str, str]] = []
     found: dict[str, Any] = {
-        "losses": losses, "samples": samples, "events": events, "masks": masks,
+        "losses": losses,
+        "samples": samples,
+        "events": events,
+        "masks": masks,
         "watched": watched,
-    }  # fmt: skip
+    }
     try:
         with changes.applied(payload, control.rank, samples, masks):
             metrics = run_pretrain(recipe, execution, context, open_data(recipe.data)).to_json()

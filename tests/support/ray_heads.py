@@ -40,8 +40,14 @@ class Head:
     def state(self) -> dict[str, Any]:
         """Placement groups that are not removed, and cores that nobody holds."""
         command = [sys.executable, "-c", STATE, self.address]
-        done = subprocess.run(command, env=os.environ | self.environment, capture_output=True,
-                              text=True, timeout=120, check=True)  # fmt: skip
+        done = subprocess.run(
+            command,
+            env=os.environ | self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
 
@@ -64,14 +70,23 @@ def ray_head(folder: Path, num_cpus: int) -> Iterator[Head]:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     port = free_port()
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block",
-               "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={num_cpus}",
-               "--include-dashboard=false", "--object-store-memory=90000000",
-               f"--temp-dir={folder}"]  # fmt: skip
+    command = [
+        str(Path(sys.executable).parent / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        f"--port={port}",
+        f"--num-cpus={num_cpus}",
+        "--include-dashboard=false",
+        "--object-store-memory=90000000",
+        f"--temp-dir={folder}",
+    ]
     loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     with (folder / "head.log").open("w") as log:
-        process = psutil.Popen(command, env=os.environ | environment | loopback,
-                               stdout=log, stderr=subprocess.STDOUT)  # fmt: skip
+        process = psutil.Popen(
+            command, env=os.environ | environment | loopback, stdout=log, stderr=subprocess.STDOUT
+        )
     try:
         _await_start(process, folder / "head.log")
         yield Head(f"127.0.0.1:{port}", environment)

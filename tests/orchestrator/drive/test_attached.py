@@ -45,11 +45,21 @@ def head(tmp_path_factory: pytest.TempPathFactory, clean_machine: None) -> Itera
 
 def test_a_killed_driver_leaves_nothing_and_the_next_goes_on(tmp_path: Path, head: Head) -> None:
     (tmp_path / "attached.py").write_text(STUDY)
-    arguments = ["run", str(tmp_path / "attached.py"), "--store", str(tmp_path / "store"),
-                 "--no-report", "--address", head.address]  # fmt: skip
+    arguments = [
+        "run",
+        str(tmp_path / "attached.py"),
+        "--store",
+        str(tmp_path / "store"),
+        "--no-report",
+        "--address",
+        head.address,
+    ]
     environment = os.environ | head.environment
-    first = subprocess.Popen([sys.executable, "-m", "orchestrator.cli.main", *arguments],
-                             env=environment, stdout=subprocess.DEVNULL)  # fmt: skip
+    first = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli.main", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 90
     while not list(tmp_path.glob("store/stages/*/*/checkpoints/step-*/manifest.json")):
         assert first.poll() is None and time.monotonic() < deadline

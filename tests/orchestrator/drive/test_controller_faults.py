@@ -36,7 +36,7 @@ from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalWriter, read_events
 from orchestrator.store.lease import hold
 from orchestrator.store.lineage import interventions, level_of, steps_of
-from orchestrator.store.records import DoneRecord, Records
+from orchestrator.store.records import DoneRecord, Intervention, Records
 from studies.catalog import quickstart
 from studies.spec.cell import Cell, Stage
 from studies.spec.study import Study
@@ -179,8 +179,16 @@ class Driver:
     def __init__(self, folder: Path) -> None:
         self.store = folder / "store"
         (folder / "long.py").write_text(LONG_STUDY)
-        command = [sys.executable, "-m", "orchestrator.cli.main", "run", str(folder / "long.py"),
-                   "--store", str(self.store), "--no-report"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "orchestrator.cli.main",
+            "run",
+            str(folder / "long.py"),
+            "--store",
+            str(self.store),
+            "--no-report",
+        ]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -321,7 +329,7 @@ class Bench:
         return JournalWriter(self.records.attempt_dir(key, number) / JOURNAL_FILE)
 
 
-def done_record(key: str, attempt: int, intervened: Sequence[dict[str, Any]] = ()) -> DoneRecord:
+def done_record(key: str, attempt: int, intervened: Sequence[Intervention] = ()) -> DoneRecord:
     return DoneRecord(
         science_hash=key,
         kind="pretrain",
@@ -443,13 +451,15 @@ def test_a_rollback_marks_the_result_and_its_children(bench: Bench) -> None:
     task.attempt = last
     result = StageResult(metrics={})
     record = completion(task, result, 1.0, bench.records)
-    assert record.intervened == [{"cause": "numerics", "attempt": 3, "step": 10, "rollback": 1}]
+    mark = Intervention(cause="numerics", attempt=3, step=10, rollback=1)
+    assert record.intervened == [mark]
     bench.records.complete(record)
+    assert bench.records.done(key) == record
 
     below = Task(plan.stages[1], (key,))
     below.attempt = bench.begin(child)
     inherited = completion(below, result, 1.0, bench.records).intervened
-    assert inherited == [{"inherited": key} | record.intervened[0]]
+    assert inherited == [replace(mark, inherited=key)]
 
 
 def test_a_payload_crosses_as_json(bench: Bench) -> None:
