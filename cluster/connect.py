@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import psutil
 
@@ -73,7 +73,7 @@ def connect(
 
 
 @contextlib.contextmanager
-def _embedded(num_cpus: int | None) -> Iterator[Any]:
+def _embedded(num_cpus: int | None) -> Iterator[ModuleType]:
     sweep_temp_dirs()
     temp_dir = tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{os.getpid()}-")
     token = _token()
@@ -112,7 +112,7 @@ def _embedded(num_cpus: int | None) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Any]:
+def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[ModuleType]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     assert address is not None
@@ -158,7 +158,7 @@ def _knock(address: str) -> None:
         ) from error
 
 
-def _silence(ray: Any) -> None:
+def _silence(ray: ModuleType) -> None:
     """Keep Ray's own reports of dead workers off the terminal: a verdict says it better.
 
     They come beside `log_to_driver`, and on stdout, where `--json` has one value.
@@ -171,7 +171,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [repr(error)])[0].split(". ")[0]
 
 
-def _init(ray: Any, **options: Any) -> None:
+def _init(ray: ModuleType, **options: object) -> None:
     """`ray.init`, keeping this process's own SIGTERM handler: Ray's would end it on the spot."""
     handler = signal.getsignal(signal.SIGTERM)
     _silence(ray)
@@ -212,7 +212,8 @@ def _leave_nothing(temp_dir: Path) -> None:
     with contextlib.suppress(OSError):
         token = (temp_dir / TOKEN_FILE).read_text()
     with contextlib.suppress(OSError, ValueError):
-        recorded = {(int(pid), float(made)) for pid, made in _read_json(temp_dir / PROCESSES_FILE)}
+        listed = (temp_dir / PROCESSES_FILE).read_text()
+        recorded = {(int(pid), float(made)) for pid, made in json.loads(listed)}
     for _ in range(REMOVALS):
         _end([p for p in psutil.process_iter() if _belongs(p, token, recorded, str(temp_dir))])
         shutil.rmtree(temp_dir, ignore_errors=True)
@@ -229,10 +230,6 @@ def _end(left: list[psutil.Process]) -> None:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(alive, timeout=EXIT_GRACE_S)
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def _belongs(

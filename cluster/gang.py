@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cluster.hang import Hang, stragglers
 from cluster.ranks.heartbeat import Heartbeat
 from cluster.ranks.outcome import RankOutcome
 from cluster.slots import Slot
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 
 @dataclass(eq=False)
@@ -17,7 +20,7 @@ class Gang:
     """The ranks that run one stage together."""
 
     slots: list[Slot]
-    refs: list[Any]
+    refs: list[ObjectRef[str]]
     run_id: str
     """Names this use of the slots, so that a stop never reaches the next one."""
     outcomes: dict[int, RankOutcome] = field(default_factory=dict)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from cluster.ranks.inspect_process import STACKS_LIMIT, inspect_and_end
-from cluster.slots import Slot
+from cluster.slots import Slot, answered
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+T = TypeVar("T")
 ANSWER_S = 2.5
 """How long a rank may take to tell its stacks before it counts as silent."""
 INSPECT_S = 6.0
@@ -57,15 +61,16 @@ class HangStacks:
 def gather(slots: Mapping[int, Slot]) -> HangStacks:
     """Ask the ranks for their stacks; inspect, and end, those that do not answer. Below 9 s."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
     asked = {slot.actor.stacks.remote(): rank for rank, slot in slots.items()}
-    answers = _collect(asked, ANSWER_S)
+    answers: dict[int, str] = _collect(asked, ANSWER_S)
     silent = {rank: slot for rank, slot in slots.items() if rank not in answers}
     inspector = ray.remote(inspect_and_end)
     looks = {
-        inspector.options(num_cpus=0, max_retries=0, scheduling_strategy=_on(slot.node)).remote(
-            slot.process.pid, slot.process.stacks_fd
-        ): rank
+        inspector.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=OnNode(slot.node, soft=False)
+        ).remote(slot.process.pid, slot.process.stacks_fd): rank
         for rank, slot in silent.items()
     }
     found: dict[int, tuple[str, str]] = _collect(looks, INSPECT_S)
@@ -76,24 +81,17 @@ def gather(slots: Mapping[int, Slot]) -> HangStacks:
     )
 
 
-def _collect(refs: dict[Any, int], timeout_s: float) -> dict[int, Any]:
+def _collect(refs: Mapping[ObjectRef[T], int], timeout_s: float) -> dict[int, T]:
     """What was answered in time, by rank."""
     import ray
 
-    deadline, answers = time.monotonic() + timeout_s, {}
-    left = dict(refs)
+    deadline, left = time.monotonic() + timeout_s, dict(refs)
+    answers: dict[int, T] = {}
     while left and time.monotonic() < deadline:
-        done, _ = ray.wait(list(left), timeout=max(0.0, deadline - time.monotonic()))
-        for ref in done:
+        for ref in answered(left, max(0.0, deadline - time.monotonic())):
             rank = left.pop(ref)
             try:
                 answers[rank] = ray.get(ref)
             except ray.exceptions.RayError:  # it died meanwhile: it does not answer
                 continue
     return answers
-
-
-def _on(node: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node, soft=False)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cluster.ranks.outcome import Loss, RankOutcome, lost
 from cluster.slots import Slot
 from cluster.verdict import is_of_device
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
 MEMORY_GROWTH_LIMIT = 1 << 30
 
 
-def outcome_of(ref: Any, rank: int, node: str, alive: Collection[str]) -> RankOutcome:
+def outcome_of(ref: ObjectRef[str], rank: int, node: str, alive: Collection[str]) -> RankOutcome:
     """The outcome behind a finished reference.
 
     Args:

@@ -23,7 +23,7 @@ from cluster.ranks.environment import stage_environment
 from cluster.ranks.heartbeat import Heartbeat
 from cluster.ranks.outcome import JsonObject, Loss, lost
 from cluster.ray_outcome import must_retire, outcome_of
-from cluster.slots import Slot, SlotShape, Starter, max_slots
+from cluster.slots import Slot, SlotShape, Starter, answered, max_slots
 from cluster.supervision import HeartbeatWatch, end_if_hung, pass_drain_on
 
 SUCCESSOR_DELAY_S = 4.0
@@ -238,16 +238,12 @@ class SlotPool:
 
     def _collect(self, gangs: Sequence[Gang], timeout_s: float) -> bool:
         """Take the outcomes that are there; True if there was one."""
-        import ray
-
         pending = {ref: (gang, rank) for gang in gangs for rank, ref in enumerate(gang.refs)}
         pending = {r: at for r, at in pending.items() if at[1] not in at[0].outcomes}
         if not pending:
             time.sleep(timeout_s)
             return False
-        done, _ = ray.wait(list(pending), timeout=timeout_s)
-        if done:  # whatever else is ready by now
-            done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
+        done = answered(pending, timeout_s) and answered(pending)  # whatever else is ready by now
         for ref in done:
             gang, rank = pending[ref]
             gang.end(outcome_of(ref, rank, gang.slots[rank].node, self._watch.nodes.alive))

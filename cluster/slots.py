@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.connect import Capacity
 from cluster.errors import ClusterError
-from cluster.ranks.actor import ProcessInfo, RankProcess
+from cluster.ranks.actor import ProcessInfo, RankAnswer, RankProcess
 from cluster.ranks.environment import process_environment
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+    from ray.util.placement_group import PlacementGroup
+
+T = TypeVar("T")
 QUICK_RETRIES = 5
 """Starts that may fail in a row, with growing pauses, before a slot counts as lost."""
 LOST_RETRY_S = 30.0
@@ -48,11 +54,11 @@ class Slot:
     """One warm rank process and where it is."""
 
     index: int
-    actor: Any
+    actor: ActorHandle
     process: ProcessInfo
     busy: bool = False
     base_rss: int | None = None
-    heartbeat_ref: Any = None
+    heartbeat_ref: ObjectRef[RankAnswer] | None = None
     """A question for the heartbeat that was not answered yet."""
     asked_at: float = 0.0
 
@@ -66,8 +72,8 @@ class Slot:
 class _Start:
     """A process that is not ready yet."""
 
-    actor: Any = None
-    ref: Any = None
+    actor: ActorHandle | None = None
+    ref: ObjectRef[Any] | None = None
     slot: Slot | None = None
     """Set once the process has said where it is; it warms up then."""
     began: float = 0.0
@@ -83,7 +89,7 @@ class Starter:
     """
 
     def __init__(
-        self, group: Any, shape: SlotShape, warm_entry: str | None, *, is_local: bool
+        self, group: PlacementGroup, shape: SlotShape, warm_entry: str | None, *, is_local: bool
     ) -> None:
         import ray
 
@@ -108,14 +114,10 @@ class Starter:
         Raises:
             ClusterError: two slots share a GPU, or one has none.
         """
-        import ray
 
         refs = {start.ref: index for index, start in self._starts.items() if start.ref is not None}
-        done: list[Any] = []
-        if refs:
-            done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
         ready: list[Slot] = []
-        for index in [refs[ref] for ref in done]:
+        for index in [refs[ref] for ref in answered(refs)]:
             slot = self._advance(index, [*others, *ready])
             if slot is not None:
                 ready.append(slot)
@@ -166,7 +168,7 @@ class Starter:
         self._check_devices([*others, start.slot])  # before torch starts on it
         if self._warm_entry is None:
             return start.slot
-        start.ref, start.began = start.actor.warm.remote(self._warm_entry), time.monotonic()
+        start.ref, start.began = start.slot.actor.warm.remote(self._warm_entry), time.monotonic()
         return None
 
     def _look_after(self, index: int, start: _Start) -> None:
@@ -200,7 +202,18 @@ def pause_s(failures: int) -> float:
     return LOST_RETRY_S if failures > QUICK_RETRIES else min(LOST_RETRY_S, 0.5 * 2.0**failures)
 
 
-def _kill(actor: Any) -> None:
+def answered(refs: Collection[ObjectRef[T]], timeout_s: float = 0.0) -> list[ObjectRef[T]]:
+    """Those of `refs` that have an answer by now, or that get one in time if none has."""
+    import ray
+
+    if not refs:
+        return []
+    enough = 1 if timeout_s else len(refs)
+    done: list[ObjectRef[T]] = ray.wait(list(refs), num_returns=enough, timeout=timeout_s)[0]
+    return done
+
+
+def _kill(actor: ActorHandle | None) -> None:
     import ray
 
     with contextlib.suppress(Exception):

@@ -6,14 +6,13 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from cluster.gang import Gang
 from cluster.hang import HangLimits, is_overdue, name_hang
 from cluster.hang_stacks import gather
 from cluster.ranks.actor import RankAnswer
 from cluster.ranks.outcome import Loss, lost
-from cluster.slots import Slot
+from cluster.slots import Slot, answered
 
 HEARTBEAT_EVERY_S = 1.0
 PAUSE_S = 5.0
@@ -42,11 +41,8 @@ class HeartbeatWatch:
             _forgive(gangs.values(), now - self._looked_at)
         self._looked_at = now
         asked = {s.heartbeat_ref: s for s in slots if s.heartbeat_ref is not None}
-        done: list[Any] = []
-        if asked:
-            done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
         leaving = []
-        for ref in done:
+        for ref in answered(asked):
             slot = asked[ref]
             slot.heartbeat_ref = None
             try:
