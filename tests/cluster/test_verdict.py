@@ -6,6 +6,8 @@ import errno
 import os
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from cluster.ranks.outcome import Loss, Raised, RankError, RankOutcome, describe, lost
 from cluster.verdict import Cause, cause_of, judge
@@ -17,7 +19,7 @@ QUALIFIED = {
     "DistNetworkError": "torch.distributed.DistNetworkError",
     "SafetensorError": "safetensors._safetensors_rust.SafetensorError",
 }
-"""Types that are named here without importing torch; others are Python's or ours."""
+"""Types of libraries; others are Python's or ours."""
 OURS = {c.__name__: c for c in (CheckpointError, ConfigError, DataError, NumericsError, Stopped)}
 
 
@@ -415,6 +417,12 @@ def full() -> OSError:
 )
 def test_real_exceptions_are_judged_by_what_they_are(error: Exception, cause: Cause) -> None:
     assert judge([raised(error)]).cause is cause
+
+
+def test_types_of_libraries_have_the_names_that_are_judged() -> None:
+    real = (torch.OutOfMemoryError, torch.distributed.DistNetworkError, SafetensorError)
+    for error in real:
+        assert describe(error("x")).chain[0].types[0] == QUALIFIED[error.__name__]
 
 
 def test_what_an_error_was_raised_from_counts_unless_it_is_hidden() -> None:
