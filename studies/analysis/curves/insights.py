@@ -378,9 +378,7 @@ def influences(done: Conclusion) -> list[Influence] | Statement:
     for cell, residual in zip(fit.table.cells, rest, strict=True):
         found.append(
             Influence(
-                cell=cell,
-                residual=float(residual),
-                change=_without(done, cell, target) - whole,
+                cell=cell, residual=float(residual), change=_without(done, cell, target) - whole
             )
         )
     return sorted(found, key=lambda one: -abs(one.change) if math.isfinite(one.change) else 0.0)

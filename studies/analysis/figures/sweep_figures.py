@@ -9,12 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from studies.analysis.figures.drawing import Drawing, finish, legend, new_figure, style
-from studies.analysis.sweeps.optima import (
-    Search,
-    Trend,
-    noise,
-    trends,
-)
+from studies.analysis.sweeps.optima import Search, Trend, noise, trends
 from studies.analysis.sweeps.settings import short
 
 if TYPE_CHECKING:

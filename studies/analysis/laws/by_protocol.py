@@ -185,11 +185,7 @@ def law_of(
         key=lambda s: list(StatementKind).index(s.kind),
     )
     return ProtocolLaw(
-        protocol=protocol,
-        data=data,
-        choice=choice,
-        conclusion=done,
-        statements=tuple(statements),
+        protocol=protocol, data=data, choice=choice, conclusion=done, statements=tuple(statements)
     )
 
 

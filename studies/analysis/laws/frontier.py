@@ -93,12 +93,7 @@ class GridOptimum:
 
 
 def grid_optimum(
-    name: str,
-    x: Sequence[float],
-    y: Sequence[float],
-    *,
-    sd: float | None = None,
-    log: bool = False,
+    name: str, x: Sequence[float], y: Sequence[float], *, sd: float | None = None, log: bool = False
 ) -> GridOptimum | Statement:
     """Optimum of a setting (mask ratio, decoder depth, model size at a budget) from a parabola.
 

@@ -63,9 +63,7 @@ def doubling_section(found: Sequence[Doubling]) -> list[Section]:
     return [section("Gain per doubling of the duration", is_quiet=True, lines=lines, text=text)]
 
 
-def optimum_section(
-    optima: Sequence[tuple[Curve, str, GridOptimum | Statement]],
-) -> list[Section]:
+def optimum_section(optima: Sequence[tuple[Curve, str, GridOptimum | Statement]]) -> list[Section]:
     """Fitted optima over the study's numeric settings, or why none is quoted."""
     lines = [["figure", "series", "optimum", "not worse beyond noise", "points used"]]
     refused = []

@@ -49,11 +49,7 @@ class _Findings:
 
 
 def write_report(
-    rows: Sequence[ResultRow],
-    *,
-    meta: ReportMeta,
-    gallery: Sequence[GalleryEntry],
-    directory: Path,
+    rows: Sequence[ResultRow], *, meta: ReportMeta, gallery: Sequence[GalleryEntry], directory: Path
 ) -> ReportFiles:
     """Write index.html, figures/*.png and *.pdf, results.csv, .parquet and .json, summary.json.
 
