@@ -10,8 +10,8 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,10 @@ import numpy.typing as npt
 from mae_core.config import EncoderUse, kinds_that
 from studies.analysis.curves.curves import DURATION, Curve, paired, signed, spread
 from studies.analysis.laws.conclusions import Conclusion
-from studies.analysis.laws.fit import Method, fit_law
+from studies.analysis.laws.fit import Fit, Method, fit_law
 from studies.analysis.laws.frontier import GridOptimum, best_per_bin, grid_optimum
 from studies.analysis.laws.observations import observe
-from studies.analysis.laws.refusals import Statement
+from studies.analysis.laws.refusals import Statement, note
 from studies.analysis.results import by_protocol, filled, is_number
 from studies.errors import StudyError
 from studies.result_row import EVALUATIONS, ResultRow
@@ -97,16 +97,9 @@ def _by_protocol(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
 
 
 def _place(row: ResultRow) -> tuple[object, ...]:
-    return (
-        row.size,
-        row.duration,
-        row.mask_ratio,
-        row.decoder_depth,
-        row.decoder_width,
-        row.objective,
-        tuple(row.places.items()),
-        row.stage,
-    )
+    """The cell but for its seeds, and the stage with its conditions."""
+    settings = (row.family, row.size, row.duration, row.mask_ratio, row.objective)
+    return (*settings, row.stage, *row.places.items())
 
 
 def _sampling_sd(rows: Sequence[ResultRow]) -> float | None:
@@ -192,6 +185,8 @@ class RankRelation:
     high: float | None
     """90 % bootstrap interval over cells."""
     kendall: float | None
+    is_loss: bool = False
+    """Whether x is a loss; else it is an accuracy."""
 
     @property
     def verdict(self) -> str:
@@ -215,13 +210,13 @@ def rank_relation(x: str, y: str, points: Sequence[tuple[str, float, float]]) ->
     from scipy.stats import kendalltau, rankdata, spearmanr
 
     a, b = (np.asarray([p[i] for p in points], dtype=np.float64) for i in (1, 2))
-    few = len(points) < MIN_CELLS_FOR_RANKS or len(np.unique(a)) < 2 or len(np.unique(b)) < 2
-    if few:
+    if len(points) < MIN_CELLS_FOR_RANKS or len(np.unique(a)) < 2 or len(np.unique(b)) < 2:
         return RankRelation(
             x=x, y=y, points=tuple(points), spearman=None, low=None, high=None, kendall=None
         )
     rng = np.random.default_rng(0)
-    index = rng.integers(0, len(points), (_resamples(len(points)), len(points)))
+    resamples = max(200, min(RESAMPLES, 400_000 // len(points)))  # a fraction of a second
+    index = rng.integers(0, len(points), (resamples, len(points)))
     ranks = [rankdata(v[index], axis=1) for v in (a, b)]
     left, right = (r - r.mean(axis=1, keepdims=True) for r in ranks)
     spreads = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
@@ -238,28 +233,18 @@ def rank_relation(x: str, y: str, points: Sequence[tuple[str, float, float]]) ->
     )
 
 
-def _resamples(points: int) -> int:
-    """As many as take a fraction of a second."""
-    return max(200, min(RESAMPLES, 400_000 // points))
-
-
 PROBES = kinds_that(EncoderUse.FROZEN)
 TUNES = kinds_that(EncoderUse.TUNES)
 
 
 def probe_against_tune(rows: Sequence[ResultRow]) -> list[RankRelation]:
     """Each protocol of frozen features against each fine-tune, over the cells that have both."""
-    several = {p: m for p, m in _by_protocol(rows).items() if len(m) > 1}
-    frozen = [p for p, m in several.items() if m[0].kind in PROBES]
-    tuned = [p for p, m in several.items() if m[0].kind in TUNES]
-    found = []
-    for x in frozen:
-        for y in tuned:
-            at_x, at_y = (_mean_by_cell(several[p]) for p in (x, y))
-            points = [(cell, at_x[cell], at_y[cell]) for cell in at_x if cell in at_y]
-            if len(points) > 1:
-                found.append(rank_relation(x, y, points))
-    return found
+    found = _by_protocol(rows)
+    frozen, tuned = (
+        {name: _mean_by_cell(m) for name, m in found.items() if m[0].kind in kinds}
+        for kinds in (PROBES, TUNES)
+    )
+    return _relations(frozen, tuned)
 
 
 def loss_against_accuracy(rows: Sequence[ResultRow]) -> list[RankRelation]:
@@ -267,18 +252,30 @@ def loss_against_accuracy(rows: Sequence[ResultRow]) -> list[RankRelation]:
 
     The loss of training is never used: it is not comparable across mask ratios or targets.
     """
-    losses: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for r in filled(rows):
-        if r.kind == "reconstruction" and is_number(r.loss) and r.role in ("grid", "untrained"):
-            losses[r.protocol][r.cell].append(r.loss or 0.0)
+    held_out = by_protocol(
+        r
+        for r in filled(rows)
+        if r.kind == "reconstruction" and is_number(r.loss) and r.role in ("grid", "untrained")
+    )
+    losses: dict[str, dict[str, float]] = {}
+    for reference, members in held_out.items():
+        by_cell: dict[str, list[float]] = defaultdict(list)
+        for r in members:
+            by_cell[r.cell].append(r.loss or 0.0)
+        losses[reference] = {cell: statistics.fmean(v) for cell, v in by_cell.items()}
+    accuracies = {name: _mean_by_cell(m) for name, m in _by_protocol(rows).items()}
+    return [replace(found, is_loss=True) for found in _relations(losses, accuracies)]
+
+
+def _relations(
+    xs: Mapping[str, Mapping[str, float]], ys: Mapping[str, Mapping[str, float]]
+) -> list[RankRelation]:
+    """Of every two measurements that at least two cells share."""
     found = []
-    for reference, by_cell in losses.items():
-        at_x = {cell: statistics.fmean(v) for cell, v in by_cell.items()}
-        for protocol, members in _by_protocol(rows).items():
-            at_y = _mean_by_cell(members)
-            points = [(cell, at_x[cell], at_y[cell]) for cell in at_x if cell in at_y]
-            if len(points) > 1:
-                found.append(rank_relation(reference, protocol, points))
+    for (x, at_x), (y, at_y) in product(xs.items(), ys.items()):
+        points = [(cell, at_x[cell], at_y[cell]) for cell in at_x if cell in at_y]
+        if len(points) > 1:
+            found.append(rank_relation(x, y, points))
     return found
 
 
@@ -300,7 +297,6 @@ class CostFrontier:
     """(cell, cost, top-1)."""
     best: tuple[tuple[str, float, float], ...]
     """Of each bin of cost, where no cheaper cell is as good."""
-    statements: tuple[Statement, ...]
 
 
 def cost_frontiers(rows: Sequence[ResultRow]) -> list[CostFrontier]:
@@ -336,14 +332,13 @@ def _frontier(
         cells=[cell for cell, *_ in points],
         percent=True,
     )
-    frontier = best_per_bin(data, "cost")
-    best = zip(frontier.data.cells, frontier.data.axes["cost"], frontier.data.y, strict=True)
+    kept = best_per_bin(data, "cost").data
+    best = zip(kept.cells, kept.axes["cost"], kept.y, strict=True)
     return CostFrontier(
         protocol=protocol,
         measure=measure,
         points=tuple(points),
         best=tuple((cell, float(c), 100 - float(e)) for cell, c, e in best),
-        statements=frontier.statements,
     )
 
 
@@ -360,8 +355,6 @@ class Influence:
 
 def influences(done: Conclusion) -> list[Influence] | Statement:
     """Leave each cell out, fit again, predict the largest; the most influential first."""
-    from studies.analysis.laws.refusals import note
-
     fit = done.fit
     if fit is None:
         return note("There is no law, and so nothing that a cell could influence.")
@@ -374,19 +367,14 @@ def influences(done: Conclusion) -> list[Influence] | Statement:
     whole = float(fit.predict(target)[0])
     measured = np.exp(fit.table.z) if fit.scale == "log" else fit.table.z
     rest = measured - fit.predict(fit.table.axes)
-    found = []
-    for cell, residual in zip(fit.table.cells, rest, strict=True):
-        found.append(
-            Influence(
-                cell=cell, residual=float(residual), change=_without(done, cell, target) - whole
-            )
-        )
+    found = [
+        Influence(cell=cell, residual=float(v), change=_without(fit, cell, target) - whole)
+        for cell, v in zip(fit.table.cells, rest, strict=True)
+    ]
     return sorted(found, key=lambda one: -abs(one.change) if math.isfinite(one.change) else 0.0)
 
 
-def _without(done: Conclusion, cell: str, target: Mapping[str, float]) -> float:
-    fit = done.fit
-    assert fit is not None
+def _without(fit: Fit, cell: str, target: Mapping[str, float]) -> float:
     kept = fit.data.take([i for i, name in enumerate(fit.data.cells) if name != cell])
     try:
         again = fit_law(fit.law, kept, Method(scale=fit.scale, huber=fit.method.huber, starts=1))

@@ -24,7 +24,7 @@ _BLUE, _VERMILION = "#0072B2", "#D55E00"
 
 
 @style()
-def rank_figure(found: RankRelation, name: str, *, x_unit: str) -> Drawing:
+def rank_figure(found: RankRelation, name: str) -> Drawing:
     """A scatter of two measurements of the same cells."""
     figure = new_figure(4.6, 3.6)
     axes = figure.add_subplot()
@@ -38,7 +38,7 @@ def rank_figure(found: RankRelation, name: str, *, x_unit: str) -> Drawing:
     )
     texts = [(x, y, f"{cell}: {x:.4g}, {y:.2f}") for cell, x, y in found.points]
     point_at(axes, "cells", [drawn], texts)
-    axes.set_xlabel(textwrap.fill(f"{found.x}{x_unit}", 60))
+    axes.set_xlabel(textwrap.fill(found.x if found.is_loss else f"{found.x}, top-1 (%)", 60))
     axes.set_ylabel(textwrap.fill(f"{found.y}, top-1 (%)", 44))
     axes.grid(True)
     return finish(figure, name, f"{found.y} against {found.x}, one dot per cell. {found.verdict}.")

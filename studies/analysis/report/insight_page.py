@@ -6,9 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-from studies.analysis.curves.curves import Curve, signed
+from studies.analysis.curves.curves import Curve
 from studies.analysis.curves.insights import (
     TRAINS,
     CostFrontier,
@@ -32,7 +33,20 @@ if TYPE_CHECKING:
 
 MAX_FIGURES = 4
 """Of one section; the table has the rest."""
-MAX_LINES = 12
+MAX_INFLUENCES = 6
+"""Cells of a law that are listed."""
+
+
+RANKS = (
+    "Frozen features and fine-tuned networks are ranked over the cells that have both: a low "
+    "correlation means that one cannot replace the other. Seeds of one setting are cells of their "
+    "own."
+)
+LOSSES = (
+    "The loss on held-out images at one reference mask ratio and target, the same for all cells. A "
+    "correlation here does not allow choosing settings by loss: it holds for the settings that "
+    "were varied."
+)
 
 
 def insight_sections(
@@ -43,7 +57,8 @@ def insight_sections(
         *doubling_section(found.doublings),
         *optimum_section(found.optima),
         *cost_table_section(rows, curves),
-        *relation_sections(found),
+        *relation_section("Probe against fine-tune", "ranks", found.ranks, RANKS),
+        *relation_section("Reconstruction loss against accuracy", "losses", found.losses, LOSSES),
         *frontier_section(found.frontiers),
     ]
 
@@ -53,9 +68,7 @@ def doubling_section(found: Sequence[Doubling]) -> list[Section]:
     if not found:
         return []
     lines = [["protocol", "size", "from", "to", "points per doubling", "paired seeds"]]
-    lines += [
-        [d.protocol, d.size, d.start, d.end, signed(d.gain, d.sd, 2), str(d.n)] for d in found
-    ]
+    lines += [[d.protocol, d.size, d.start, d.end, d.text, str(d.n)] for d in found]
     text = (
         "Paired over seeds. A gain that has fallen below its spread has not been shown to be "
         "over: it has become smaller than this many seeds can see.",
@@ -69,9 +82,9 @@ def optimum_section(optima: Sequence[tuple[Curve, str, GridOptimum | Statement]]
     refused = []
     for curve, label, found in optima:
         if isinstance(found, GridOptimum):
-            ends = f"{_at(curve, found.low)} to {_at(curve, found.high)}"
-            where = f"{curve.title}, over {curve.axis.label}"
-            lines.append([where, label, _at(curve, found.x), ends, str(found.num_points)])
+            at = [float(f"{v:.3g}") for v in (found.x, found.low, found.high)]
+            x, low, high = (tick(curve.axis.name, v) for v in at)
+            lines.append([curve.subject, label, x, f"{low} to {high}", str(found.num_points)])
         else:
             refused.append(f"{curve.title}, {label}: {found.text}")
     if len(lines) == 1 and not refused:
@@ -84,29 +97,21 @@ def optimum_section(optima: Sequence[tuple[Curve, str, GridOptimum | Statement]]
     return [section("Fitted optima", is_quiet=True, text=text, lines=lines)]
 
 
-def _at(curve: Curve, value: float) -> str:
-    shown = float(f"{value:.3g}")
-    return tick(curve.axis.name, shown)
-
-
 def cost_table_section(rows: Sequence[ResultRow], curves: Sequence[Curve]) -> list[Section]:
     """Accuracy and cost at every place of an axis: the paper's decoder tables."""
-    names = list(dict.fromkeys(c.axis.name for c in curves if c.measure == "top1"))
+    text = (
+        "FLOPs are counted, for the whole pretraining; rank-hours are what was paid here. Cost is "
+        "the mean over the cells at a place.",
+    )
     found = []
-    for name in names:
-        table = _cost_table(rows, [c for c in curves if c.axis.name == name])
-        if table is not None:
-            label = next(c.axis.label for c in curves if c.axis.name == name)
-            text = (
-                "FLOPs are counted, for the whole pretraining; rank-hours are what was paid here. "
-                "Cost is the mean over the cells at a place.",
-            )
-            title = f"Accuracy and cost against {label}"
-            found.append(section(title, is_quiet=True, lines=table, text=text))
+    for axis in dict.fromkeys(c.axis for c in curves if c.measure == "top1"):
+        table = _cost_table(rows, [c for c in curves if c.axis == axis])
+        title = f"Accuracy and cost against {axis.label}"
+        found += [section(title, is_quiet=True, lines=table, text=text)] if table else []
     return found
 
 
-def _cost_table(rows: Sequence[ResultRow], curves: Sequence[Curve]) -> list[list[str]] | None:
+def _cost_table(rows: Sequence[ResultRow], curves: Sequence[Curve]) -> list[list[str]]:
     name = curves[0].axis.name
     flops: dict[object, list[float]] = defaultdict(list)
     hours: dict[object, list[float]] = defaultdict(list)
@@ -119,136 +124,81 @@ def _cost_table(rows: Sequence[ResultRow], curves: Sequence[Curve]) -> list[list
         if is_number(r.rank_seconds):
             hours[at].append(r.rank_seconds / 3600)
     if not flops:
-        return None
+        return []
     series = [(c, s) for c in curves if c.measure == "top1" for s in c.series][:MAX_FIGURES]
     head = [curves[0].axis.label]
     for c, s in series:
-        single = len(c.series) == 1
-        head.append(f"top-1 %: {c.title}" + ("" if single else f", {s.label}"))
+        head.append(f"top-1 %: {c.title}" + (f", {s.label}" if len(c.series) > 1 else ""))
     lines = [[*head, "FLOPs", "× the cheapest", "rank-hours"]]
-    least = min(sum(v) / len(v) for v in flops.values()) or math.nan
+    least = min(map(fmean, flops.values())) or math.nan
     for at in dict.fromkeys(a for c in curves for a in c.places if a in flops):
-        line = [tick(name, at)]
-        for _, s in series:
-            point = s.point(at)
-            line.append("–" if point is None else point.text)
-        mean = sum(flops[at]) / len(flops[at])
-        paid = sum(hours[at]) / len(hours[at]) if hours[at] else math.nan
+        points = [s.point(at) for _, s in series]
+        line = [tick(name, at), *("–" if p is None else p.text for p in points)]
+        mean, paid = fmean(flops[at]), fmean(hours[at]) if hours[at] else math.nan
         lines.append([*line, f"{mean:.3g}", f"{mean / least:.2f}", f"{paid:.3g}"])
     return lines
 
 
-def relation_sections(insights: Insights) -> list[Section]:
-    """Probe against fine-tune, and reconstruction loss against accuracy."""
-    kinds = (
-        (
-            "Probe against fine-tune",
-            "ranks",
-            insights.ranks,
-            ", top-1 (%)",
-            (
-                "Frozen features and fine-tuned networks are ranked over the cells that have "
-                "both: a "
-                "low correlation means that one cannot replace the other. Seeds of one "
-                "setting are "
-                "cells of their own.",
-            ),
-        ),
-        (
-            "Reconstruction loss against accuracy",
-            "losses",
-            insights.losses,
-            "",
-            (
-                "The loss on held-out images at one reference mask ratio and target, the same "
-                "for all "
-                "cells. A correlation here does not allow choosing settings by loss: it holds "
-                "for the "
-                "settings that were varied.",
-            ),
-        ),
-    )
-    found = []
-    for title, name, relations, unit, text in kinds:
-        if relations:
-            drawn = [
-                rank_figure(r, f"{name}-{i + 1}", x_unit=unit)
-                for i, r in enumerate(relations[:MAX_FIGURES])
-            ]
-            found.append(section(title, drawn, text=text, lines=relation_lines(relations)))
-    return found
-
-
-def relation_lines(relations: Sequence[RankRelation]) -> list[list[str]]:
-    """Header and a line per pair."""
+def relation_section(
+    title: str, name: str, relations: Sequence[RankRelation], text: str
+) -> list[Section]:
+    """How two measurements of the same cells agree in order, pair by pair."""
+    if not relations:
+        return []
+    drawn = [rank_figure(r, f"{name}-{i}") for i, r in enumerate(relations[:MAX_FIGURES], 1)]
     lines = [["first", "second", "what it says"]]
-    return lines + [[r.x, r.y, r.verdict] for r in relations]
+    lines += [[r.x, r.y, r.verdict] for r in relations]
+    return [section(title, drawn, text=[text], lines=lines)]
 
 
 def frontier_section(frontiers: Sequence[CostFrontier]) -> list[Section]:
     """The best that FLOPs and rank-hours bought, protocol by protocol."""
-    by_protocol: dict[str, list[CostFrontier]] = defaultdict(list)
+    groups: dict[str, list[CostFrontier]] = defaultdict(list)
     for one in frontiers:
-        by_protocol[one.protocol].append(one)
-    if not by_protocol:
+        groups[one.protocol].append(one)
+    if not groups:
         return []
-    groups = list(by_protocol.values())
-    drawn = [frontier_figure(g, f"frontier-{i + 1}") for i, g in enumerate(groups[:MAX_FIGURES])]
+    shown = list(groups.values())[:MAX_FIGURES]
     lines = [["protocol", "cost", "cell", "spent", "top-1 %"]]
-    for group in groups:
-        for one in group:
-            lines += [
-                [one.protocol, one.measure, cell, f"{spent:.3g}", f"{top1:.2f}"]
-                for cell, spent, top1 in one.best
-            ]
+    lines += [
+        [one.protocol, one.measure, cell, f"{spent:.3g}", f"{top1:.2f}"]
+        for group in groups.values()
+        for one in group
+        for cell, spent, top1 in one.best
+    ]
+    drawn = [frontier_figure(group, f"frontier-{i}") for i, group in enumerate(shown, 1)]
     return [section("What a budget bought", drawn, lines=lines)]
 
 
 def noise_section(found: Sequence[SeedNoise]) -> list[Section]:
     """Seed noise of every protocol, and the noise of drawing the test images."""
-    if not found:
-        text = ("No setting was run at two seeds: how much of a difference is chance is unknown.",)
-        return [section("Seed noise", is_quiet=True, text=text)]
-    lines = [
-        [
-            "protocol",
-            "sd of one run, points",
-            "90 % interval",
-            "repeated points",
-            "degrees of freedom",
-            "sd of the test images, points",
-        ]
-    ]
-    lines += [
-        [
-            n.protocol,
-            f"{n.sd:.2f}",
-            f"{n.low:.2f} to {n.high:.2f}",
-            str(n.points),
-            str(n.dof),
-            "–" if n.sampling_sd is None else f"{n.sampling_sd:.2f}",
-        ]
-        for n in found
-    ]
+    lines = [["protocol", "sd of one run, points", "90 % interval", "repeated points"]]
+    lines[0] += ["degrees of freedom", "sd of the test images, points"]
+    for n in found:
+        sampling = "–" if n.sampling_sd is None else f"{n.sampling_sd:.2f}"
+        counts = [str(n.points), str(n.dof)]
+        line = [n.protocol, f"{n.sd:.2f}", f"{n.low:.2f} to {n.high:.2f}", *counts, sampling]
+        lines.append(line)
     text = (
         "Pooled over settings that differ in the seed alone. Other test images would move "
-        "all cells together, and mostly not their differences.",
+        "all cells together, and mostly not their differences."
     )
-    return [section("Seed noise", is_quiet=True, lines=lines, text=text)]
+    if not found:
+        text = "No setting was run at two seeds: how much of a difference is chance is unknown."
+    return [section("Seed noise", is_quiet=True, lines=lines, text=[text])]
 
 
 def influence_section(meta: ReportMeta) -> list[Section]:
     """Which cells a law hangs on."""
-    lines = [
-        ["protocol", "without cell", "its residual, points", "prediction at the largest moves"]
-    ]
+    lines = [["protocol", "without cell", "its residual, points"]]
+    lines[0].append("prediction at the largest moves")
     text = []
     for one in meta.laws:
         if one.law is None or one.conclusion is None:
             continue
         found = influences(one.conclusion)
         if isinstance(found, list):
-            lines += [_influence(one.label, i) for i in found[: MAX_LINES // 2]]
+            lines += [[one.label, *_influence(i)] for i in found[:MAX_INFLUENCES]]
         else:
             text.append(f"{one.label}: {found.text}")
     if len(lines) == 1 and not text:
@@ -257,16 +207,19 @@ def influence_section(meta: ReportMeta) -> list[Section]:
     return [section("Influence of single cells", is_quiet=True, text=text, lines=lines)]
 
 
-def _influence(protocol: str, one: Influence) -> list[str]:
+def _influence(one: Influence) -> tuple[str, str, str]:
     moved = f"{one.change:+.2f} points" if math.isfinite(one.change) else "no law without it"
-    return [protocol, one.cell, f"{one.residual:+.2f}", moved]
+    return one.cell, f"{one.residual:+.2f}", moved
 
 
 def insights_json(rows: Sequence[ResultRow], found: Insights) -> dict[str, object]:
     """All of it as plain values."""
+    hours: dict[str, float] = defaultdict(float)
+    for (_, role), seconds in sorted(cost(rows, lambda row: (row.kind, row.role)).items()):
+        hours[role] += seconds / 3600
     return {
-        "seed_noise": [asdict(n) for n in found.noise],
-        "doublings": [asdict(d) for d in found.doublings],
+        "seed_noise": found.noise,
+        "doublings": found.doublings,
         "optima": [
             {"figure": curve.title, "axis": curve.axis.name, "series": label}
             | (asdict(at) if isinstance(at, GridOptimum) else {"statement": at.text})
@@ -274,12 +227,7 @@ def insights_json(rows: Sequence[ResultRow], found: Insights) -> dict[str, objec
         ],
         "relations": [asdict(r) | {"verdict": r.verdict} for r in (*found.ranks, *found.losses)],
         "frontiers": [
-            {"protocol": f.protocol, "measure": f.measure, "best": [list(b) for b in f.best]}
-            for f in found.frontiers
+            {"protocol": f.protocol, "measure": f.measure, "best": f.best} for f in found.frontiers
         ],
-        "rank_hours_by_role": {
-            role: sum(v for (_, r), v in spent.items() if r == role) / 3600
-            for spent in (cost(rows, lambda row: (row.kind, row.role)),)
-            for role in sorted({r for _, r in spent})
-        },
+        "rank_hours_by_role": dict(sorted(hours.items())),
     }
