@@ -7,23 +7,31 @@ STORE ?= mae-store
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := mae_core studies cluster orchestrator
+FAST := "not process and not slow"
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test check format lint types docs docs-picture clean bench-handover bench-cli bench-feature-probe bench-laws \
+.PHONY: quickstart test fast check format lint types docs docs-picture clean bench-handover bench-cli bench-feature-probe bench-laws \
 	bench-coverage bench-advice bench-report reliability
 
 quickstart: $(STAMP)
 	$(BIN)/mae-study run quickstart --store $(STORE)
 
+# All tests: first those that start processes or take seconds, then the fast lane with coverage,
+# which is of this lane alone: tracing would slow the gangs, whose limits of time are tested.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "process or slow"
+	$(BIN)/python -m pytest -m $(FAST) --cov --cov-report=term
+
+# The tests that need no process of their own; tests/support/lanes.py says which they are.
+fast: $(STAMP)
+	$(BIN)/python -m pytest -m $(FAST)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(MAKE) test
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -19,6 +19,7 @@ from support.gangs import capacity, pool  # noqa: F401  (fixtures of the tests t
 from mae_core.data.sources import ImageData, open_data
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+pytest_plugins = ["support.lanes"]
 
 
 def leftovers() -> list[str]:

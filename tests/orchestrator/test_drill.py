@@ -35,6 +35,7 @@ def test_three_kills_lose_nothing(tmp_path: Path, zero: int, precision: str, see
     assert found.is_passed
 
 
+@pytest.mark.process
 def test_the_certificate_is_printed_and_its_directory_removed(tmp_path: Path) -> None:
     done = CliRunner().invoke(
         main, ["drill", "--store", str(tmp_path), "--kills", "1", "--zero", "1", "--json"]

@@ -112,6 +112,7 @@ def finish_all(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_from_plan_to_report(folder: Path) -> None:
     metrics = finish_all(folder)
     search = metrics["best"]["details"]["search"]

@@ -188,6 +188,7 @@ def test_a_checkpoint_that_was_copied_to_another_name_is_refused(tmp_path: Path)
     assert is_whole(storage) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])
 def test_an_error_of_the_disk_at_any_point_costs_no_checkpoint(tmp_path: Path, code: int) -> None:
     make(tmp_path / "counted")

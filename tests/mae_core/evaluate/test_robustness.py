@@ -68,6 +68,7 @@ def corruptions(recipe: CorruptionRecipe, folder: Path, parents: tuple[Parent, .
     return metrics
 
 
+@pytest.mark.slow
 def test_every_condition_counts_every_image_once(
     tmp_path: Path, classifier: tuple[Parent, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ def test_every_condition_counts_every_image_once(
     assert first["top1"] == pytest.approx(100 * (1 - mean))
 
 
+@pytest.mark.slow
 def test_a_model_is_as_bad_as_itself(tmp_path: Path, classifier: tuple[Parent, ...]) -> None:
     whole = CorruptionRecipe(data=replace(DIGITS, split_seed=1))
     own = corruptions(whole, tmp_path / "own", classifier)
@@ -105,6 +107,7 @@ def test_a_model_is_as_bad_as_itself(tmp_path: Path, classifier: tuple[Parent, .
         corruptions(relative, tmp_path / "none", classifier)
 
 
+@pytest.mark.slow
 def test_another_set_is_scored_among_its_own_classes(
     tmp_path: Path, classifier: tuple[Parent, ...]
 ) -> None:

@@ -54,6 +54,7 @@ def test_a_published_ladder_is_fitted_from_four_sizes_and_refused_from_three(
     assert few.exit_code == 0 and "cannot show a floor" in " ".join(few.output.split())
 
 
+@pytest.mark.slow
 def test_a_law_for_each_group_with_its_exponents(tmp_path: Path) -> None:
     table = write(tmp_path / "runs.csv", ROWS)
     arguments = ("--y", "loss", "--x", "N", "--x", "D", "--by", "family", "--law", "additive")

@@ -99,6 +99,7 @@ def call(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_prediction_is_registered_before_and_scored_after(grid: tuple[str, str]) -> None:
     study, store = grid
     found = call("laws", study, "--store", store)["laws"][0]
@@ -126,6 +127,7 @@ def test_a_prediction_is_registered_before_and_scored_after(grid: tuple[str, str
     assert "a prediction must be registered before the cell runs" in again.output
 
 
+@pytest.mark.slow
 def test_advice_names_runs_within_the_budget(grid: tuple[str, str]) -> None:
     study, store = grid
     found = call("advise", study, "--target", TARGET, "--budget", "0.2", "--store", store)

@@ -92,6 +92,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> ReportFiles:
     return write_report(rows, meta=meta(), gallery=entries, directory=directory / "out")
 
 
+@pytest.mark.slow
 def test_a_complete_study_gives_every_figure_and_a_self_contained_page(
     written: ReportFiles,
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_complete_study_gives_every_figure_and_a_self_contained_page(
     assert "The ring marks the chosen setting." in text
 
 
+@pytest.mark.slow
 def test_tables_have_the_result_columns_and_typed_values(written: ReportFiles) -> None:
     rows = grid_rows() + other_rows()
     with written.csv.open(newline="") as stream:
@@ -220,6 +222,7 @@ def _nan(rows: list[ResultRow]) -> list[ResultRow]:
     return [replace(r, top1=math.nan, seconds=math.nan) for r in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows",
     [
@@ -248,6 +251,7 @@ def test_partial_results_are_reported_not_fatal(
     assert summary_text(rows())
 
 
+@pytest.mark.slow
 def test_strings_are_escaped_everywhere(tmp_path: Path) -> None:
     rows = [
         replace(r, protocol=NASTY, cell=NASTY + r.cell, size=NASTY, duration=NASTY)

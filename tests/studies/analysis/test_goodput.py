@@ -243,6 +243,7 @@ def random_log(rng: random.Random) -> AttemptLog:
     )
 
 
+@pytest.mark.slow
 def test_whatever_the_records_say_the_buckets_sum_to_the_span() -> None:
     rng = random.Random(7)
     for _ in range(5000):
@@ -466,6 +467,7 @@ def test_the_records_lead_to_what_was_really_spent(mtbf_s: float) -> None:
         assert found.seconds[bucket] == pytest.approx(true_s, abs=0.01 * span), bucket
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mtbf_s", MTBFS_S)
 def test_the_measured_share_is_near_the_predicted(mtbf_s: float) -> None:
     """The bars of the long run, at the default interval and fixed seeds."""

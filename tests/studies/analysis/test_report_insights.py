@@ -100,6 +100,7 @@ def test_an_optimum_is_fitted_inside_and_refused_at_the_edge() -> None:
     assert isinstance(refused, Statement) and "edge" in refused.text
 
 
+@pytest.mark.slow
 def test_influence_names_the_cell_that_a_law_hangs_on() -> None:
     found = rows(seeds=1)
     spoilt = [replace(r, top1=r.top1 - 3) if r.cell == "H/e800/s0" and r.top1 else r for r in found]
@@ -110,6 +111,7 @@ def test_influence_names_the_cell_that_a_law_hangs_on() -> None:
     assert listed[0].change < 0 < listed[0].residual
 
 
+@pytest.mark.slow
 def test_objectives_have_laws_of_their_own() -> None:
     """Encoders of two objectives lie on two curves; one law for both would be neither's."""
     mae = [replace(r, objective="MAE") for r in rows(seeds=1)]
@@ -128,6 +130,7 @@ def test_objectives_have_laws_of_their_own() -> None:
         protocol_law([*mae, *moco], "linear probe", top=99.9)
 
 
+@pytest.mark.slow
 def test_the_page_has_every_section_and_files_beside_it(tmp_path: Path) -> None:
     found = rows(seeds=2)
     odd = {"L/e400/s0": "another resolution (256, the others 224)"}
@@ -195,6 +198,7 @@ def test_differences_that_are_judged_alike_are_one_claim() -> None:
     assert [c.text for c in claims([line(), line(protocol="k-NN")], ())] == ["alone"] * 2
 
 
+@pytest.mark.slow
 def test_a_protocol_that_a_size_is_not_asked_for_leaves_its_coverage_full(tmp_path: Path) -> None:
     found = [r for r in rows(seeds=2) if r.kind != "finetune" or r.size == "H"]
     files = report(tmp_path, found)
@@ -204,6 +208,7 @@ def test_a_protocol_that_a_size_is_not_asked_for_leaves_its_coverage_full(tmp_pa
     assert "2/2" in covered and "0/2" not in covered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     ["missing", "nan", "single", "equal", "waves", "zero", "perfect", "unknown protocol"],
@@ -235,6 +240,7 @@ def test_results_that_carry_no_law_end_in_statements(tmp_path: Path, spoil: str)
     assert all(law["law"] is None for law in summary["laws"]) or spoil == "waves"
 
 
+@pytest.mark.slow
 def test_thousands_of_points(tmp_path: Path) -> None:
     found = [r for r in rows(sizes=2, durations=4, seeds=250) if r.kind != "reconstruction"]
     assert len({r.cell for r in found}) == 2000
