@@ -83,15 +83,17 @@ def test_mlflow_has_the_runs_that_people_compare(finished: tuple[Path, Path]) ->
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     levels = [r.data.tags["level"] for r in runs]
     assert levels.count("study") == 1
-    cell = next(r for r in runs if r.data.tags.get("cell") == "N1/e4/s0"
-                and r.data.tags["level"] == "cell")  # fmt: skip
+    cell = next(
+        r for r in runs if r.data.tags.get("cell") == "N1/e4/s0" and r.data.tags["level"] == "cell"
+    )
     assert {"knn_top1", "linear_probe_top1", "finetune_100_top1", "finetune_top1"} <= set(
         cell.data.metrics
     )
     for axis in ("encoder_params", "pretrain_flops", "mask_ratio", "seed", "steps"):
         assert axis in cell.data.metrics and axis in cell.data.params
-    stage = next(r for r in runs if r.data.tags.get("stage") == "knn"
-                 and r.data.tags["cell"] == "N1/e4/s0")  # fmt: skip
+    stage = next(
+        r for r in runs if r.data.tags.get("stage") == "knn" and r.data.tags["cell"] == "N1/e4/s0"
+    )
     upstream = client.get_run(stage.data.tags["upstream_run_id"])
     assert upstream.data.tags["kind"] == "pretrain"
     history = client.get_metric_history(upstream.info.run_id, "loss")
@@ -136,8 +138,9 @@ def test_a_stage_runs_alone_and_equals_the_gang(
 ) -> None:
     study, store = finished
     out = tmp_path / "debug"
-    alone = mae_study("debug", str(study), "N1/e4/s0", "knn", "--store", str(store),
-                      "--out", str(out), "--json")  # fmt: skip
+    alone = mae_study(
+        "debug", str(study), "N1/e4/s0", "knn", "--store", str(store), "--out", str(out), "--json"
+    )
     assert alone.returncode == 0, alone.stderr
     mine = pq.read_table(out / "outputs" / "predictions.parquet")
     plan = json.loads(mae_study("plan", str(study), "--store", str(store), "--json").stdout)
@@ -149,10 +152,27 @@ def test_a_stage_runs_alone_and_equals_the_gang(
 def test_a_stage_runs_under_torchrun(finished: tuple[Path, Path], tmp_path: Path) -> None:
     study, store = finished
     out = tmp_path / "torchrun"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-               "--master-addr", "127.0.0.1", "--master-port", str(free_port()),
-               "-m", "orchestrator.cli.main", "debug", str(study), "N1/e4/s0", "pretrain",
-               "--store", str(store), "--out", str(out)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(free_port()),
+        "-m",
+        "orchestrator.cli.main",
+        "debug",
+        str(study),
+        "N1/e4/s0",
+        "pretrain",
+        "--store",
+        str(store),
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (out / "outputs" / "encoder.safetensors").exists()
@@ -172,8 +192,9 @@ def mlflow_server(tmp_path: Path) -> Iterator[str]:
     }
     flat = [text for pair in options.items() for text in pair]
     command = [sys.executable, "-m", "mlflow", "server", *flat]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              start_new_session=True)  # fmt: skip
+    server = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     uri = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):

@@ -376,8 +376,7 @@ def test_a_second_driver_is_refused(store: Path, tmp_path: Path) -> None:
 def test_a_tracking_uri_that_no_waiting_mends(
     uri: str, expected: str, store: Path, tmp_path: Path
 ) -> None:
-    done = mae_study("run", str(tiny_study(tmp_path)), "--store", str(store),
-                     "--tracking-uri", uri)  # fmt: skip
+    done = mae_study("run", str(tiny_study(tmp_path)), "--store", str(store), "--tracking-uri", uri)
     said = " ".join(done.stderr.split())
     assert done.returncode == 7 and expected in said and "Traceback" not in done.stderr
     assert not list(store.glob("stages/*/*/attempts/*"))
@@ -408,8 +407,9 @@ def test_debug_prints_json_alone_and_finds_the_debugged_parent(store: Path, tmp_
     assert encoder.exists()
     found = mae_study(*stage, "knn", "--store", str(store), "--json")
     assert found.returncode == 0, found.stderr
-    named = mae_study(*stage, "knn", "--store", str(tmp_path / "other"), "--json",
-                      "--encoder", str(encoder))  # fmt: skip
+    named = mae_study(
+        *stage, "knn", "--store", str(tmp_path / "other"), "--json", "--encoder", str(encoder)
+    )
     assert json.loads(named.stdout)["metrics"] == json.loads(found.stdout)["metrics"]
 
 
@@ -419,8 +419,16 @@ def test_debug_of_bad_data_has_no_traceback(store: Path, tmp_path: Path) -> None
     content = bytearray(file.read_bytes())
     content[1000:3000] = b"\xff" * 2000  # the same size: the sidecar still fits
     file.write_bytes(content)
-    done = mae_study("debug", "small/images", "w64/e0/s0", "pretrain", "--store", str(store),
-                     "--data", str(tmp_path / "out"))  # fmt: skip
+    done = mae_study(
+        "debug",
+        "small/images",
+        "w64/e0/s0",
+        "pretrain",
+        "--store",
+        str(store),
+        "--data",
+        str(tmp_path / "out"),
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith("mae-study: ")
 

@@ -17,13 +17,19 @@ from orchestrator.cli.main import main
 from studies.reference.scaling_tables import MAWS_IG3B
 
 ROWS = [
-    {"model": f"{n:.0e}", "N": n, "D": d, "seed": s, "family": f,
-     "loss": 1.7 + 400 * n**-0.34 + scale * d**-0.28 + 0.002 * s}
+    {
+        "model": f"{n:.0e}",
+        "N": n,
+        "D": d,
+        "seed": s,
+        "family": f,
+        "loss": 1.7 + 400 * n**-0.34 + scale * d**-0.28 + 0.002 * s,
+    }
     for f, scale in (("a", 410), ("b", 600))
     for n in np.geomspace(1e8, 1e10, 5).tolist()
     for d in np.geomspace(1e9, 1e11, 4).tolist()
     for s in (-1, 1)
-]  # fmt: skip
+]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -98,23 +104,26 @@ def test_a_frontier_is_of_the_best_of_each_bin(tmp_path: Path) -> None:
     assert any("biased towards lucky runs" in s["text"] for s in law["statements"])
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (("--y", "loss", "--x", "N", "--law", "frontier", "--law", "power"), "do not name it with"),
-    (("--y", "loss", "--x", "N", "--x", "D", "--law", "frontier"), "has 1 axes, and 2 are"),
-    (("--y", "los", "--x", "N"), "unknown column 'los' in the table; did you mean 'loss'"),
-    (("--y", "loss", "--x", "model_"), "did you mean 'model'"),
-    (("--y", "loss", "--x", "family"), "column 'family' holds 'a', which is no number"),
-    (("--y", "loss", "--x", "N", "--law", "additiv"), "did you mean 'additive'"),
-    (("--y", "loss", "--x", "N", "--law", "additive"), "has 2 axes, and 1 are named"),
-    (("--y", "loss", "--x", "N", "--law", "bounded"), "needs the error of chance"),
-    (("--y", "loss", "--x", "N", "--x", "D", "--x", "seed"), "3 axes"),
-    (("--y", "loss", "--x", "N", "--where", "family=c"), "no row has family=c"),
-    (("--y", "loss", "--x", "N", "--where", "family"), "write COLUMN=VALUE"),
-    (("--y", "loss", "--x", "N", "--at", "N=big"), "'big' is not a number"),
-    (("--y", "loss", "--x", "N", "--at", "D=3"), "N is missing"),
-    (("--y", "loss", "--x", "N", "--by", "group"), "unknown column 'group'"),
-    (("--y", "loss", "--x", "N", "--huber", "0"), "huber = 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--y", "loss", "--x", "N", "--law", "frontier", "--law", "power"), "do not name it with"),
+        (("--y", "loss", "--x", "N", "--x", "D", "--law", "frontier"), "has 1 axes, and 2 are"),
+        (("--y", "los", "--x", "N"), "unknown column 'los' in the table; did you mean 'loss'"),
+        (("--y", "loss", "--x", "model_"), "did you mean 'model'"),
+        (("--y", "loss", "--x", "family"), "column 'family' holds 'a', which is no number"),
+        (("--y", "loss", "--x", "N", "--law", "additiv"), "did you mean 'additive'"),
+        (("--y", "loss", "--x", "N", "--law", "additive"), "has 2 axes, and 1 are named"),
+        (("--y", "loss", "--x", "N", "--law", "bounded"), "needs the error of chance"),
+        (("--y", "loss", "--x", "N", "--x", "D", "--x", "seed"), "3 axes"),
+        (("--y", "loss", "--x", "N", "--where", "family=c"), "no row has family=c"),
+        (("--y", "loss", "--x", "N", "--where", "family"), "write COLUMN=VALUE"),
+        (("--y", "loss", "--x", "N", "--at", "N=big"), "'big' is not a number"),
+        (("--y", "loss", "--x", "N", "--at", "D=3"), "N is missing"),
+        (("--y", "loss", "--x", "N", "--by", "group"), "unknown column 'group'"),
+        (("--y", "loss", "--x", "N", "--huber", "0"), "huber = 0"),
+    ],
+)
 def test_what_does_not_fit_the_table_is_said(
     tmp_path: Path, arguments: tuple[str, ...], said: str
 ) -> None:

@@ -72,9 +72,14 @@ def finish(path: Path, store: LocalStore, right_of: Callable[[str], np.ndarray])
         zeros = np.zeros(200, dtype=np.int64)
         write_predictions(
             outputs / "predictions.parquet",
-            Predictions(sample_index=np.arange(200), label=zeros, prediction=1 - right.astype(int),
-                        label_rank=1 - right.astype(int), nll=np.ones(200)),
-        )  # fmt: skip
+            Predictions(
+                sample_index=np.arange(200),
+                label=zeros,
+                prediction=1 - right.astype(int),
+                label_rank=1 - right.astype(int),
+                nll=np.ones(200),
+            ),
+        )
         records.complete(
             DoneRecord(
                 science_hash=key,
@@ -86,7 +91,7 @@ def finish(path: Path, store: LocalStore, right_of: Callable[[str], np.ndarray])
                 seconds=1.0,
                 world_size=1,
                 provenance={},
-            )  # fmt: skip
+            )
         )
 
 
@@ -207,12 +212,15 @@ def test_several_sides_have_a_page(tmp_path: Path) -> None:
     assert [d["verdict"] for d in summary["differences"]] == ["second higher", "the same results"]
 
 
-@pytest.mark.parametrize(("sides", "said"), [
-    (("two@3", "two@1"), "has 1 state(s) of two: use two@1"),
-    (("two@0", "two@1"), "has 1 state(s) of two"),
-    (("twoo@1", "two@1"), "study twoo was never run"),
-    (("two@1",), "name at least two sides"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sides", "said"),
+    [
+        (("two@3", "two@1"), "has 1 state(s) of two: use two@1"),
+        (("two@0", "two@1"), "has 1 state(s) of two"),
+        (("twoo@1", "two@1"), "study twoo was never run"),
+        (("two@1",), "name at least two sides"),
+    ],
+)
 def test_sides_that_are_not_there(tmp_path: Path, sides: tuple[str, ...], said: str) -> None:
     _, store = fill(tmp_path, 1, 0.1)
     done = run(*sides, "--store", store)

@@ -78,7 +78,7 @@ def finish(plan: Plan, records: Records, addresses: set[str]) -> None:
                 seconds=36.0,
                 world_size=1,
                 provenance={},
-            )  # fmt: skip
+            )
         )
 
 

@@ -90,9 +90,15 @@ def test_a_store_needs_exclusive_creation_and_paths(tmp_path: Path) -> None:
 def test_completion_is_created_once(tmp_path: Path) -> None:
     records = Records(LocalStore(tmp_path))
     record = DoneRecord(
-        science_hash="ab12", kind="knn", attempt=1, metrics={"top1": 1.0}, outputs={}, parents={},
-        seconds=1.0, world_size=1,
-    )  # fmt: skip
+        science_hash="ab12",
+        kind="knn",
+        attempt=1,
+        metrics={"top1": 1.0},
+        outputs={},
+        parents={},
+        seconds=1.0,
+        world_size=1,
+    )
     assert records.complete(record) and not records.complete(record)
     assert records.done("ab12") == record
     assert records.known_stages() == {"ab12"}
