@@ -16,4 +16,4 @@ class ClusterUnreachable(ClusterError):
 
 
 class HeadLost(ClusterError):
-    """The Ray that this driver was connected to is gone; connect anew and go on."""
+    """The Ray that this driver was connected to is gone; connect again and go on."""

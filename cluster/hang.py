@@ -1,7 +1,7 @@
 """Which rank hangs, and which is slow: pure functions of the heartbeats of a gang.
 
-A collective's timeout would say after half an hour that somebody hangs. Here each section of a
-stage has a limit of its own, learned from what it took so far, and the rank at fault is named.
+A collective's timeout would say after half an hour that some rank hangs. Here each section of a
+stage has its own limit, learned from what it took so far, and the rank at fault is named.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class HangLimits:
     evaluate: float = 1800.0
 
     def limit_s(self, section: str, slowest_s: float, *, is_warm: bool) -> float:
-        """Seconds after which a rank in `section` hangs; infinite for one that told no section.
+        """Seconds after which a rank in `section` hangs; infinite if no section is known.
 
         Args:
             slowest_s: the longest that the section took on any rank of the gang so far.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ANSWER_S = 2.5
-"""How long a rank may take to tell its stacks before it counts as silent."""
+"""How long a rank may take to report its stacks before it counts as silent."""
 INSPECT_S = 6.0
 """How long the look from outside may take: a process starts for it, and waits for the stacks."""
 _STATES = {

@@ -28,7 +28,7 @@ class Nodes:
 
     alive: frozenset[str] = frozenset()
     draining: dict[str, float] = field(default_factory=dict)
-    """Unix seconds at which a node will be gone; infinite where no time was told."""
+    """Unix seconds at which a node will be gone; infinite where no time was given."""
 
 
 def head_processes() -> dict[str, psutil.Process]:

@@ -16,7 +16,7 @@ from cluster.slots import Slot, answered
 
 HEARTBEAT_EVERY_S = 1.0
 PAUSE_S = 5.0
-"""A driver that did not look for so long was itself asleep: that is nobody's silence."""
+"""A driver that did not look for so long was itself suspended: no rank was silent."""
 
 
 class HeartbeatWatch:
@@ -32,7 +32,7 @@ class HeartbeatWatch:
             gangs: by `run_id`.
 
         Returns:
-            Idle slots whose process is dead, or was told to go.
+            Idle slots whose process is dead, or was asked to leave.
         """
         import ray
 
@@ -61,7 +61,7 @@ def pass_drain_on(gang: Gang, draining: Mapping[str, float]) -> None:
     """Make a notice for a node one for every gang with a rank on it.
 
     Args:
-        draining: when each such node will be gone, Unix seconds; infinite if not told.
+        draining: when each such node will be gone, Unix seconds; infinite if unknown.
     """
     ends = [draining[slot.node] for slot in gang.slots if slot.node in draining]
     if ends and gang.stop_reason != "preempted":
@@ -100,7 +100,7 @@ def _forgive(gangs: Iterable[Gang], gap_s: float) -> None:
 
 
 def _hear(slot: Slot, answer: RankAnswer, gangs: Mapping[str, Gang], now: float) -> bool:
-    """Note an answer; True if its process was told to go."""
+    """Note an answer; True if its process was asked to leave."""
     gang = gangs.get(answer.run_id)
     if gang is not None and slot in gang.slots:
         gang.heartbeats[gang.slots.index(slot)] = answer.heartbeat.on_clock(now)

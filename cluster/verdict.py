@@ -24,11 +24,11 @@ class Cause(enum.Enum):
 
     SUCCESS = "success"
     PREEMPTED = "preempted"
-    """Told by its surroundings to go: a signal, a node that is drained."""
+    """Asked to leave by its surroundings: a signal, a node that is drained."""
     CANCELLED = "cancelled"
-    """Told by its user to stop."""
+    """Stopped by its user."""
     RESIZED = "resized"
-    """Told by the controller to stop, to go on with another world size."""
+    """Stopped by the controller, to go on with another world size."""
     NODE_LOST = "node lost"
     HOST_OUT_OF_MEMORY = "host out of memory"
     DEVICE_OUT_OF_MEMORY = "device out of memory"
@@ -38,7 +38,7 @@ class Cause(enum.Enum):
     """No progress within the limit of its section."""
     BAD_DATA = "bad data"
     BAD_INPUT = "bad input"
-    """A configuration that no retry mends."""
+    """A configuration that no retry can fix."""
     DISK = "disk"
     """A place to write that is full, read-only or broken."""
     CHECKPOINT = "checkpoint"
@@ -46,7 +46,7 @@ class Cause(enum.Enum):
     RANK_DIED = "rank died"
     """Its process is gone: killed or crashed."""
     RENDEZVOUS = "rendezvous"
-    """The gang could not meet, or its ranks lost each other and nobody says why."""
+    """The gang could not meet, or its ranks lost each other for an unknown reason."""
     ERROR = "error"
     """Any other exception: user code."""
     HEAD_LOST = "head lost"
@@ -112,7 +112,7 @@ _TORCH_TEXTS = (
 _SAFETENSORS_TEXTS = tuple((f"(os error {number})", cause) for number, cause in _BY_ERRNO.items())
 """Rust writes error numbers into its texts, and safetensors passes only the text on."""
 _WRAPS_OTHERS = frozenset({Cause.CHECKPOINT, Cause.BAD_DATA})
-"""Errors of ours that may wrap what the disk said, which is the more specific."""
+"""Our errors that may wrap an error of the disk, which is more specific."""
 _NODE_FAILURES = frozenset({Cause.RANK_DIED, Cause.NODE_LOST, Cause.HANG})
 _BROKEN_HARDWARE = ("uncorrectable ecc", "xid ")
 _EXPLAINED_BY_STOP = {

@@ -53,7 +53,7 @@ def _ray_jemalloc() -> Path | None:
 def stage_environment(
     *, rank: int, world: int, local_rank: int, local_world: int, address: str, port: int
 ) -> dict[str, str]:
-    """Variables that tell a rank where its gang meets."""
+    """Variables with which a rank finds its gang."""
     environment = {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),

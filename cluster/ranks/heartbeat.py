@@ -24,7 +24,7 @@ class Heartbeat:
     """
 
     section: str
-    """Section of the stage that began last; "" if the stage has not told any."""
+    """Section of the stage that began last; "" if the stage has not reported any."""
     step: int
     """Updates done."""
     since: float

@@ -77,7 +77,7 @@ class RankOutcome:
     stop_reason: str | None = None
     """Why it was asked to stop, None if it was not."""
     is_going: bool = False
-    """Its process was told that it will be ended."""
+    """Its process was notified that it will be ended."""
     rss_bytes: int = 0
     """Resident memory afterwards, 0 if unknown."""
 

@@ -1,4 +1,4 @@
-"""Stages whose encoders somebody else trained: finished from the store, never run."""
+"""Stages with imported encoders: finished from the store, never run."""
 
 from __future__ import annotations
 

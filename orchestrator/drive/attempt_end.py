@@ -30,7 +30,7 @@ def end_of(verdict: Verdict, gang: Gang, directory: Path, wall_s: float) -> Atte
 
 
 def _with_heartbeats(steps: Steps, gang: Gang) -> Steps:
-    """Ranks tell of every step, the journal only of those that were logged."""
+    """Ranks report every step, the journal only those that were logged."""
     heard = [(p.step, p.step_at) for p in gang.heartbeats.values() if p.step_at is not None]
     last, last_at = max(heard, default=(None, None))
     if last is None or (steps.last is not None and steps.last >= last):

@@ -1,6 +1,6 @@
 """Poll, record, decide, act: the loop that drives a study to its end.
 
-Decisions are made by `policies.decide`; this loop only gathers what is, writes down what
+Decisions are made by `policy.decide`; this loop only gathers the state, records what
 happened, and does what was decided. Whatever kills it, the same command goes on from the store.
 """
 
@@ -63,7 +63,7 @@ class Controller:
     """Runs the work of a plan on a pool of slots.
 
     Args:
-        replan: builds the plan anew once a sweep has its winner.
+        replan: builds the plan again once a sweep has its winner.
         history: attempts of this command that an earlier controller saw end, by stage.
         faults: what a rehearsal lets go wrong.
     """
@@ -117,7 +117,7 @@ class Controller:
         """Ask running gangs to stop at a checkpoint and wait for them.
 
         Args:
-            reason: "cancelled", or "preempted" if somebody else wants the machine.
+            reason: "cancelled", or "preempted" if the machine is needed for other work.
             grace_s: seconds to wait; None = what each stage's execution allows.
         """
         longest = 0.0
@@ -134,9 +134,9 @@ class Controller:
                 self._pool.wait([gang for _, gang in self._running()], POLL_S)
                 self._record()
         except HeadLost:
-            message = "Ray ended before the stage did: the last checkpoint stands"
+            message = "Ray ended before the stage did: the last checkpoint is kept"
         else:
-            message = f"not stopped within {longest:g} s: the last checkpoint stands"
+            message = f"not stopped within {longest:g} s: the last checkpoint is kept"
         for task, gang in self._running():
             self._retry_or_not(
                 task, gang, Verdict(STOPPED_FOR[reason], message, stop_reason=reason)
@@ -145,7 +145,7 @@ class Controller:
     def abandon(self) -> dict[str, list[PastAttempt]]:
         """Write off gangs whose Ray is gone; return the history for the next controller."""
         self._lease.check()
-        message = "Ray's head is gone, and the gang with it: the last checkpoint stands"
+        message = "Ray's head is gone, and the gang with it: the last checkpoint is kept"
         for task, gang in self._running():
             if gang.is_finished and judge(list(gang.outcomes.values())).cause is Cause.SUCCESS:
                 self._complete(task, gang)
@@ -192,7 +192,7 @@ class Controller:
                 self._add_trial(number)
 
     def _advance_sweep(self) -> None:
-        """Tell finished trials, ask for new ones, and let the winner flow into the grid."""
+        """Report finished trials, ask for new ones, and apply the winner to the grid."""
         if self._sweep is None or self._searched is None:
             return
         trials = self._searched.trials
@@ -211,7 +211,7 @@ class Controller:
                 self._open_sweep()
 
     def _tell(self, sweep: SweepDriver, trials: Trials, number: int) -> None:
-        """Tell how a trial ended, once every protocol has, or one of them cannot."""
+        """Report how a trial ended, once every protocol has ended or one of them cannot."""
         tasks = [self.tasks[key] for key in self._trial_keys[number]]
         if all(task.state is TaskState.DONE for task in tasks):
             cell = trials.cell(number, trials.settings(number) or {})
@@ -267,7 +267,7 @@ class Controller:
         )
 
     def _note(self, task: Task, decision: DecisionRecord) -> None:
-        """Keep a decision and tell it."""
+        """Record a decision and report it."""
         self._records.decide(task.key, replace(decision, epoch=self._lease.epoch))
         for observer in self._observers:
             observer.decided(task, decision)

@@ -1,4 +1,4 @@
-"""Who hears what happens in a run: the tracker, and the view of a person who watches."""
+"""Who is informed of a run: the tracker, and the display."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Hears of everything and does nothing; overrides say what they do with it.
+    """Is informed of everything and does nothing; subclasses override what they need.
 
     Calls come from the controller's thread: none may block or raise.
     """

@@ -49,7 +49,7 @@ def _end(science_hash: str, attempt: Attempt, driver: Driver, records: Records) 
     where = f"process {driver.pid} on {driver.host}"
     return AttemptEnd(
         cause=(Cause.SUCCESS if finished else Cause.DRIVER_LOST).value,
-        message=f"its driver, {where}, was gone before it could note the end",
+        message=f"its driver, {where}, ended before it could record the end",
         wall_s=round(ended - started, 3),
         last_step=steps.last,
         last_step_at=steps.last_at,

@@ -41,7 +41,7 @@ class TaskState(enum.Enum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
-    """For good, in this command."""
+    """Permanently, in this command."""
     BLOCKED = "blocked"
     """A parent failed."""
 
@@ -86,7 +86,7 @@ BUDGETS: dict[Cause, Budget] = {
     Cause.BAD_INPUT: Budget(0),
     Cause.CANCELLED: Budget(0),
 }
-"""What a retry may mend gets more of them."""
+"""What a retry may fix gets more of them."""
 NOT_CHARGED = frozenset(
     {Cause.PREEMPTED, Cause.RESIZED, Cause.NODE_LOST, Cause.HEAD_LOST, Cause.RANK_DIED}
 )
@@ -147,7 +147,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Resize:
-    """Stop this gang at a checkpoint, to start it anew on more ranks."""
+    """Stop this gang at a checkpoint, to restart it on more ranks."""
 
     key: str
     world_size: int
@@ -343,7 +343,7 @@ def _why(task: TaskView, start: Start) -> str:
         "world_size": "slots are missing: on {} ranks",
         "micro_batch": "micro-batch {} at the same global batch",
         "loader_threads": "{} loader threads",
-        "rollback": "passing over the {} newest checkpoints",
+        "rollback": "skipping the {} newest checkpoints",
         "avoid_nodes": "not on nodes that failed twice: {}",
     }
     return "; ".join(reasons + [texts[name].format(value) for name, value in done.items()])
@@ -365,6 +365,6 @@ def _grow(tasks: Sequence[TaskView], idle: int, now: float) -> list[Decision]:
         )
         if (size := next(reachable, None)) is not None:
             idle -= size - task.running_on
-            why = f"{size} slots are there again, it runs on {task.running_on} of {full}"
+            why = f"{size} slots are free again, it runs on {task.running_on} of {full}"
             found.append(Resize(task.key, size, why))
     return found

@@ -33,7 +33,7 @@ class PastAttempt:
 
 
 def made_progress(attempts: Sequence[PastAttempt]) -> list[bool]:
-    """Tell of each attempt whether it committed a later checkpoint than all before it."""
+    """Say of each attempt whether it committed a later checkpoint than all before it."""
     reached, found = 0, []
     for attempt in attempts:
         reached = max(reached, attempt.resumed_step)

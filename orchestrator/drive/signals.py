@@ -12,7 +12,7 @@ from orchestrator.errors import Preempted
 
 
 class Notice:
-    """Hears the first signal; later ones change nothing, so that none interrupts a checkpoint.
+    """Reacts to the first signal; later ones change nothing, so that none interrupts a checkpoint.
 
     While stages run, a signal is only noted (`is_given`) and the controller stops them in order.
     Before and after that there is nothing to save: `Preempted` is raised on the spot.

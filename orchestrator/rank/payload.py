@@ -1,4 +1,4 @@
-"""What a rank is told of the stage it runs, and what it answers: each a value with a codec."""
+"""What a rank needs to know of its stage, and what it answers: each a value with a codec."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from studies.spec.axes import places
 from studies.spec.codec import to_plain
 
 MORE_AXES = ("objective", "target", "mask_sampling", "patch_size", "train_fraction")
-"""Axes of `studies.spec.axes` that tell cells apart where a study varies them."""
+"""Axes of `studies.spec.axes` that distinguish cells where a study varies them."""
 MEASURED = ("top1", "top5", "loss", "mce")
 """What rows of the results table measure."""
 NOT_SETTINGS = ("kind", "data.expected_images", "data.expected_classes")

@@ -33,7 +33,7 @@ class Destination:
     origin: str
     """Id of the store: runs of other stores at the same server are left alone."""
     artifacts: Path | None = None
-    """Artifact root for a database that has no server of its own."""
+    """Artifact root for a database without a server."""
     started_ms: int = 0
     """When the study was first run; 0: now."""
 
@@ -59,7 +59,7 @@ def experiment_name(study: str) -> str:
 
 
 def database_stamp(uri: str, study: str) -> str:
-    """What tells a study's experiment in a SQLite file from a rebuilt one; empty if unknown.
+    """Identity of a study's experiment in a SQLite file: a rebuilt one differs; empty if unknown.
 
     Read without MLflow, whose import takes seconds.
     """
@@ -109,10 +109,10 @@ def _opening(uri: str, artifacts: Path | None) -> Iterator[None]:
 
 
 def _make_database(path: Path, artifacts: Path | None) -> None:
-    """Make a database elsewhere, and give it its name when it is whole.
+    """Make a database under another name, and rename it when it is complete.
 
     Dozens of migrations take seconds; a process killed between two of them would leave a file
-    that nobody can open again.
+    that cannot be opened again.
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 

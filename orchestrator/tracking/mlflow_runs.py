@@ -1,7 +1,7 @@
 """Writes a study's runs into MLflow, so that doing it twice is the same as doing it once.
 
 One experiment per study. Its top rows are one run per cell (a point of a curve) and the study's
-own run; the stages of a cell are nested in the cell's run. The tag `level` tells the three apart.
+own run; the stages of a cell are nested in the cell's run. The tag `level` distinguishes the three.
 Ranks write journals and never talk to MLflow; the shipping process replays them with their own
 timestamps.
 """

@@ -30,7 +30,7 @@ class Rebuilt:
 
 
 def rebuild(records: Records, say: Callable[[str], None]) -> Rebuilt:
-    """Archive the store's own database and make it anew from records and journals.
+    """Archive the store's own database and rebuild it from records and journals.
 
     Raises:
         StoreError: nothing was ever run here.
@@ -61,7 +61,7 @@ def rebuild(records: Records, say: Callable[[str], None]) -> Rebuilt:
 
 
 def _archive(store: Store) -> Path | None:
-    """Move database and artifacts to a folder of their own; nothing is deleted."""
+    """Move database and artifacts to a separate folder; nothing is deleted."""
     if not database_exists(store):
         return None
     path = sqlite_path(default_uri(store))

@@ -1,8 +1,8 @@
 """The process that ships: does what the driver asks for, through whatever outage of the server.
 
 What is to be done is kept until it is done; a server that does not answer is asked again every
-few seconds. After any failure all runs are looked up anew: a request that timed out may have been
-applied, and a run that is there is never made again.
+few seconds. After any failure all runs are looked up again: a request that timed out may have been
+applied, and a run that exists is never created twice.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class _ShipLoop:
         """Points of curves."""
 
     def run(self) -> str | None:
-        """Work until told to end; return what is missing then."""
+        """Work until asked to end; return what is missing then."""
         while (end := self._take()) is None:
             self._step()
         return self._finish(end.patience_s)
@@ -179,7 +179,7 @@ class _ShipLoop:
         return self._writer
 
     def _forget_lost_runs(self, writer: RunWriter) -> None:
-        """Begin anew with runs that are gone: deleted by somebody, or with their database."""
+        """Start again with runs that are gone: deleted, or lost with their database."""
         for identity, curves in list(self._curves.items()):
             if not writer.has(identity, curves.run_id):
                 del self._curves[identity]
@@ -200,7 +200,7 @@ class _ShipLoop:
         return True
 
     def _finish(self, patience_s: float) -> str | None:
-        """Ship what is left, as long as there is hope; return what is missing."""
+        """Ship what is left, as long as that makes progress; return what is missing."""
         since, passes = time.monotonic(), 0
         while True:
             self._retry_at.clear()
@@ -227,7 +227,7 @@ class _ShipLoop:
             return None
         identity, error = next(iter(self._errors.items()))
         more = f"; so do {len(self._errors) - 1} more runs" if len(self._errors) > 1 else ""
-        return f"{identity} lacks something: {error}{more}"
+        return f"{identity} is incomplete: {error}{more}"
 
     def _deliver(self, writer: RunWriter, update: RunUpdate) -> None:
         """Say all that an update says; what is marked as shipped changes only its tags."""

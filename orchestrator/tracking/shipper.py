@@ -19,7 +19,7 @@ from orchestrator.tracking.ship_loop import PATIENCE_S, End, ship
 from orchestrator.tracking.uri import check_uri
 
 STALL_S = 60.0
-"""A process that is told to end and makes no progress for this long is killed."""
+"""A process that was asked to end and makes no progress for this long is killed."""
 RESTARTS = 5
 """A process that died is replaced this often."""
 
@@ -27,15 +27,15 @@ RESTARTS = 5
 class Shipper:
     """A process that follows journals and ships them; training and controller never wait for it.
 
-    A process of its own, at low priority: MLflow's client costs seconds of import and tens of
+    A separate process, at low priority: MLflow's client costs seconds of import and tens of
     milliseconds of Python per call, which neither the controller nor a rank should pay. If it
-    dies, another one begins anew from the journals.
+    dies, another one starts again from the journals.
 
     Args:
         restarts: how often one that died is replaced.
 
     Raises:
-        TrackingError: the URI or its server cannot be used, and waiting will not mend it.
+        TrackingError: the URI or its server cannot be used, and waiting will not help.
     """
 
     def __init__(self, to: Destination, restarts: int = RESTARTS) -> None:
@@ -45,7 +45,7 @@ class Shipper:
         self._context = multiprocessing.get_context("spawn")
         self._progress: c_uint64 = self._context.RawValue(c_uint64, 0)
         self._updates: dict[str, RunUpdate] = {}
-        """The last word on every run, for a process that begins anew."""
+        """The last word on every run, for a process that starts again."""
         self._restarts, self._max_restarts = 0, restarts
         self._begin()
 
@@ -79,7 +79,7 @@ class Shipper:
         self._replace()
 
     def _replace(self) -> bool:
-        """Begin anew after a death; False if that was done too often."""
+        """Restart after a death; False if that was done too often."""
         if self._restarts >= self._max_restarts:
             return False
         self._restarts += 1
@@ -105,7 +105,7 @@ class Shipper:
     def close(self, stall_s: float = STALL_S, patience_s: float = PATIENCE_S) -> str | None:
         """Ship what is left; return what is missing, None if everything arrived.
 
-        However much it is, it may take its time. A server that is away is waited for `patience_s`
+        However much it is, it may take its time. An unreachable server is waited for `patience_s`
         (15 s at most if it has never answered); without any progress for `stall_s` the process is
         killed.
         """

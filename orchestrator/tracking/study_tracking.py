@@ -1,4 +1,4 @@
-"""Tells MLflow what the controller does, and fills in what MLflow lacks.
+"""Reports to MLflow what the controller does, and fills in what MLflow lacks.
 
 Everything that is said is read from the store, so that a run's last update is complete whatever
 was shipped before it: by this driver, by an earlier one, or by none.
@@ -40,7 +40,7 @@ from orchestrator.tracking.uri import without_credentials
 from studies.result_row import ResultRow
 
 INTERRUPTED_PATIENCE_S = 5.0
-"""A server that is away is waited for this long when the command was interrupted."""
+"""An unreachable server is waited for this long when the command was interrupted."""
 MAX_TAG = 500
 """Characters of a free text in a tag."""
 
@@ -48,10 +48,10 @@ MAX_TAG = 500
 class Tracking(Observer):
     """Ships one study to MLflow. Use as a context manager.
 
-    A server that is away is said once on stderr, and shipped to when it is back.
+    An unreachable server is reported once on stderr, and gets everything when it is back.
 
     Raises:
-        TrackingError: the URI or its server cannot be used, and waiting will not mend it.
+        TrackingError: the URI or its server cannot be used, and waiting will not help.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class Tracking(Observer):
         }
 
     def _data_use(self, planned: PlannedStage) -> DataUse | None:
-        """What a stage reads; None while nobody has looked at the data."""
+        """What a stage reads; None while the data have not been read."""
         recipe = planned.stage.recipe
         facts = self._datasets.facts(recipe.data.path)
         if facts is None:
@@ -329,9 +329,9 @@ def decision_text(decision: DecisionRecord) -> str:
 
 
 def absence_text(uri: str, reason: str) -> str:
-    """What is said once when the server is away at the start."""
+    """Warning that the server cannot be reached at the start."""
     return (
-        f"warning: MLflow at {without_credentials(uri)} is away: {reason}. The study runs all the "
-        "same and the store keeps everything; it is shipped when the server is back. If it does "
-        "not come back in time, start it and run the same command again."
+        f"warning: MLflow at {without_credentials(uri)} cannot be reached: {reason}. The study "
+        "runs and the store keeps everything; it is sent when the server is back. If that is after "
+        "the end of the study, start the server and run the same command again."
     )

@@ -27,7 +27,7 @@ from studies.result_row import ResultRow, columns_of
 from studies.spec.checks import Finding
 
 SUMMARY = "summary.json"
-"""What the report says, as data, beside its page."""
+"""What the report says, as data."""
 ADDRESSES = ("output_dir",)
 """Columns of results that another copy of the store has otherwise."""
 PARAMETER = ("value", "low", "high")
@@ -119,7 +119,7 @@ def _reported_laws(report: Path | None) -> list[Mapping[str, Any]]:
         found = json.loads((report / SUMMARY).read_text(encoding="utf-8")).get("laws") or []
     except (OSError, ValueError, AttributeError) as error:
         raise StoreError(
-            f"{report / SUMMARY} cannot be read ({error}): write it anew with `mae-study report`"
+            f"{report / SUMMARY} cannot be read ({error}): write it again with `mae-study report`"
         ) from error
     return list(found)
 

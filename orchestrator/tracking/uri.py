@@ -1,6 +1,6 @@
 """What a tracking URI means, and whether a study can start with it.
 
-What waiting does not mend is refused before anything runs; a server that is away is waited for.
+Errors that waiting cannot fix stop a study before it starts; an unreachable server is waited for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AUTHENTICATED_BY = (
     "MLFLOW_TRACKING_AWS_SIGV4",
     "MLFLOW_TRACKING_CLIENT_CERT_PATH",
 )
-"""Environment variables of MLflow's client, beside user name and password."""
+"""Environment variables of MLflow's client, besides user name and password."""
 INTO_STORE = "name another, or leave out --tracking-uri to track into the store"
 
 
@@ -54,7 +54,7 @@ def check_uri(uri: str) -> str | None:
     Takes no longer than a few seconds.
 
     Raises:
-        TrackingError: waiting will not mend it: no such scheme, a malformed address, a server
+        TrackingError: waiting will not help: no such scheme, a malformed address, a server
             that refuses us, is no MLflow server or is open to the network.
     """
     try:
@@ -80,10 +80,12 @@ def require_answer(uri: str) -> None:
     """Refuse what cannot be used now; for what is not worth waiting for.
 
     Raises:
-        TrackingError: it does not answer, or waiting would not mend it.
+        TrackingError: it does not answer, or waiting would not help.
     """
     if reason := check_uri(uri):
-        raise TrackingError(f"MLflow at {without_credentials(uri)} is away: {reason}; try later")
+        raise TrackingError(
+            f"MLflow at {without_credentials(uri)} cannot be reached: {reason}; try later"
+        )
 
 
 def _refusal(shown: str, reason: str, advice: str = INTO_STORE) -> TrackingError:

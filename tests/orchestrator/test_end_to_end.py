@@ -242,7 +242,7 @@ def test_a_study_runs_without_its_server_and_ships_later(tmp_path: Path) -> None
     command = ("run", str(study), "--store", str(store), "--tracking-uri", server.uri)
     done = mae_study(*command)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.count(f"MLflow at {server.uri} is away") == 1
+    assert done.stderr.count(f"MLflow at {server.uri} cannot be reached") == 1
     said = " ".join((done.stdout + done.stderr).split())
     assert "MLflow is incomplete" in said and "run the same command to send it" in said
     assert len(completions(store)) == 2

@@ -250,7 +250,7 @@ def test_numerics_go_back_one_checkpoint_more_each_time() -> None:
     one, two = failed(Cause.NUMERICS, 1), failed(Cause.NUMERICS, 2)
     assert only([task(attempts=one)]).rollback == 1
     assert only([task(attempts=two)]).rollback == 2
-    assert "passing over the 2 newest checkpoints" in only([task(attempts=two)]).reason
+    assert "skipping the 2 newest checkpoints" in only([task(attempts=two)]).reason
 
 
 def test_a_rollback_lasts_until_something_new_is_saved() -> None:
@@ -328,7 +328,7 @@ def test_a_gang_below_its_size_grows_when_slots_are_idle() -> None:
     small = {"state": TaskState.RUNNING, "execution": FOUR, "batch": 96, "running_on": 2}
     long_ago, lately = NOW - RESIZE_EVERY_S - 1, NOW - RESIZE_EVERY_S + 1
     assert only([task(started_at=long_ago, **small)], slots(2, 2)) == Resize(
-        "t", 4, "4 slots are there again, it runs on 2 of 4"
+        "t", 4, "4 slots are free again, it runs on 2 of 4"
     )
     assert only([task(started_at=long_ago, **small)], slots(1, 2)).world_size == 3
     for view, changed in (

@@ -256,7 +256,7 @@ def weights_of(store: Path, record: dict[str, Any]) -> tuple[dict[str, Any], Pat
         (("register", CELL, "--name", "a/b"), 2, "use one without / and :"),
         (("register", CELL, "--name", " "), 2, "use one without"),
         (("register", CELL, "--features", "max"), 2, "'max' is not one of"),
-        (("register", CELL, "--tracking-uri", "http://127.0.0.1:9"), 7, "is away"),
+        (("register", CELL, "--tracking-uri", "http://127.0.0.1:9"), 7, "cannot be reached"),
         (("--port", "5001", "rebuild"), 2, "--port is only for the UI"),
         (("rebuidl",), 2, "did you mean 'rebuild'"),
     ],

@@ -184,7 +184,7 @@ def test_only_what_is_still_missing_is_reported(target: Destination, tmp_path: P
     journal(for_a_while.parent, {1: 0.5})
     problem = shipper.close()
     assert problem is not None
-    assert problem.startswith("stage:2 lacks something: IsADirectoryError")
+    assert problem.startswith("stage:2 is incomplete: IsADirectoryError")
     assert "more" not in problem
     assert curve(target.uri, runs(target.uri, target.study)["stage:1"], "loss") == [(1, 0.5)]
     assert shipped_attempts(target) == {"stage:1": "1"}
@@ -441,7 +441,7 @@ def test_a_server_that_is_away_is_said_once(
     assert tracking.problem is not None and uri in tracking.problem
     said = capfd.readouterr().err
     assert said.count("\n") == 1
-    assert uri in said and "is away" in said and "same command" in said
+    assert uri in said and "cannot be reached" in said and "same command" in said
 
 
 def test_results_do_not_take_the_names_of_curves() -> None:
