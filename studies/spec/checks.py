@@ -7,12 +7,13 @@ a checkpoint of a longer cosine run as a shorter duration) is refused elsewhere 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mae_core.config import AdoptedRecipe, Duration, PretrainRecipe, num_keep
+from mae_core.config import AdoptedRecipe, Duration, PretrainRecipe, Recipe, num_keep
 from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
 from studies.spec.axes import size_name
 from studies.spec.canonical_json import digest, leaves
@@ -115,7 +116,16 @@ def _by_size(cells: list[Cell]) -> dict[str, list[tuple[Cell, PretrainRecipe]]]:
 
 
 def _settings(recipe: PretrainRecipe) -> dict[str, str]:
-    return {key: digest(leaf) for key, leaf in leaves(to_plain(recipe)).items()}
+    """Every setting by dotted key, as text: of thousands of recipes, so without a codec."""
+    return dict(_texts(recipe, ""))
+
+
+def _texts(value: object, where: str) -> Iterator[tuple[str, str]]:
+    for name, item in vars(value).items():
+        if hasattr(type(item), "__dataclass_fields__") and not isinstance(item, Duration):
+            yield from _texts(item, f"{where}{name}.")
+        else:
+            yield f"{where}{name}", repr(item)
 
 
 def _is_under(key: str, prefixes: tuple[str, ...]) -> bool:
@@ -228,12 +238,7 @@ def _evaluations_by_size(study: Study, cells: list[Cell]) -> Iterator[Finding]:
             continue
         for stage in cell.stages:
             if stage.recipe.IS_EVALUATION and stage.recipe.new_encoder is None:
-                plain = {
-                    k: v
-                    for k, v in to_plain(stage.recipe).items()
-                    if k not in ("data", "seed", "label_seed")
-                }
-                recipes[stage.name][size_name(cell.encoder)].add(digest(plain))
+                recipes[stage.name][size_name(cell.encoder)].add(_without_data(stage.recipe))
     for name, by_size in recipes.items():
         if len({frozenset(found) for found in by_size.values()}) > 1:
             yield Finding(
@@ -245,14 +250,20 @@ def _evaluations_by_size(study: Study, cells: list[Cell]) -> Iterator[Finding]:
             )
 
 
+@functools.lru_cache(maxsize=65536)
+def _without_data(recipe: Recipe) -> str:
+    """Digest of an evaluation's settings, but for its images and seeds."""
+    plain = to_plain(recipe).items()
+    return digest({k: v for k, v in plain if k not in ("data", "seed", "label_seed")})
+
+
 def _losses(study: Study, cells: list[Cell]) -> Iterator[Finding]:
     """Pretraining losses that look comparable and are not."""
     keys = ("mask_ratio", "mask", "target", "target_dim", "norm_pix_loss", "loss_on")
     recipes = [recipe for _, recipe in _trained(cells)]
     settings = [_settings(recipe) for recipe in recipes]
-    varied = sorted(
-        {k for s in settings for k in s if _is_under(k, keys) and len({x[k] for x in settings}) > 1}
-    )
+    found = sorted({k for one in settings for k in one if _is_under(k, keys)})
+    varied = [k for k in found if len({one.get(k) for one in settings}) > 1]
     if varied:
         yield Finding(
             code="losses-not-comparable",
