@@ -6,10 +6,13 @@ import dataclasses
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from mae_core.config.base import Duration, EvalSplit, Precision
 from mae_core.config.parts import DataConfig, EncoderConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class Family(enum.Enum):
@@ -118,13 +121,12 @@ class Recipe:
         return tuple(sorted(set(_dotted(self))))
 
 
-def _dotted(value: object) -> list[str]:
+def _dotted(value: DataclassInstance) -> list[str]:
     found: list[str] = []
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return found
     for f in dataclasses.fields(value):
         item = getattr(value, f.name)
-        found += _dotted(item)
-        if f.metadata.get("dotted") and isinstance(item, str) and ":" in item:
+        if dataclasses.is_dataclass(item) and not isinstance(item, type):
+            found += _dotted(item)
+        elif f.metadata.get("dotted") and isinstance(item, str) and ":" in item:
             found.append(item)
     return found
