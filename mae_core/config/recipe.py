@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -123,10 +124,16 @@ class Recipe:
 
 def _dotted(value: DataclassInstance) -> list[str]:
     found: list[str] = []
-    for f in dataclasses.fields(value):
-        item = getattr(value, f.name)
-        if dataclasses.is_dataclass(item) and not isinstance(item, type):
+    for name, is_dotted in _fields_of(type(value)):
+        item = getattr(value, name)
+        if hasattr(item, "__dataclass_fields__"):
             found += _dotted(item)
-        elif f.metadata.get("dotted") and isinstance(item, str) and ":" in item:
+        elif is_dotted and isinstance(item, str) and ":" in item:
             found.append(item)
     return found
+
+
+@functools.cache
+def _fields_of(cls: type[DataclassInstance]) -> tuple[tuple[str, bool], ...]:
+    """Name of each field, and whether it may name code of the user's."""
+    return tuple((f.name, bool(f.metadata.get("dotted"))) for f in dataclasses.fields(cls))
