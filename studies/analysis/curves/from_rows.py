@@ -9,7 +9,7 @@ of one series at one place make one point.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -295,14 +295,21 @@ class _Figure:
         return [a for a in self.axes if a != self.name and not part_of & set(a.split("+"))]
 
     def _separate(self, keys: dict[int, Key]) -> None:
-        """Extend keys by what distinguishes two measurements of a place, if nothing else does."""
-        for column in ("size", "duration", "protocol", "stage"):
+        """Extend keys by what two measurements of one place differ in, if nothing else does."""
+        protocols = protocol_names(r.row for r in self.rows)
+        columns: dict[str, Callable[[ResultRow], str]] = {
+            "size": lambda row: row.size or "",
+            "duration": lambda row: row.duration or "",
+            "protocol": lambda row: protocols[protocol_key(row)],
+            "stage": lambda row: row.stage,
+        }
+        for column, read in columns.items():
             at: dict[object, set[str]] = defaultdict(set)
             for r in self.rows:
-                at[keys[id(r)], r.at[self.name], r.row.seed].add(getattr(r.row, column) or "")
+                at[keys[id(r)], r.at[self.name], r.row.seed].add(read(r.row))
             if any(len(values) > 1 for values in at.values()):
                 for r in self.rows:
-                    keys[id(r)] = (*keys[id(r)], (column, getattr(r.row, column) or ""))
+                    keys[id(r)] = (*keys[id(r)], (column, read(r.row)))
 
     def _rank(self, key: Key) -> tuple[object, ...]:
         """Order of series: that of their axes; sizes by their parameters."""

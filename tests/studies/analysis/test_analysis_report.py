@@ -185,6 +185,23 @@ def test_order_sizes_and_shared_protocols() -> None:
     assert len(set(labels)) == 6 and "k-NN k=20 mean tokens · test · 500 labels" in labels
 
 
+def test_results_belong_together_by_their_recipe_whatever_its_description() -> None:
+    rows = [replace(r, protocol_key=r.kind) for r in grid_rows(epochs=(25,), seeds=(0,))]
+    knn = [r for r in rows if r.kind == "knn"]
+    other = [
+        replace(r, protocol_key="other", stage="knn_5", science_hash=r.science_hash + "5")
+        for r in knn
+    ]
+    first, second = over(DURATION, [*knn, *other])
+    assert {first.title, second.title} == {
+        f"{PROTOCOLS['knn']} · test · {s}" for s in ("knn", "knn_5")
+    }
+    assert first.averaged == second.averaged == 0
+    renamed = [replace(r, protocol=f"called after {r.size}") for r in knn]
+    (curve,) = over(DURATION, renamed)
+    assert len(curve.series) == 3
+
+
 def test_evaluations_inherit_the_columns_of_their_cell() -> None:
     rows = grid_rows(sizes=("S",), epochs=(25,), seeds=(0,))
     bare = [r if r.kind == "pretrain" else replace(r, size=None, pretrain_flops=None) for r in rows]

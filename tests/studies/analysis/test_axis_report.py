@@ -187,6 +187,32 @@ def test_categories_come_in_their_usual_order() -> None:
     )
 
 
+def test_an_untrained_network_has_a_place_among_durations() -> None:
+    rows = [
+        row(
+            f"e{at:g}",
+            40 + at / 100,
+            {"duration": at},
+            seed,
+            duration=f"{at:g}ep",
+            epochs=at,
+            role="grid" if at else "untrained",
+        )
+        for at in (0.0, 100.0, 800.0)
+        for seed in (0, 1, 2)
+    ]
+    curve = only(rows, axes=("duration",))
+    assert [(p.at, p.label) for p in curve.series[0].points] == [
+        (0.0, "untrained"),
+        (100.0, "100ep"),
+        (800.0, "800ep"),
+    ]
+    assert not curve.lines
+    first, second = trends(curve)
+    assert (first.start.label, first.end.label, first.is_primary) == ("untrained", "800ep", True)
+    assert (second.start.label, second.is_primary) == ("100ep", False)
+
+
 def test_differences_are_paired_from_the_lowest_to_the_highest() -> None:
     first, *others = trends(only(over_mask_ratio(), axes=("mask_ratio",)))
     assert (first.start.label, first.end.label) == ("25 %", "75 %")

@@ -130,6 +130,24 @@ def test_objectives_have_laws_of_their_own() -> None:
         protocol_law([*mae, *moco], "linear probe", top=99.9)
 
 
+def test_a_recipe_has_a_law_of_its_own_whatever_it_is_called() -> None:
+    found = [replace(r, protocol_key=r.kind) for r in rows(seeds=1) if r.kind == "knn"]
+    other = [
+        replace(r, protocol_key="other", stage="knn_5", cell=f"5/{r.cell}", top1=r.top1 - 5)
+        for r in found
+        if r.top1 is not None
+    ]
+    alone, *_ = study_laws(found, top=99.9)
+    both = {law.label: law for law in study_laws([*found, *other], top=99.9)}
+    assert list(both) == ["knn · test · knn", "knn · test · knn_5"]
+    again = both["knn · test · knn"].conclusion
+    assert alone.conclusion is not None and alone.conclusion.fit is not None
+    assert again is not None and again.fit is not None
+    assert again.fit.values == alone.conclusion.fit.values
+    with pytest.raises(StudyError, match="recipes that differ"):
+        protocol_law([*found, *other], "knn", top=99.9)
+
+
 @pytest.mark.slow
 def test_the_page_has_every_section_and_files_beside_it(tmp_path: Path) -> None:
     found = rows(seeds=2)
