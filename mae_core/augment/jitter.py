@@ -44,13 +44,7 @@ def color_jitter(
 
 
 def augment_view(
-    images_NCHW: Tensor,
-    config: ViewConfig,
-    *,
-    seed: int,
-    epoch: int | I64,
-    index: I64,
-    view: int,
+    images_NCHW: Tensor, config: ViewConfig, *, seed: int, epoch: int | I64, index: I64, view: int
 ) -> Tensor:
     """Make one view of uint8 images that are cropped already; returns new uint8 images.
 

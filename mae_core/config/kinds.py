@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from mae_core.config.evaluation import (
     CustomEvalRecipe,
     FinetuneRecipe,
@@ -50,29 +52,7 @@ AnyRecipe = (
     | CorruptionRecipe
     | ShiftRecipe
 )
-RECIPES: dict[str, type[Recipe]] = {
-    r.KIND: r
-    for r in (
-        AdoptedRecipe,
-        PretrainRecipe,
-        BasisRecipe,
-        TokenizerRecipe,
-        ContrastiveRecipe,
-        KnnRecipe,
-        LinearProbeRecipe,
-        FinetuneRecipe,
-        ScratchRecipe,
-        FeaturesRecipe,
-        FeatureProbeRecipe,
-        AttentiveProbeRecipe,
-        CustomEvalRecipe,
-        PartialFinetuneRecipe,
-        BestOfRecipe,
-        ReconstructionRecipe,
-        CorruptionRecipe,
-        ShiftRecipe,
-    )
-}
+RECIPES: dict[str, type[Recipe]] = {recipe.KIND: recipe for recipe in get_args(AnyRecipe)}
 
 
 def kinds_that(use: EncoderUse) -> tuple[str, ...]:

@@ -7,13 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from mae_core.config.base import (
-    ENCODER_FILE,
-    FEATURES_FILE,
-    Duration,
-    FeatureKind,
-    require,
-)
+from mae_core.config.base import ENCODER_FILE, FEATURES_FILE, Duration, FeatureKind, require
 from mae_core.config.evaluation import EvalRecipe, FinetuneRecipe
 from mae_core.config.parts import (
     AugmentationConfig,

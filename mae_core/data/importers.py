@@ -123,12 +123,7 @@ def import_cifar(
         members = _read_members(Path(source))
     fine = "meta" in members
     names_key, labels_key = (
-        (b"fine_label_names", b"fine_labels")
-        if fine
-        else (
-            b"label_names",
-            b"labels",
-        )
+        (b"fine_label_names", b"fine_labels") if fine else (b"label_names", b"labels")
     )
     batches = (
         {"train": ["train"], "test": ["test"]}

@@ -12,13 +12,7 @@ import numpy.typing as npt
 from mae_core.config import CustomEvalRecipe, Execution
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import ConfigError
-from mae_core.evaluate.features import (
-    Extractor,
-    Features,
-    extract,
-    gather_features,
-    labelled_split,
-)
+from mae_core.evaluate.features import Extractor, Features, extract, gather_features, labelled_split
 from mae_core.evaluate.scores import Predictions, finish, predict
 from mae_core.model.vit import Encoder
 from mae_core.runtime import collectives

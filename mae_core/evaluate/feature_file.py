@@ -20,13 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from mae_core.checkpoint.encoder_file import check_fits, load_encoder
-from mae_core.config import (
-    ENCODER_FILE,
-    FEATURES_FILE,
-    Execution,
-    FeaturesRecipe,
-    require,
-)
+from mae_core.config import ENCODER_FILE, FEATURES_FILE, Execution, FeaturesRecipe, require
 from mae_core.data.loader import eval_batches
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError
@@ -102,9 +96,7 @@ def read_features(path: Path, split: Split, layer: int | None) -> Features:
         if name not in kept:
             raise CheckpointError(f"{path}: has no column {name!r} among {', '.join(kept)}")
         table = pq.read_table(
-            path,
-            columns=["sample_index", "label", name],
-            filters=[("split", "=", split.name)],
+            path, columns=["sample_index", "label", name], filters=[("split", "=", split.name)]
         ).combine_chunks()
     except (OSError, pa.ArrowException) as error:
         raise CheckpointError(f"{path}: not a readable file of features ({error})") from error
@@ -135,11 +127,7 @@ def rank_share(split: Split) -> Split:
 
 
 def _encode_split(
-    encoder: Encoder,
-    recipe: FeaturesRecipe,
-    split: Split,
-    writer: _Writer | None,
-    ctx: RunContext,
+    encoder: Encoder, recipe: FeaturesRecipe, split: Split, writer: _Writer | None, ctx: RunContext
 ) -> None:
     """Encode in rounds of one batch per rank; rank 0 writes each round in order."""
     num_batches = -(-len(split) // BATCH_SIZE)

@@ -117,14 +117,6 @@ def labelled_split(recipe: EvalRecipe, data: ImageData) -> Split:
     return data.split("train").subset(recipe.num_labels, recipe.label_seed)
 
 
-def effective_batch(global_batch: int, num_images: int) -> int:
-    """Images per update: the recipe's batch, or the whole training set where that is smaller.
-
-    The learning rate is scaled by this number, and it depends on science only, never on the ranks.
-    """
-    return min(global_batch, num_images)
-
-
 def pool(tokens_NLD: torch.Tensor, kind: FeatureKind) -> torch.Tensor:
     """Reduce class token + patch tokens (N, 1 + L, D) to one vector (N, D)."""
     return tokens_NLD[:, 0] if kind == "cls" else tokens_NLD[:, 1:].mean(dim=1)

@@ -7,19 +7,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from mae_core.config import (
-    CLASSIFIER_FILE,
-    ENCODER_FILE,
-    BatchSplit,
-    Execution,
-    FinetuneRecipe,
-    require,
-    split_batch,
-)
+from mae_core.config import CLASSIFIER_FILE, ENCODER_FILE, Execution, FinetuneRecipe, require
 from mae_core.data.loader import Batch
 from mae_core.data.sources import ImageData, Split
 from mae_core.evaluate.classifier import Classifier, build_classifier, evaluate, save_classifier
-from mae_core.evaluate.features import effective_batch, labelled_split
+from mae_core.evaluate.features import labelled_split
 from mae_core.evaluate.finetune_inputs import FinetuneInputs
 from mae_core.evaluate.scores import finish
 from mae_core.model.ema import WeightAverage
@@ -44,12 +36,11 @@ def run_finetune(
     """
     encoder_path = ctx.input(ENCODER_FILE)
     split = labelled_split(recipe, data)
-    batch = split_batch(effective_batch(recipe.global_batch, len(split)), execution)
     model = build_classifier(recipe, encoder_path, num_classes=len(split.class_names))
     if recipe.ema_decay is not None:
         require(execution.zero_stage < 3, "ema_decay needs whole weights: use ZeRO 0, 1 or 2")
         model.average = WeightAverage(model, recipe.ema_decay)
-    job = _job(recipe, execution, model, split, batch)
+    job = _job(recipe, execution, model, split)
     result = train(job, execution, ctx)
     learned = result.state
     if model.average is not None:
@@ -63,7 +54,7 @@ def run_finetune(
     local = evaluate(trained, recipe, data.split(recipe.eval_split))
     scores = finish(local, split.class_names, ctx)
     ctx.log_metrics(job.num_steps, {"top1": scores.top1, "eval_loss": scores.loss})
-    details = {"micro_batch": batch.micro, "accumulation": batch.accumulation}
+    details = {"micro_batch": job.batch.micro, "accumulation": job.batch.accumulation}
     return scores.metrics(
         num_train_images=len(split), details=details | training_details(result, job)
     )
@@ -74,13 +65,7 @@ def _learned(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {name: state[name] for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _job(
-    recipe: FinetuneRecipe,
-    execution: Execution,
-    model: Classifier,
-    split: Split,
-    batch: BatchSplit,
-) -> TrainJob:
+def _job(recipe: FinetuneRecipe, execution: Execution, model: Classifier, split: Split) -> TrainJob:
     depth = model.encoder.config.depth
     inputs = FinetuneInputs(recipe, 2 * depth, len(split.class_names))
 
@@ -95,8 +80,7 @@ def _job(
         execution,
         model,
         split,
-        batch,
-        param_groups=groups,
         prepare=inputs.one,
         prepare_step=prepare_step,
+        param_groups=groups,
     )

@@ -16,13 +16,7 @@ from mae_core.config import FEATURES_FILE, Execution, KnnRecipe, require
 from mae_core.data.sources import ImageData, Split
 from mae_core.evaluate.feature_file import rank_share, read_features
 from mae_core.evaluate.features import Extractor, Features, extract, gather_features, labelled_split
-from mae_core.evaluate.scores import (
-    MIN_PROBABILITY,
-    Predictions,
-    concatenate,
-    finish,
-    predict,
-)
+from mae_core.evaluate.scores import MIN_PROBABILITY, Predictions, concatenate, finish, predict
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.metrics import Metrics

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_core.augment.jitter import augment_view
-from mae_core.config import BatchSplit, ContrastiveRecipe, Execution, split_batch
+from mae_core.config import BatchSplit, ContrastiveRecipe, Execution
 from mae_core.config.pretraining import NUM_VIEWS
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import ImageData
@@ -30,7 +30,6 @@ from mae_core.runtime.context import RunContext
 from mae_core.runtime.metrics import Metrics
 from mae_core.train.job import make_job, training_metrics
 from mae_core.train.loop import train
-from mae_core.train.optim import pretrain_groups
 from mae_core.train.state import Inputs
 
 
@@ -48,7 +47,6 @@ def run_contrastive(
     recipe.check_execution(execution)
     model = MoCo(recipe)
     split = data.split("train")
-    batch = split_batch(recipe.global_batch, execution)
     num_steps = recipe.duration.num_steps(num_images=len(split), global_batch=recipe.global_batch)
     steps = TwoPass(recipe, model, num_steps)
     monitor = None
@@ -59,8 +57,6 @@ def run_contrastive(
         execution,
         model,
         split,
-        batch,
-        param_groups=pretrain_groups(model, recipe.optimizer.weight_decay),
         prepare=steps.one,
         prepare_step=steps.step,
         num_views=NUM_VIEWS,

@@ -7,14 +7,7 @@ import torch
 from torch import nn
 
 from mae_core.checkpoint.tensor_file import write_tensors
-from mae_core.config import (
-    DECODER_FILE,
-    GALLERY_FILE,
-    Execution,
-    PretrainRecipe,
-    num_keep,
-    split_batch,
-)
+from mae_core.config import DECODER_FILE, GALLERY_FILE, Execution, PretrainRecipe, num_keep
 from mae_core.data.augmented import network_input
 from mae_core.data.loader import Batch
 from mae_core.data.sources import ImageData
@@ -33,7 +26,6 @@ from mae_core.runtime.metrics import Metrics
 from mae_core.runtime.plugins import resolve
 from mae_core.train.job import make_job, training_metrics
 from mae_core.train.loop import TrainResult, train
-from mae_core.train.optim import pretrain_groups
 
 
 def run_pretrain(
@@ -50,7 +42,6 @@ def run_pretrain(
     target = make_target(recipe, ctx, collectives.device())
     sampler = mask_sampler(recipe)
     split = data.split("train")
-    batch = split_batch(recipe.global_batch, execution)
 
     def prepare(micro_batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
         images = network_input(micro_batch, recipe.data, recipe.augmentation, recipe.seed, device)
@@ -60,16 +51,7 @@ def run_pretrain(
     monitor = None
     if execution.monitor_every_steps:
         monitor = Monitor(recipe, data, MaskedLoss(recipe, data, target))
-    job = make_job(
-        recipe,
-        execution,
-        module,
-        split,
-        batch,
-        param_groups=pretrain_groups(module, recipe.optimizer.weight_decay),
-        prepare=prepare,
-        monitor=monitor,
-    )
+    job = make_job(recipe, execution, module, split, prepare=prepare, monitor=monitor)
     result = train(job, execution, ctx)
     if collectives.rank() == 0:
         _save(recipe, result, ctx, data, target)

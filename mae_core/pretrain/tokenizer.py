@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mae_core.checkpoint.tensor_file import expect_format, load_state, read_tensors, write_tensors
-from mae_core.config import TOKENIZER_FILE, Execution, TokenizerRecipe, split_batch
+from mae_core.config import TOKENIZER_FILE, Execution, TokenizerRecipe
 from mae_core.data.augmented import network_input
 from mae_core.data.loader import Batch, TrainLoader, rank_batches
 from mae_core.data.sources import ImageData
@@ -19,9 +19,8 @@ from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.keyed_random import Stream, uniform
 from mae_core.runtime.metrics import Metrics
-from mae_core.train.job import make_job, make_loader, training_metrics
+from mae_core.train.job import make_job, training_metrics
 from mae_core.train.loop import train
-from mae_core.train.optim import pretrain_groups
 
 FORMAT = "mae-study-tokenizer-1"
 
@@ -44,22 +43,13 @@ def run_tokenizer(
     config = TokenizerConfig.of(recipe)
     module = Tokenizer(config, torch.Generator().manual_seed(recipe.seed))
     split = data.split("train")
-    batch = split_batch(recipe.global_batch, execution)
-    _start(recipe, module, make_loader(recipe, execution, split, batch))
 
     def prepare(micro_batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
         images = network_input(micro_batch, recipe.data, recipe.augmentation, recipe.seed, device)
         return (images,)
 
-    job = make_job(
-        recipe,
-        execution,
-        module,
-        split,
-        batch,
-        param_groups=pretrain_groups(module, recipe.optimizer.weight_decay),
-        prepare=prepare,
-    )
+    job = make_job(recipe, execution, module, split, prepare=prepare)
+    _start(recipe, module, job.loader)
     result = train(job, execution, ctx)
     trained = Tokenizer(config)
     trained.load_state_dict(result.state)

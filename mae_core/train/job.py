@@ -16,6 +16,7 @@ from mae_core.config import (
     LinearProbeRecipe,
     PretrainRecipe,
     TokenizerRecipe,
+    split_batch,
 )
 from mae_core.data.loader import Batch, TrainLoader
 from mae_core.data.sources import Split
@@ -24,7 +25,7 @@ from mae_core.runtime.json_values import Json
 from mae_core.runtime.metrics import Metrics
 from mae_core.train.loop import TrainJob, TrainResult
 from mae_core.train.lr_schedule import LrSchedule
-from mae_core.train.optim import ParamGroup
+from mae_core.train.optim import ParamGroup, pretrain_groups
 from mae_core.train.state import Inputs
 
 StepsRecipe = (
@@ -38,19 +39,25 @@ def make_job(
     execution: Execution,
     module: nn.Module,
     split: Split,
-    batch: BatchSplit,
     *,
-    param_groups: list[ParamGroup],
     prepare: Callable[[Batch, torch.device], Inputs],
     prepare_step: Callable[[int, list[Batch], torch.device], Iterable[Inputs]] | None = None,
+    param_groups: list[ParamGroup] | None = None,
     monitor: Callable[[nn.Module, torch.device], dict[str, float]] | None = None,
     num_views: int = 1,
 ) -> TrainJob:
-    """Read `split` in global batches of `batch` for as long as the recipe says.
+    """Read `split` in global batches for as long as the recipe says.
+
+    An evaluation's batch is the whole split where that is smaller. Without `param_groups` they are
+    those of a pretraining.
 
     Raises:
-        ConfigError: the duration rounds to no step; the batch is larger than the split.
+        ConfigError: the duration rounds to no step; the batch is larger than the split, or does
+            not split over the ranks.
     """
+    batch = split_batch(_batch_size(recipe, split), execution)
+    if param_groups is None:
+        param_groups = pretrain_groups(module, recipe.optimizer.weight_decay)
     lr_schedule = LrSchedule.from_config(
         recipe.optimizer,
         recipe.lr_schedule,
@@ -71,6 +78,20 @@ def make_job(
         prepare_step=prepare_step,
         monitor=monitor,
     )
+
+
+def _batch_size(recipe: StepsRecipe, split: Split) -> int:
+    if recipe.IS_EVALUATION:
+        return effective_batch(recipe.global_batch, len(split))
+    return recipe.global_batch
+
+
+def effective_batch(global_batch: int, num_images: int) -> int:
+    """Images per update: the recipe's batch, or the whole training set where that is smaller.
+
+    The learning rate is scaled by this number, and it depends on science only, never on the ranks.
+    """
+    return min(global_batch, num_images)
 
 
 def training_metrics(

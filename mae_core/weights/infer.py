@@ -206,9 +206,7 @@ def _decoder(
     heads = hints.decoder_heads or numbers.get("decoder_num_attention_heads")
     note = "" if heads else f"{DECODER_HEADS} decoder heads, as in the paper's code (assumed)"
     decoder = DecoderConfig(
-        width=width,
-        depth=_depth(tensors, layout, "decoder"),
-        num_heads=int(heads or DECODER_HEADS),
+        width=width, depth=_depth(tensors, layout, "decoder"), num_heads=int(heads or DECODER_HEADS)
     )
     return decoder, note
 

@@ -21,10 +21,7 @@ _DECODER_MODULES = {
     "decoder.norm.": "decoder_norm.",
     "decoder.head.": "decoder_pred.",
 }
-_DECODER_TENSORS = {
-    "decoder.mask_token": "mask_token",
-    "decoder.positions": "decoder_pos_embed",
-}
+_DECODER_TENSORS = {"decoder.mask_token": "mask_token", "decoder.positions": "decoder_pos_embed"}
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def _grouped() -> Iterator[None]:
             for i, (n, p) in enumerate(named)
         ]
 
-    with mock.patch("mae_core.pretrain.masked.pretrain_groups", groups):
+    with mock.patch("mae_core.train.job.pretrain_groups", groups):
         yield
 
 

@@ -15,24 +15,17 @@ from torch import Tensor, nn
 
 from mae_core.checkpoint.encoder_file import check_fits, load_encoder
 from mae_core.checkpoint.tensor_file import write_tensors
-from mae_core.config import (
-    ENCODER_FILE,
-    AttentiveProbeRecipe,
-    BatchSplit,
-    Execution,
-    split_batch,
-)
+from mae_core.config import ENCODER_FILE, AttentiveProbeRecipe, Execution
 from mae_core.data.loader import Batch, rank_batches
 from mae_core.data.sources import ImageData, Split
-from mae_core.evaluate.features import BATCH_SIZE, effective_batch, labelled_split, layer_tokens
+from mae_core.evaluate.features import BATCH_SIZE, labelled_split, layer_tokens
 from mae_core.evaluate.scores import Predictions, concatenate, finish, predict
 from mae_core.model.vit import NORM_EPS, Encoder, Linear, init_weights
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.metrics import Metrics
 from mae_core.train.job import make_job, training_details
-from mae_core.train.loop import TrainJob, train
-from mae_core.train.optim import pretrain_groups
+from mae_core.train.loop import train
 
 FILE_NAME = "attentive.safetensors"
 FORMAT = "mae-study-attentive-head-1"
@@ -102,8 +95,8 @@ def run_attentive_probe(
     path = ctx.required(ENCODER_FILE, "an attentive probe needs the encoder of a parent stage")
     tokens = FrozenTokens(recipe, load_encoder(path))
     split = labelled_split(recipe, data)
-    batch = split_batch(effective_batch(recipe.global_batch, len(split)), execution)
-    job = _job(recipe, execution, tokens, split, batch)
+    untrained = build_head(recipe, tokens.encoder, len(split.class_names))
+    job = make_job(recipe, execution, untrained, split, prepare=tokens)
     result = train(job, execution, ctx)
     head = build_head(recipe, tokens.encoder, len(split.class_names))
     head.load_state_dict(result.state)
@@ -119,25 +112,6 @@ def build_head(recipe: AttentiveProbeRecipe, encoder: Encoder, num_classes: int)
     """The head before its first step; its draws come from `recipe.seed` alone."""
     generator = torch.Generator().manual_seed(recipe.seed)
     return AttentiveHead(encoder.config.width, recipe.num_heads, num_classes, generator)
-
-
-def _job(
-    recipe: AttentiveProbeRecipe,
-    execution: Execution,
-    tokens: FrozenTokens,
-    split: Split,
-    batch: BatchSplit,
-) -> TrainJob:
-    head = build_head(recipe, tokens.encoder, len(split.class_names))
-    return make_job(
-        recipe,
-        execution,
-        head,
-        split,
-        batch,
-        param_groups=pretrain_groups(head, recipe.optimizer.weight_decay),
-        prepare=tokens,
-    )
 
 
 @torch.inference_mode()

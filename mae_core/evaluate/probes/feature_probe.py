@@ -16,18 +16,12 @@ import torch
 from torch import Tensor
 
 from mae_core.checkpoint.tensor_file import write_tensors
-from mae_core.config import (
-    FEATURES_FILE,
-    Execution,
-    FeatureProbeRecipe,
-    OptimizerConfig,
-    require,
-)
+from mae_core.config import FEATURES_FILE, Execution, FeatureProbeRecipe, OptimizerConfig, require
 from mae_core.data.order import SampleOrder
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import NumericsError
 from mae_core.evaluate.feature_file import rank_share, read_features
-from mae_core.evaluate.features import effective_batch, labelled_split
+from mae_core.evaluate.features import labelled_split
 from mae_core.evaluate.probes.head_grid import HeadGrid, HeadSettings
 from mae_core.evaluate.probes.linear_probe import FILE_NAME, FORMAT, Head, predict_head
 from mae_core.evaluate.scores import finish
@@ -35,6 +29,7 @@ from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.json_values import Json
 from mae_core.runtime.metrics import Metrics
+from mae_core.train.job import effective_batch
 from mae_core.train.loop import Stopped
 from mae_core.train.lr_schedule import LrSchedule
 

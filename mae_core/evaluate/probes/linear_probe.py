@@ -25,19 +25,12 @@ from mae_core.data.loader import Batch
 from mae_core.data.order import SampleOrder
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import NumericsError
-from mae_core.evaluate.features import (
-    Extractor,
-    Features,
-    effective_batch,
-    extract,
-    gather_features,
-    labelled_split,
-)
+from mae_core.evaluate.features import Extractor, Features, extract, gather_features, labelled_split
 from mae_core.evaluate.scores import Predictions, finish, predict
 from mae_core.runtime import collectives
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.metrics import Metrics
-from mae_core.train.job import make_loader
+from mae_core.train.job import effective_batch, make_loader
 from mae_core.train.loop import Stopped
 from mae_core.train.lr_schedule import LrSchedule
 from mae_core.train.optim import build_optimizer, pretrain_groups, set_lr
@@ -122,11 +115,7 @@ def run_linear_probe(
 
 
 def cached_batches(
-    recipe: LinearProbeRecipe,
-    extractor: Extractor,
-    split: Split,
-    batch_size: int,
-    steps: int,
+    recipe: LinearProbeRecipe, extractor: Extractor, split: Split, batch_size: int, steps: int
 ) -> Generator[StepBatch, None, None]:
     """Encode every image once and deal the vectors in training order."""
     train = gather_features(extract(extractor, split))
@@ -189,9 +178,7 @@ def train_head(
 ) -> float | None:
     """Train on whole global batches; return the last logged mean loss, None without a step."""
     optimizer = build_optimizer(
-        recipe.optimizer,
-        pretrain_groups(head, recipe.optimizer.weight_decay),
-        lr_schedule.peak_lr,
+        recipe.optimizer, pretrain_groups(head, recipe.optimizer.weight_decay), lr_schedule.peak_lr
     )
     head.train()
     losses: list[Tensor] = []
