@@ -17,7 +17,7 @@ from cluster.verdict import Cause, Verdict
 from orchestrator.drive.task import Task
 from orchestrator.errors import TrackingError
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.store.attempts import AttemptStart, DecisionRecord
+from orchestrator.store.attempts import AttemptEnd, AttemptStart, DecisionRecord
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalWriter, StageReader
@@ -366,8 +366,8 @@ def test_a_cell_has_its_results_while_the_study_runs(database: str, tmp_path: Pa
 def test_a_cell_of_which_every_attempt_failed_has_failed(database: str, tmp_path: Path) -> None:
     bench = Bench(tmp_path, database)
     key = bench.plan().stages[0].identity.science_hash
-    number = bench.records.begin_attempt(key, {})
-    bench.records.end_attempt(key, number, {"cause": "user code", "message": "no"})
+    number = bench.records.begin_attempt(key, AttemptStart())
+    bench.records.end_attempt(key, number, AttemptEnd(cause="user code", message="no"))
     assert bench.sync(bench.plan()) is None
     found = {r.data.tags["level"]: r for r in runs(database, bench.study.name).values()}
     assert [found[level].info.status for level in ("cell", "stage")] == ["FAILED", "FAILED"]
@@ -387,7 +387,7 @@ def test_a_retried_stage_has_the_curve_of_its_attempts(database: str, tmp_path: 
                 continue  # its driver was killed
             tracking.stage_started(task, folder)
             if task.attempt == 2:
-                end = {"cause": Cause.RANK_DIED.value, "message": "gone"}
+                end = AttemptEnd(cause=Cause.RANK_DIED.value, message="gone")
                 bench.records.end_attempt(task.key, task.attempt, end)
                 tracking.attempt_failed(task, Verdict(Cause.RANK_DIED, "gone"))
     assert tracking.problem is None
