@@ -159,7 +159,8 @@ class PretrainRecipe(Recipe):
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
         """Refuse a tokenizer or basis of other patches than the encoder's."""
         for parent in parents.values():
-            if isinstance(parent, BasisRecipe | TokenizerRecipe):
+            is_needed = bool(set(parent.YIELDS) & set(self.needs))
+            if is_needed and isinstance(parent, BasisRecipe | TokenizerRecipe):
                 _check_maker(self, parent)
 
     @property

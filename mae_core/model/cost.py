@@ -164,19 +164,9 @@ def _trained(
     per_image: FlopCount,
 ) -> Cost:
     images, encoder = (steps or 0) * split.global_batch, recipe.new_encoder
-    return Cost(
-        encoder_params=encoder_params(encoder, recipe.data.num_channels) if encoder else None,
-        total_params=total_params,
-        flops_per_image=per_image,
-        steps=steps,
-        is_known=steps is not None,
-        images=images,
-        flops=float(images) * per_image.executed,
-        algorithmic_flops=float(images) * per_image.algorithmic,
-        split=split,
-        world_size=at.execution.world_size,
-        on_gpu=at.on_gpu,
-    )
+    params = encoder_params(encoder, recipe.data.num_channels) if encoder else None
+    cost = at.cost(images, per_image, params=params, is_known=steps is not None)
+    return dataclasses.replace(cost, total_params=total_params, steps=steps, split=split)
 
 
 @stage_cost.register
