@@ -5,8 +5,9 @@ Rows of the results table, comparisons, figures and MLflow's params are distingu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mae_core.config import Duration
 from studies.result_row import Place
@@ -33,8 +34,15 @@ class Coordinates:
     axes: Mapping[str, Place]
     """Where its encoder stands on the axes that the study names; of a study with a sweep also what
     the sweep varies."""
-    family: str
-    """What is left of the cell without its seeds, as a digest: alike in cells that repeat it."""
+    cell: Cell = field(repr=False, compare=False)
+
+    @functools.cached_property
+    def family(self) -> str:
+        """What is left of the cell without its seeds, as a digest: alike in cells that repeat it.
+
+        Made when it is first asked for: a plan of thousands of cells does without.
+        """
+        return digest([_repeated(stage) for stage in self.cell.stages])
 
 
 def coordinates(cell: Cell, axes: Sequence[str] = (), swept: Sequence[str] = ()) -> Coordinates:
@@ -53,7 +61,7 @@ def coordinates(cell: Cell, axes: Sequence[str] = (), swept: Sequence[str] = ())
         duration=training.duration if training else None,
         axes={key: at for key, at in varied.items() if at is not None}
         | (places(axes, cell, start) if start else {}),
-        family=digest([_repeated(stage) for stage in cell.stages]),
+        cell=cell,
     )
 
 
