@@ -79,7 +79,7 @@ def detect_layout(source: Source) -> LayoutName:
     """Recognise the layout by its keys; raises `ConfigError` if it is unknown.
 
     The official code and timm name an encoder alike; the decoder, or the official container
-    `model`, tells them apart, and nothing depends on it.
+    `model`, distinguishes them, and nothing depends on it.
     """
     keys = source.tensors
     if any("embeddings.patch_embeddings." in key for key in keys):

@@ -43,7 +43,7 @@ def protocol_keys(stages: Sequence[Measured]) -> list[str]:
 
 
 def _rests(stages: Sequence[Measured]) -> list[str]:
-    """Of stages with one description, what tells those apart that are not the same."""
+    """Of stages with one description, what distinguishes those that are not the same."""
     settings = [leaves(_settings(one)) for one in stages]
     names: dict[str, list[int]] = defaultdict(list)
     for i, one in enumerate(stages):

@@ -154,7 +154,7 @@ class PairedDifference:
     end: CurvePoint
     differences: Mapping[int, float]
     is_primary: bool = False
-    """Whether it answers the question of its curve; the others are told below."""
+    """Whether it answers the question of its curve; the others are listed below."""
 
     @property
     def n(self) -> int:

@@ -314,7 +314,7 @@ class _Accounting:
         return enumerate(pairwise([self.knots[0][0], *times]))
 
     def _saving_at(self, save: JournalEvent) -> float:
-        """When training stood still: it is told of once it is written."""
+        """When training stood still: it is known once it is written."""
         return self._within((save.at or self.start) - save.stall_s - save.lag_s)
 
     def _within(self, t: float) -> float:

@@ -369,7 +369,7 @@ def _best_plan(
     """Of greedy plans that weigh cost differently, the one that ends narrowest.
 
     Plain greed by narrowing per hour spends a budget on many cheap cells where one dear cell would
-    have told more; no greed by cost at all does the opposite.
+    have shown more; no greed by cost at all does the opposite.
     """
     times = [o.times for o in options]
     plans = [_greedy(state, options, times, budget, known, thrift) for thrift in _THRIFTS]
