@@ -195,8 +195,8 @@ class RankRelation:
         if self.spearman is None or self.low is None or self.high is None:
             return f"{n} cells with both: too few, or all equal; no correlation is quoted"
         text = (
-            f"Spearman {self.spearman:+.2f} (90 % {self.low:+.2f} to {self.high:+.2f}), "
-            f"Kendall {self.kendall:+.2f}, {n} cells"
+            f"Spearman {self.spearman:+.2f} (90 % {self.low:+.2f} to {self.high:+.2f}), Kendall "
+            f"{self.kendall:+.2f}, {n} cells"
         )
         if self.low > 0:
             return f"{text}: they order the cells alike"

@@ -41,8 +41,8 @@ class McNemar:
         """What it shows, in words."""
         apart = self.only_a + self.only_b
         counts = (
-            f"{apart} of {self.num_examples} images distinguish them ({self.only_a} for the "
-            f"first, {self.only_b} for the second; p = {self.p_value:.2g})"
+            f"{apart} of {self.num_examples} images distinguish them ({self.only_a} for the first, "
+            f"{self.only_b} for the second; p = {self.p_value:.2g})"
         )
         if not apart:
             return f"No image of {self.num_examples} distinguishes them: nothing can be concluded."

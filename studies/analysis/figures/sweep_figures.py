@@ -82,9 +82,9 @@ def _trials(searches: Sequence[Search]) -> Drawing:
     return finish(
         figure,
         "sweep-trials",
-        "Every finished trial, in the order of their start; the line is the best so far, the "
-        "band what cannot be distinguished from the winner. The winner's own score is the best of "
-        "many and too high; its runs at other seeds, if any, are at right.",
+        "Every finished trial, in the order of their start; the line is the best so far, the band "
+        "what cannot be distinguished from the winner. The winner's own score is the best of many "
+        "and too high; its runs at other seeds, if any, are at right.",
     )
 
 
@@ -182,6 +182,6 @@ def _trend(found: Trend, searches: Sequence[Search]) -> Drawing:
         figure,
         f"sweep-trend-{short(found.key).replace(' ', '-')}",
         f"Vertex of the response surface over {short(found.key)} with its 90 % interval at each "
-        "size; dotted: the values tried. A cross stands for an optimum at their edge, which is not "
-        f"quoted. {found.verdict[0].upper()}{found.verdict[1:]}.",
+        "size; dotted: the values tried. A cross stands for an optimum at their edge, which is "
+        f"not quoted. {found.verdict[0].upper()}{found.verdict[1:]}.",
     )

@@ -139,8 +139,8 @@ def _words(advice: IntervalAdvice) -> str:
     rate = advice.rate
     seen = f"in {short_time(rate.alive_s)} of running"
     now = (
-        f"at the present interval of {short_time(advice.interval_s)}, "
-        f"{advice.predicted_share:.1f} % predicted and {advice.measured_share:.1f} % measured"
+        f"at the present interval of {short_time(advice.interval_s)}, {advice.predicted_share:.1f} "
+        f"% predicted and {advice.measured_share:.1f} % measured"
     )
     if not rate.failures:
         return (
@@ -151,9 +151,9 @@ def _words(advice: IntervalAdvice) -> str:
     plural = "" if rate.failures == 1 else "s"
     return (
         f"a checkpoint every {short_time(advice.best_s)} would be best at the rate seen "
-        f"({rate.failures} failure{plural} {seen}; mean {short_time(rate.mtbf_s)} between them, "
-        f"90 % interval {short_time(1 / rate.high)} to {short_time(1 / rate.low)}): "
-        f"useful share {advice.best_share:.1f} % predicted; {now}"
+        f"({rate.failures} failure{plural} {seen}; mean {short_time(rate.mtbf_s)} between them, 90 "
+        f"% interval {short_time(1 / rate.high)} to {short_time(1 / rate.low)}): useful share "
+        f"{advice.best_share:.1f} % predicted; {now}"
     )
 
 

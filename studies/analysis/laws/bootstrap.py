@@ -81,8 +81,8 @@ def bootstrap(
         predictions.append([float(fit.predict(t, best)[0]) for t in targets])
     if len(values) < num / 4:
         raise StudyError(
-            f"{num - len(values)} of {num} resamples have too few distinct cells for "
-            f"the law {fit.law.name!r}: too few cells to bootstrap it"
+            f"{num - len(values)} of {num} resamples have too few distinct cells for the law "
+            f"{fit.law.name!r}: too few cells to bootstrap it"
         )
     found = np.asarray(values)
     return Bootstrap(

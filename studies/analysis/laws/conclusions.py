@@ -76,7 +76,7 @@ def conclude(
         text = "Nothing measures the noise: repeat a cell with another seed."
         return _nothing(law, used, (*statements, refused(text)))
     intervals = {n: profile(fit, n, level) for n in law.names} if parameters else {}
-    statements += after_fit(fit, intervals)
+    statements += tuple(after_fit(fit, intervals))
     spread = float(np.ptp(used.y))
     predictions = []
     for target in targets:
@@ -85,7 +85,7 @@ def conclude(
         except StudyError as error:
             statements += (refused(f"No prediction: {error}."),)
             continue
-        statements += about_prediction(predictions[-1], spread)
+        statements += tuple(about_prediction(predictions[-1], spread))
     return Conclusion(
         law=law,
         data=used,

@@ -131,8 +131,8 @@ class Fit:
         missing = [a for a in self.law.axes if a not in axes]
         if missing:
             raise StudyError(
-                f"prediction without axis {missing[0]!r}; the law {self.law.name!r} "
-                f"needs {', '.join(self.law.axes)}"
+                f"prediction without axis {missing[0]!r}; the law {self.law.name!r} needs "
+                f"{', '.join(self.law.axes)}"
             )
         values = np.broadcast_arrays(*(np.atleast_1d(np.float64(axes[a])) for a in self.law.axes))
         x = {a: v / self.references[a] for a, v in zip(self.law.axes, values, strict=True)}

@@ -60,8 +60,7 @@ def best_per_bin(data: Observations, axis: str, *, bins_per_decade: float = 4.0)
     statements = [
         caution(
             f"The best of each bin ({len(table.z)} cells in {len(kept) + dominated} bins) is "
-            "biased "
-            "towards lucky runs."
+            "biased towards lucky runs."
         )
     ]
     if dominated:
@@ -127,8 +126,8 @@ def grid_optimum(
     ends = np.log(neighbours) if log else np.asarray(neighbours)
     if not ends[0] <= vertex + centre <= ends[1]:
         return refused(
-            f"The points around the best {name} ({xs[best]:g}) are too noisy to place "
-            "an optimum between them."
+            f"The points around the best {name} ({xs[best]:g}) are too noisy to place an optimum "
+            "between them."
         )
     misfit = ys[near] - np.polyval([curve, slope, level], u - centre)
     noise = sd if sd is not None else float(np.sqrt(misfit @ misfit / max(len(u) - 3, 1)))

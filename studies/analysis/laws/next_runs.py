@@ -214,8 +214,8 @@ def _state(
         statements = (
             *statements,
             caution(
-                "No law can be fitted yet: the first cells are chosen by what such laws "
-                "usually need."
+                "No law can be fitted yet: the first cells are chosen by what such laws usually "
+                "need."
             ),
         )
         cells, counts, references, typical = _unfitted(law, data, options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -119,67 +119,49 @@ def before_fit(law: Law, data: Observations) -> tuple[Statement, ...]:
     return tuple(found)
 
 
-def after_fit(fit: Fit, intervals: Mapping[str, Interval]) -> tuple[Statement, ...]:
+def after_fit(fit: Fit, intervals: Mapping[str, Interval]) -> Iterator[Statement]:
     """What the fit itself says about how far to trust it."""
-    found: list[Statement] = []
     if fit.noise.lacks_fit:
-        found.append(
-            caution(
-                f"The law misses its own cells by more than seeds explain (p = "
-                f"{fit.noise.lack_of_fit_p:.2g} < {LACK_OF_FIT:g}): intervals use the misfit "
-                f"({fit.noise.sd:.3g} per run on the fitted scale) instead of seed noise."
-            )
+        yield caution(
+            "The law misses its own cells by more than seeds explain (p = "
+            f"{fit.noise.lack_of_fit_p:.2g} < {LACK_OF_FIT:g}): intervals use the misfit "
+            f"({fit.noise.sd:.3g} per run on the fitted scale) instead of seed noise."
         )
     if fit.noise.lack_of_fit_p is None and fit.noise.sd is not None:
-        found.append(note("No measured seed noise to compare with: misfit and noise are one here."))
+        yield note("No measured seed noise to compare with: misfit and noise are one here.")
     if len(fit.optima) > 1:
         others = "; ".join(_optimum(fit, i) for i in range(len(fit.optima)))
-        found.append(
-            caution(
-                f"{len(fit.optima)} separate optima fit within {fit.method.tolerance:.0%} of "
-                "the best: "
-                f"{others}."
-            )
+        yield caution(
+            f"{len(fit.optima)} separate optima fit within {fit.method.tolerance:.0%} of the "
+            f"best: {others}."
         )
     for name, interval in intervals.items():
         if not interval.identifiable:
-            found.append(caution(f"{name} is not identified: {interval.why}."))
-    return tuple(found)
+            yield caution(f"{name} is not identified: {interval.why}.")
 
 
-def about_prediction(prediction: Prediction, spread: float) -> tuple[Statement, ...]:
+def about_prediction(prediction: Prediction, spread: float) -> Iterator[Statement]:
     """Marks of one prediction; `spread` is the range of the fitted errors."""
-    found: list[Statement] = []
     for axis, factor in prediction.extrapolation.items():
         if factor > EXTRAPOLATION_FAR:
-            found.append(
-                caution(
-                    f"The target lies {factor:.3g} times beyond the fitted range of {axis}, far "
-                    "more "
-                    f"than {EXTRAPOLATION_FAR:g}: the interval holds only if the law does, and "
-                    "nothing "
-                    "here tests that."
-                )
+            yield caution(
+                f"The target lies {factor:.3g} times beyond the fitted range of {axis}, far "
+                f"more than {EXTRAPOLATION_FAR:g}: the interval holds only if the law does, "
+                "and nothing here tests that."
             )
         elif factor > EXTRAPOLATION_MARKED * (1 + _SAME):
-            found.append(
-                caution(
-                    f"The target lies {factor:.3g} times beyond the fitted range of {axis} (marked "
-                    f"beyond {EXTRAPOLATION_MARKED:g})."
-                )
+            yield caution(
+                f"The target lies {factor:.3g} times beyond the fitted range of {axis} (marked "
+                f"beyond {EXTRAPOLATION_MARKED:g})."
             )
     width = prediction.high - prediction.low
     if math.isinf(width):
-        found.append(caution("The interval has no end: the data do not predict this target."))
+        yield caution("The interval has no end: the data do not predict this target.")
     elif width > spread > 0:
-        found.append(
-            caution(
-                f"The interval ({width:.3g} wide) is wider than everything measured "
-                f"({spread:.3g}): "
-                "the data say next to nothing about this target."
-            )
+        yield caution(
+            f"The interval ({width:.3g} wide) is wider than everything measured "
+            f"({spread:.3g}): the data say next to nothing about this target."
         )
-    return tuple(found)
 
 
 def edge_statement(name: str, at: float) -> Statement:
@@ -190,8 +172,7 @@ def edge_statement(name: str, at: float) -> Statement:
     )
 
 
-def _too_few(law: Law, data: Observations) -> list[Statement]:
-    found = []
+def _too_few(law: Law, data: Observations) -> Iterator[Statement]:
     for axis, needed in law.min_distinct.items():
         have = data.distinct(axis)
         if have >= needed:
@@ -203,16 +184,12 @@ def _too_few(law: Law, data: Observations) -> list[Statement]:
             )
         else:
             text = f"{have} values of {axis} are too few for {law.formula}: {needed} are needed."
-        found.append(refused(text))
+        yield refused(text)
     if data.num_cells <= law.num_parameters:
-        found.append(
-            refused(
-                f"{data.num_cells} cells for {law.num_parameters} parameters ({law.formula}): "
-                "too few "
-                f"points, at least {law.num_parameters + 1} are needed."
-            )
+        yield refused(
+            f"{data.num_cells} cells for {law.num_parameters} parameters ({law.formula}): too "
+            f"few points, at least {law.num_parameters + 1} are needed."
         )
-    return found
 
 
 def _flat(table: CellTable) -> Statement | None:
@@ -229,29 +206,27 @@ def _flat(table: CellTable) -> Statement | None:
     )
     if p_value > LACK_OF_FIT:
         return refused(
-            f"The {len(table.z)} cells differ by no more than seeds of one cell do "
-            f"(p = {p_value:.2g}): there is no trend to fit."
+            f"The {len(table.z)} cells differ by no more than seeds of one cell do (p = "
+            f"{p_value:.2g}): there is no trend to fit."
         )
     return None
 
 
-def _confounded(law: Law, table: CellTable) -> list[Statement]:
+def _confounded(law: Law, table: CellTable) -> Iterator[Statement]:
     """Axes that rise together cannot be separated."""
     for a, b in combinations(law.axes, 2):
         x, y = np.log(table.axes[a]), np.log(table.axes[b])
         if np.ptp(x) < _SAME or np.ptp(y) < _SAME:
             continue
         if 1 - abs(float(np.corrcoef(x, y)[0, 1])) < 1e-4:
-            return [
-                refused(
-                    f"{a} and {b} rise together in every cell: their effects cannot be separated. "
-                    f"Vary one with the other held."
-                )
-            ]
-    return []
+            yield refused(
+                f"{a} and {b} rise together in every cell: their effects cannot be separated. "
+                "Vary one with the other held."
+            )
+            return
 
 
-def _monotone(law: Law, axis: str, table: CellTable, data: Observations) -> list[Statement]:
+def _monotone(law: Law, axis: str, table: CellTable, data: Observations) -> Iterator[Statement]:
     """Pairs of cells that differ along one axis only: how many rise where the law can only fall.
 
     Where such pairs are few by design (runs of equal compute), all cells judge together.
@@ -270,42 +245,32 @@ def _monotone(law: Law, axis: str, table: CellTable, data: Observations) -> list
             limit = noise * math.sqrt(1 / table.counts[i] + 1 / table.counts[j])
             clear += int(change > 2 * limit)
     if len(paired) < _PAIRED_SHARE * len(table.z):
-        return _falls_over_all(law, axis, table)
-    if rises and rises >= falls:
-        return [
-            refused(
-                f"The error does not fall along {axis}: it rises in {rises} of {rises + falls} "
-                "pairs "
-                f"of cells that differ in {axis} alone, and {law.formula} can only fall."
-            )
-        ]
-    if clear:
+        yield from _falls_over_all(law, axis, table)
+    elif rises and rises >= falls:
+        yield refused(
+            f"The error does not fall along {axis}: it rises in {rises} of {rises + falls} "
+            f"pairs of cells that differ in {axis} alone, and {law.formula} can only fall."
+        )
+    elif clear:
         beyond = "by more than twice the seed noise" if noise else "(seed noise is not measured)"
-        return [
-            caution(
-                f"Not monotone: the error rises along {axis} in {clear} of {rises + falls} "
-                "pairs of "
-                f"cells, {beyond}."
-            )
-        ]
-    return []
+        yield caution(
+            f"Not monotone: the error rises along {axis} in {clear} of {rises + falls} pairs "
+            f"of cells, {beyond}."
+        )
 
 
-def _falls_over_all(law: Law, axis: str, table: CellTable) -> list[Statement]:
+def _falls_over_all(law: Law, axis: str, table: CellTable) -> Iterator[Statement]:
     """Refuse if a plane through all cells, logarithmic in every axis, does not fall along one."""
     logs = [np.log(table.axes[a]) for a in (axis, *(a for a in law.axes if a != axis))]
     plane = np.column_stack([*logs, np.ones(len(table.z))])
     if np.linalg.matrix_rank(plane) < plane.shape[1]:
-        return []
+        return
     slope = float(np.linalg.lstsq(plane, table.z, rcond=None)[0][0])
-    if slope < 0:
-        return []
-    return [
-        refused(
-            f"The error does not fall along {axis}: over all {len(table.z)} cells it rises with it "
-            f"while the other axes are held, and {law.formula} can only fall."
+    if slope >= 0:
+        yield refused(
+            f"The error does not fall along {axis}: over all {len(table.z)} cells it rises with "
+            f"it while the other axes are held, and {law.formula} can only fall."
         )
-    ]
 
 
 def _groups(law: Law, axis: str, table: CellTable) -> list[list[int]]:

@@ -214,8 +214,7 @@ def _statements(choice: Choice, ranked: list[Candidate]) -> tuple[Statement, ...
         return (
             caution(
                 f"{best.law.name} is taken by AICc alone: too few cells to leave any out at the "
-                "large "
-                "end, so nothing here tests how it extrapolates."
+                "large end, so nothing here tests how it extrapolates."
             ),
         )
     found = [

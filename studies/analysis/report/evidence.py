@@ -110,8 +110,8 @@ def _gain(curves: Sequence[Curve]) -> str:
     rising = sum(t.change is Change.RISES for t in judged)
     rest = len(chosen) - len(judged)
     return (
-        f"From {start} to the longest duration, top-1 rises by more than the seed "
-        f"spread in {rising} of {len(judged)} (protocol, size) pairs with at least 3 paired seeds"
+        f"From {start} to the longest duration, top-1 rises by more than the seed spread in "
+        f"{rising} of {len(judged)} (protocol, size) pairs with at least 3 paired seeds"
         + (f"; {rest} more have too few." if rest else ".")
     )
 

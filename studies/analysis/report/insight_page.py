@@ -43,8 +43,8 @@ RANKS = (
     "own."
 )
 LOSSES = (
-    "The loss on held-out images at one reference mask ratio and target, the same for all cells. A "
-    "correlation here does not allow choosing settings by loss: it holds for the settings that "
+    "The loss on held-out images at one reference mask ratio and target, the same for all cells. "
+    "A correlation here does not allow choosing settings by loss: it holds for the settings that "
     "were varied."
 )
 
@@ -180,8 +180,8 @@ def noise_section(found: Sequence[SeedNoise]) -> list[Section]:
         line = [n.protocol, f"{n.sd:.2f}", f"{n.low:.2f} to {n.high:.2f}", *counts, sampling]
         lines.append(line)
     text = (
-        "Pooled over settings that differ in the seed alone. Other test images would move "
-        "all cells together, and mostly not their differences."
+        "Pooled over settings that differ in the seed alone. Other test images would move all "
+        "cells together, and mostly not their differences."
     )
     if not found:
         text = "No setting was run at two seeds: how much of a difference is chance is unknown."

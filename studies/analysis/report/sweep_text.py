@@ -125,8 +125,8 @@ def _slope(found: Trend) -> str:
         return ""
     unit = "decades" if found.is_log else "units"
     return (
-        f" ({found.slope:+.3g} {unit} per tenfold parameters, 90 % interval "
-        f"{found.slope_low:+.3g} to {found.slope_high:+.3g})"
+        f" ({found.slope:+.3g} {unit} per tenfold parameters, 90 % interval {found.slope_low:+.3g} "
+        f"to {found.slope_high:+.3g})"
     )
 
 

@@ -275,8 +275,8 @@ class Trend:
         quoted = sum(o.status == "inside" for _, o in self.points)
         if self.slope is None or self.slope_low is None or self.slope_high is None:
             return (
-                f"{quoted} of {len(self.points)} sizes have an optimum inside the values tried: "
-                f"no trend is fitted (it needs {MIN_SIZES_FOR_TREND})"
+                f"{quoted} of {len(self.points)} sizes have an optimum inside the values tried: no "
+                f"trend is fitted (it needs {MIN_SIZES_FOR_TREND})"
             )
         if self.slope_low <= 0 <= self.slope_high:
             return "no trend with size can be distinguished from none"
