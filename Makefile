@@ -7,7 +7,7 @@ STORE ?= mae-store
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := mae_core studies cluster orchestrator
-FAST := "not process and not slow"
+FAST := -m "not process and not slow" -n 2 --dist loadfile
 
 export OMP_NUM_THREADS ?= 1
 
@@ -21,11 +21,11 @@ quickstart: $(STAMP)
 # which is of this lane alone: tracing would slow the gangs, whose limits of time are tested.
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "process or slow"
-	$(BIN)/python -m pytest -m $(FAST) --cov --cov-report=term
+	$(BIN)/python -m pytest $(FAST) --cov --cov-report=term
 
 # The tests that need no process of their own; tests/support/lanes.py says which they are.
 fast: $(STAMP)
-	$(BIN)/python -m pytest -m $(FAST)
+	$(BIN)/python -m pytest $(FAST)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -130,6 +130,7 @@ def test_classes_map_by_name_or_by_pair() -> None:
         map_classes(("cat",), known, (("katze", "cat"),))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused(tmp_path: Path, classifier: tuple[Parent, ...]) -> None:
     with pytest.raises(ConfigError, match="use different ones of"):
         CorruptionRecipe(data=DIGITS, families=("rain",))
