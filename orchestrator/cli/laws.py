@@ -172,8 +172,8 @@ def compare(
     image; pairs that differ only in seeds are averaged.
     """
     from orchestrator.report.compare_page import write_comparison
-    from orchestrator.report.comparison import compare as compare_sides
-    from orchestrator.report.comparison import read_sides
+    from orchestrator.report.compare_sides import compare as compare_sides
+    from orchestrator.report.compare_sides import read_sides
     from orchestrator.store.driver import LocalStore, output_dir
     from orchestrator.store.records import Records
     from studies.analysis.curves.differences import difference_lines, difference_texts

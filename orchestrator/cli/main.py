@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.drill import drill
-from orchestrator.cli.fit import fit
+from orchestrator.cli.fit_table import fit
 from orchestrator.cli.laws import advise, compare, laws, predict
 from orchestrator.cli.mlflow import mlflow
 from orchestrator.cli.options import (

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.plan.plan import plan_findings
-from orchestrator.report.comparison import Side, rows_of
+from orchestrator.report.compare_sides import Side, rows_of
 from orchestrator.report.predictions import chance_of
 from orchestrator.report.study_report import asks_for_laws
 from orchestrator.store.records import Records, now_iso

@@ -10,7 +10,7 @@ Small:     small/augmentation
 from __future__ import annotations
 
 from mae_core.config import NO_AUGMENTATION, AugmentationConfig
-from studies.catalog.paper.parts import ablation
+from studies.catalog.paper.stages import ablation
 from studies.spec.study import Study
 
 MARGIN = 256 / 224

@@ -13,7 +13,7 @@ from __future__ import annotations
 from mae_core.config import AdoptedRecipe
 from mae_core.model import sizes
 from studies.catalog.evaluations import IMAGENET, paper_evaluations
-from studies.catalog.paper.parts import EVALUATION
+from studies.catalog.paper.stages import EVALUATION
 from studies.spec.cell import Cell, Stage
 from studies.spec.study import Study
 

@@ -17,7 +17,7 @@ from studies.catalog.evaluations import (
     paper_linear_probe,
     stage,
 )
-from studies.catalog.paper.parts import EVALUATION, evaluations, mae, moco_v3, scratch
+from studies.catalog.paper.stages import EVALUATION, evaluations, mae, moco_v3, scratch
 from studies.spec.cell import Cell, Stage
 from studies.spec.study import Study
 

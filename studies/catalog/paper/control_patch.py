@@ -9,7 +9,7 @@ Small:     small/images has sizes at one patch size.
 from __future__ import annotations
 
 from studies.catalog.evaluations import IMAGENET, paper_evaluations
-from studies.catalog.paper.parts import EVALUATION, mae
+from studies.catalog.paper.stages import EVALUATION, mae
 from studies.spec.cell import Cell
 from studies.spec.study import Study
 

@@ -10,7 +10,7 @@ Small:     small/decoder
 from __future__ import annotations
 
 from mae_core.config import DecoderConfig
-from studies.catalog.paper.parts import ablation
+from studies.catalog.paper.stages import ablation
 from studies.spec.cell import Cell
 from studies.spec.study import Study
 

@@ -9,7 +9,7 @@ Small:     small/duration
 
 from __future__ import annotations
 
-from studies.catalog.paper.parts import ablation
+from studies.catalog.paper.stages import ablation
 from studies.spec.study import Study
 
 EPOCHS = (100, 200, 400, 800, 1600)

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from mae_core.config import FeatureProbeRecipe, FeaturesRecipe
 from studies.catalog.evaluations import IMAGENET, paper_finetune, stage
-from studies.catalog.paper.parts import EVALUATION, mae
+from studies.catalog.paper.stages import EVALUATION, mae
 from studies.spec.cell import Cell, Stage
 from studies.spec.study import Study
 

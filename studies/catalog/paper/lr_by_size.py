@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from mae_core.config import Duration, LrScheduleConfig, OptimizerConfig
 from studies.catalog.evaluations import IMAGENET, paper_linear_probe, stage
-from studies.catalog.paper.parts import EVALUATION, mae
+from studies.catalog.paper.stages import EVALUATION, mae
 from studies.spec.cell import Cell
 from studies.spec.study import Study
 

@@ -9,7 +9,7 @@ Small:     small/mask_ratio
 
 from __future__ import annotations
 
-from studies.catalog.paper.parts import ablation
+from studies.catalog.paper.stages import ablation
 from studies.spec.study import Study
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)

@@ -10,7 +10,7 @@ Small:     small/mask_sampling
 from __future__ import annotations
 
 from mae_core.config import MaskConfig
-from studies.catalog.paper.parts import ablation
+from studies.catalog.paper.stages import ablation
 from studies.spec.study import Study
 
 VARIANTS = (("random", 0.75), ("block", 0.5), ("block", 0.75), ("grid", 0.75))

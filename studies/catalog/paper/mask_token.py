@@ -9,7 +9,7 @@ Small:     small/mask_token
 
 from __future__ import annotations
 
-from studies.catalog.paper.parts import ablation
+from studies.catalog.paper.stages import ablation
 from studies.spec.study import Study
 
 

@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 
 from mae_core.config import Duration, FinetuneRecipe, PartialFinetuneRecipe
 from studies.catalog.evaluations import IMAGENET, best_on_dev, stage
-from studies.catalog.paper.parts import (
+from studies.catalog.paper.stages import (
     ABLATED,
     EVALUATION,
     evaluations,

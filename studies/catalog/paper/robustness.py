@@ -16,7 +16,7 @@ from dataclasses import replace
 from mae_core.config import CorruptionRecipe, DataConfig, ShiftRecipe
 from studies.catalog.evaluations import IMAGENET, paper_finetune, stage
 from studies.catalog.paper.comparison import EPOCHS, LARGE_PIXELS, SIZES, finetune_448
-from studies.catalog.paper.parts import EVALUATION, mae, scratch
+from studies.catalog.paper.stages import EVALUATION, mae, scratch
 from studies.spec.cell import Cell, Stage
 from studies.spec.study import Study
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mae_core.config import BasisRecipe, TokenizerRecipe
 from studies.catalog.evaluations import IMAGENET
-from studies.catalog.paper.parts import EVALUATION, evaluations, mae
+from studies.catalog.paper.stages import EVALUATION, evaluations, mae
 from studies.spec.cell import Cell, Stage
 from studies.spec.study import Study
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from mae_core.config import DataConfig
 from studies.catalog.evaluations import IMAGENET, best_on_dev, paper_finetune, scaled_lr, stage
-from studies.catalog.paper.parts import EVALUATION, mae
+from studies.catalog.paper.stages import EVALUATION, mae
 from studies.spec.cell import Cell, Stage
 from studies.spec.study import Study
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from mae_core.config import Duration
 from studies.catalog.evaluations import IMAGENET
-from studies.catalog.paper.parts import evaluations, mae
+from studies.catalog.paper.stages import evaluations, mae
 from studies.spec.cell import Cell
 from studies.spec.study import Study
 

@@ -11,7 +11,7 @@ Small:     small/wall_clock
 from __future__ import annotations
 
 from mae_core.config import DecoderConfig, Duration, LrScheduleConfig
-from studies.catalog.paper.parts import mae
+from studies.catalog.paper.stages import mae
 from studies.spec.cell import Cell
 from studies.spec.study import Study
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from mae_core.evaluate.scores import Predictions, write_predictions
 from orchestrator.cli.main import main
 from orchestrator.plan.plan import accept, make_plan
-from orchestrator.report.comparison import split_side
+from orchestrator.report.compare_sides import split_side
 from orchestrator.store.attempts import AttemptStart
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
