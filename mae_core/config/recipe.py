@@ -7,7 +7,7 @@ import enum
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from mae_core.config.base import Duration, EvalSplit, Precision
 from mae_core.config.parts import DataConfig, EncoderConfig
@@ -49,8 +49,7 @@ class EncoderUse(enum.Enum):
     NEITHER = "neither"
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """How a stage trains in steps."""
 
     duration: Duration
