@@ -190,8 +190,8 @@ def _size_and_more(study: Study, cells: list[Cell]) -> Iterator[Finding]:
         yield Finding(
             code="size-and-more",
             level="warning",
-            message=f"sizes differ in {key} too ({shown}): what is read as the effect of size may "
-            "be its; add a control that keeps it fixed",
+            message=f"sizes differ in {key} too ({shown}): what looks like an effect of size may "
+            "be its effect; add a control that keeps it fixed",
         )
 
 

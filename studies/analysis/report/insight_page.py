@@ -39,8 +39,8 @@ MAX_INFLUENCES = 6
 
 RANKS = (
     "Frozen features and fine-tuned networks are ranked over the cells that have both: a low "
-    "correlation means that one cannot replace the other. Seeds of one setting are cells of their "
-    "own."
+    "correlation means that one cannot replace the other. Seeds of one setting count as separate "
+    "cells."
 )
 LOSSES = (
     "The loss on held-out images at one reference mask ratio and target, the same for all cells. "
