@@ -1,5 +1,5 @@
-"""The report's section on a sweep: its trials, what matters, what is within noise of the winner,
-the Pareto front, and how the optimum moves with size.
+"""Figures of a sweep: its trials with their noise, which settings matter, the Pareto front, and how
+the optimum moves with size.
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -137,29 +136,19 @@ def go_or_no_go(prediction: Prediction, gpu_hours: float, *, percent: bool = Tru
     )
 
 
+@dataclass
 class _State:
-    """What is known, as information matrices: one per plausible set of parameters."""
+    """What is known, per plausible set of parameters."""
 
-    def __init__(
-        self,
-        jacobians: Sequence[F64],
-        targets: Sequence[F64],
-        columns: Sequence[Sequence[F64]],
-        counts: F64,
-        sd: float,
-        dof: float,
-        level: float,
-    ) -> None:
-        self.targets = targets
-        self.columns = columns
-        """Per option its derivatives, one vector per plausible set of parameters."""
-        self.sd, self.dof, self.level = sd, dof, level
-        self.inverses = []
-        for jacobian in jacobians:
-            information = (jacobian.T * counts) @ jacobian / sd**2
-            # One unit per scaled parameter: exponents within their range, coefficients of the
-            # size of the errors. It keeps what no cell has touched finite.
-            self.inverses.append(np.linalg.inv(information + np.eye(len(information))))
+    inverses: list[F64]
+    """Of the information matrices."""
+    targets: list[F64]
+    """Derivatives at the target."""
+    columns: list[list[F64]]
+    """Derivatives of each option, a vector per set of parameters."""
+    sd: float
+    dof: float
+    level: float
 
     def width(self, option: int | None = None) -> float:
         """Mean width over the plausible parameters, now or after a run of an option."""
@@ -176,9 +165,7 @@ class _State:
 
     def copy(self) -> _State:
         """A state that can go its own way."""
-        found = copy(self)
-        found.inverses = list(self.inverses)
-        return found
+        return replace(self, inverses=list(self.inverses))
 
     def add(self, option: int) -> None:
         """Take one run of an option into account."""
@@ -230,16 +217,20 @@ def _state(
     tables = [derive(p, axes) * near[:, None] for p in points]
     columns = [[t[i] for t in tables] for i in range(len(options))]
     weights = _nearness({a: cells[a] for a in law.axes}, target)[:, None]
-    state = _State(
-        [derive(p, cells) * weights for p in points],
-        [derive(p, at)[0] for p in points],
-        columns,
-        counts,
-        sd,
-        dof,
-        level,
-    )
+    inverses = [_inverse(derive(p, cells) * weights, counts, sd) for p in points]
+    targets = [derive(p, at)[0] for p in points]
+    state = _State(inverses, targets, columns, sd, dof, level)
     return state, statements, prediction
+
+
+def _inverse(jacobian: F64, counts: F64, sd: float) -> F64:
+    """Inverse of the information that cells hold.
+
+    One unit per scaled parameter: exponents within their range, coefficients of the size of the
+    errors. It keeps what no cell has touched finite.
+    """
+    information = (jacobian.T * counts) @ jacobian / sd**2
+    return np.asarray(np.linalg.inv(information + np.eye(len(information))))
 
 
 def _nearness(axes: Mapping[str, F64], target: Mapping[str, float]) -> F64:

@@ -132,8 +132,8 @@ def after_fit(fit: Fit, intervals: Mapping[str, Interval]) -> Iterator[Statement
     if len(fit.optima) > 1:
         others = "; ".join(_optimum(fit, i) for i in range(len(fit.optima)))
         yield caution(
-            f"{len(fit.optima)} separate optima fit within {fit.method.tolerance:.0%} of the "
-            f"best: {others}."
+            f"{len(fit.optima)} separate optima fit within {fit.method.tolerance:.0%} of the best: "
+            f"{others}."
         )
     for name, interval in intervals.items():
         if not interval.identifiable:
@@ -145,9 +145,9 @@ def about_prediction(prediction: Prediction, spread: float) -> Iterator[Statemen
     for axis, factor in prediction.extrapolation.items():
         if factor > EXTRAPOLATION_FAR:
             yield caution(
-                f"The target lies {factor:.3g} times beyond the fitted range of {axis}, far "
-                f"more than {EXTRAPOLATION_FAR:g}: the interval holds only if the law does, "
-                "and nothing here tests that."
+                f"The target lies {factor:.3g} times beyond the fitted range of {axis}, far more "
+                f"than {EXTRAPOLATION_FAR:g}: the interval holds only if the law does, and nothing "
+                "here tests that."
             )
         elif factor > EXTRAPOLATION_MARKED * (1 + _SAME):
             yield caution(
@@ -159,8 +159,8 @@ def about_prediction(prediction: Prediction, spread: float) -> Iterator[Statemen
         yield caution("The interval has no end: the data do not predict this target.")
     elif width > spread > 0:
         yield caution(
-            f"The interval ({width:.3g} wide) is wider than everything measured "
-            f"({spread:.3g}): the data say next to nothing about this target."
+            f"The interval ({width:.3g} wide) is wider than everything measured ({spread:.3g}): "
+            "the data say next to nothing about this target."
         )
 
 
@@ -187,8 +187,8 @@ def _too_few(law: Law, data: Observations) -> Iterator[Statement]:
         yield refused(text)
     if data.num_cells <= law.num_parameters:
         yield refused(
-            f"{data.num_cells} cells for {law.num_parameters} parameters ({law.formula}): too "
-            f"few points, at least {law.num_parameters + 1} are needed."
+            f"{data.num_cells} cells for {law.num_parameters} parameters ({law.formula}): too few "
+            f"points, at least {law.num_parameters + 1} are needed."
         )
 
 
@@ -220,8 +220,8 @@ def _confounded(law: Law, table: CellTable) -> Iterator[Statement]:
             continue
         if 1 - abs(float(np.corrcoef(x, y)[0, 1])) < 1e-4:
             yield refused(
-                f"{a} and {b} rise together in every cell: their effects cannot be separated. "
-                "Vary one with the other held."
+                f"{a} and {b} rise together in every cell: their effects cannot be separated. Vary "
+                "one with the other held."
             )
             return
 
@@ -248,14 +248,14 @@ def _monotone(law: Law, axis: str, table: CellTable, data: Observations) -> Iter
         yield from _falls_over_all(law, axis, table)
     elif rises and rises >= falls:
         yield refused(
-            f"The error does not fall along {axis}: it rises in {rises} of {rises + falls} "
-            f"pairs of cells that differ in {axis} alone, and {law.formula} can only fall."
+            f"The error does not fall along {axis}: it rises in {rises} of {rises + falls} pairs "
+            f"of cells that differ in {axis} alone, and {law.formula} can only fall."
         )
     elif clear:
         beyond = "by more than twice the seed noise" if noise else "(seed noise is not measured)"
         yield caution(
-            f"Not monotone: the error rises along {axis} in {clear} of {rises + falls} pairs "
-            f"of cells, {beyond}."
+            f"Not monotone: the error rises along {axis} in {clear} of {rises + falls} pairs of "
+            f"cells, {beyond}."
         )
 
 
@@ -268,8 +268,8 @@ def _falls_over_all(law: Law, axis: str, table: CellTable) -> Iterator[Statement
     slope = float(np.linalg.lstsq(plane, table.z, rcond=None)[0][0])
     if slope >= 0:
         yield refused(
-            f"The error does not fall along {axis}: over all {len(table.z)} cells it rises with "
-            f"it while the other axes are held, and {law.formula} can only fall."
+            f"The error does not fall along {axis}: over all {len(table.z)} cells it rises with it "
+            f"while the other axes are held, and {law.formula} can only fall."
         )
 
 
