@@ -84,7 +84,7 @@ def _print_goodput(goodput: StudyGoodput, console: Console) -> None:
     repeated = {a: g for a, g in goodput.stages.items() if g.attempts > 1}
     if repeated:
         table = Table()
-        for name in ("stage", "attempts", "ended by", "steps done again", "time (%)"):
+        for name in ("stage", "attempts", "ended by", "repeated steps", "time (%)"):
             table.add_column(name)
         for address, g in repeated.items():
             counts = str(g.attempts), causes_text(g), str(g.lost_steps)

@@ -152,7 +152,7 @@ class Records:
         return self.store.create_json(key, record.to_json())
 
     def supersede(self, science_hash: str) -> None:
-        """Set a completion record aside, kept, so that the stage can be done again."""
+        """Archive a completion record, so that the stage can be run again."""
         key = f"{stage_key(science_hash)}/done.json"
         content = self.store.read_json(key)
         if content is not None:

@@ -11,7 +11,7 @@ def goodput_lines(goodput: StudyGoodput) -> list[tuple[str, ...]]:
     """A header, the sum, and each stage that is drawn or had more than one attempt."""
     drawn = longest(goodput)
     shown = {a: g for a, g in goodput.stages.items() if a in drawn or g.attempts > 1}
-    header = ("stage", "attempts", "ended by", "steps done again", "time")
+    header = ("stage", "attempts", "ended by", "repeated steps", "time")
     return [
         (*header, *(f"{bucket} %" for bucket in BUCKETS)),
         _line("all", goodput.whole),
