@@ -12,7 +12,7 @@ FAST := -m "not process and not slow" -n 2 --dist loadfile
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart test fast check format lint types docs docs-picture clean bench-handover bench-cli bench-feature-probe bench-laws \
-	bench-coverage bench-advice bench-report reliability
+	bench-coverage bench-advice bench-report bars reliability
 
 quickstart: $(STAMP)
 	$(BIN)/mae-study run quickstart --store $(STORE)
@@ -74,6 +74,10 @@ bench-report: $(STAMP)
 
 bench-cli: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python tests/bench/cli.py
+
+# The figures of the house that are kept: circles, sizes, types, names.
+bars: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python tests/bench/bars.py
 
 # Sections can be run alone: make reliability SECTIONS="corruption stall"
 reliability: $(STAMP)

@@ -1,90 +1,115 @@
-"""Rules that keep the walls where they are: import arrows, homes of heavy libraries, sizes."""
+"""Rules that keep the walls where they are: floors of rooms, homes of heavy libraries, sizes."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
+from support.house import ROOT, bars, circles, files, modules, repeated_classes, rooms
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("mae_core", "studies", "cluster", "orchestrator")
+FLOORS = {
+    "orchestrator": (
+        "cli",
+        "drill.py",
+        "run.py",
+        "tracking",
+        "drive",
+        "rank report weights",
+        "plan",
+        "sweep",
+        "store",
+        "errors.py",
+    ),
+    "studies": (
+        "load.py",
+        "catalog/small",
+        "catalog/paper",
+        "catalog",
+        "analysis/report",
+        "analysis/figures",
+        "analysis/curves",
+        "analysis/laws analysis/sweeps analysis/goodput",
+        "analysis",
+        "spec",
+        "reference",
+        "json_text.py result_row.py",
+        "errors.py",
+    ),
+    "mae_core": (
+        "pretrain evaluate/probes",
+        "evaluate",
+        "train weights",
+        "checkpoint",
+        "model",
+        "data corruptions",
+        "augment",
+        "config runtime",
+        "errors.py",
+    ),
+    "cluster": (".", "ranks"),
+}
+"""Rooms of each package, top floor first. A room imports only from floors below its own."""
 MAY_IMPORT = {
-    "mae_core": set(),
-    "cluster": set(),
-    "studies": {"mae_core"},
-    "orchestrator": {"mae_core", "studies", "cluster"},
+    "orchestrator": ("mae_core", "studies", "cluster"),
+    "studies": ("mae_core",),
+    "mae_core": (),
+    "cluster": (),
 }
-LIGHT_MAE_CORE = {
-    "mae_core.config",
-    "mae_core.config.augmentation",
-    "mae_core.errors",
-    "mae_core.runtime.plugins",
-    "mae_core.model.sizes",
-    "mae_core.model.flops",
-    "mae_core",
-}
+LIGHT = (
+    "mae_core/config/",
+    "mae_core/errors.py",
+    "mae_core/model/flops.py",
+    "mae_core/model/sizes.py",
+    "mae_core/runtime/plugins.py",
+)
+"""What studies may import of mae_core: nothing that needs torch."""
 HOMES = {
     "deepspeed": ("mae_core/train/deepspeed_engine.py", "mae_core/checkpoint/universal.py"),
-    "mlflow": (
-        "orchestrator/tracking/mlflow_database.py",
-        "orchestrator/tracking/mlflow_runs.py",
-        "orchestrator/tracking/mlflow_models.py",
-    ),
+    "mlflow": ("orchestrator/tracking/mlflow_",),
     "optuna": ("orchestrator/sweep/optuna_driver.py",),
     "ray": ("cluster/",),
 }
-MAX_FILE_LINES = 500
-MAX_FUNCTION_LINES = 60
 
 
-def sources(*packages: str) -> list[Path]:
-    return sorted(p for name in packages for p in (ROOT / name).rglob("*.py"))
+def test_rooms_import_only_from_the_floors_below() -> None:
+    level = {
+        f"{package}/{name}".removesuffix("/."): number
+        for package, floors in FLOORS.items()
+        for number, floor in enumerate(floors)
+        for name in floor.split()
+    }
+    empty = {package for package in FLOORS if package not in level}  # only a docstring at the top
+    up = [
+        f"{room} imports {target}"
+        for room, targets in rooms().items()
+        for target in targets
+        if room.split("/")[0] == target.split("/")[0] and level[room] >= level[target]
+    ]
+    assert up == []
+    assert set(rooms()) - empty == set(level), "declare a new room in FLOORS"
 
 
-def imports(path: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            folder = ROOT / node.module.replace(".", "/")
-            for alias in node.names:
-                is_module = (folder / f"{alias.name}.py").is_file()
-                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
-    return found
+def test_packages_import_only_what_is_below_them() -> None:
+    for path, targets in files().items():
+        package = path.split("/")[0]
+        for target in targets:
+            other = target.split("/")[0]
+            assert other in (package, *MAY_IMPORT[package]), f"{path} imports {target}"
+            if package == "studies" and other == "mae_core":
+                assert target.startswith(LIGHT), f"{path} imports {target}, which is not light"
+    assert circles(files()) == []
 
 
-@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda p: str(p.relative_to(ROOT)))
-def test_arrows_point_down(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    for name in imports(path):
-        top = name.partition(".")[0]
-        if top in PACKAGES and top != package:
-            assert top in MAY_IMPORT[package], f"{path} imports {name}"
-            if package == "studies":
-                assert name in LIGHT_MAE_CORE, f"{path} imports {name}, which is not light"
+def test_heavy_libraries_have_one_home() -> None:
+    for module in modules():
+        for name, _ in module.imported():
+            homes = HOMES.get(name.partition(".")[0])
+            assert homes is None or module.path.startswith(homes), f"{module.path} imports {name}"
 
 
-@pytest.mark.parametrize("library", HOMES)
-def test_heavy_libraries_have_one_home(library: str) -> None:
-    for path in sources(*PACKAGES):
-        if any(n.partition(".")[0] == library for n in imports(path)):
-            where = str(path.relative_to(ROOT))
-            assert where.startswith(HOMES[library]), f"{where} imports {library}"
-
-
-@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_and_functions_are_small(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= MAX_FILE_LINES
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node, clean=False) or ""
-            lines = node.end_lineno - node.lineno + 1 - len(docstring.splitlines())  # type: ignore[operator]
-            assert lines <= MAX_FUNCTION_LINES, f"{path}: {node.name} has {lines} lines"
+def test_the_bars_of_the_house_are_met() -> None:
+    missed = [f"{bar.what}: {bar.found:g}, at most {bar.most:g}" for bar in bars() if not bar.holds]
+    assert missed == [], f"see `make bars`; classes that share a name: {repeated_classes()}"
 
 
 def test_command_line_and_studies_import_nothing_heavy() -> None:
@@ -101,6 +126,6 @@ def test_command_line_and_studies_import_nothing_heavy() -> None:
 
 
 def test_the_product_speaks_of_itself_alone() -> None:
-    files = [p for p in ROOT.rglob("*.md") if ".venv" not in p.parts] + sources(*PACKAGES)
-    for path in files:
-        assert "shared/" not in path.read_text(), path
+    texts = [p for p in ROOT.rglob("*.md") if ".venv" not in p.parts]
+    assert [str(p) for p in texts if "shared/" in p.read_text()] == []
+    assert [m.path for m in modules() if "shared/" in m.text] == []

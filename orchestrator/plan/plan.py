@@ -20,7 +20,7 @@ from orchestrator.sweep.trials import Trials, Values, Winner, apply_winner
 from studies.errors import unknown
 from studies.result_row import Place
 from studies.spec.axes import places, size_name
-from studies.spec.canonical_json import Change, differences
+from studies.spec.canonical_json import FieldChange, differences
 from studies.spec.cell import Cell, Stage
 from studies.spec.checks import Finding, check_study
 from studies.spec.codec import to_plain
@@ -66,7 +66,7 @@ class PlannedStage:
     record: DoneRecord | None = None
     sweep: str = ""
     """Hash of the sweep whose trial it is, or whose winner it repeats; empty in the grid."""
-    changes: tuple[Change, ...] = ()
+    changes: tuple[FieldChange, ...] = ()
     """From the accepted settings; for a changed stage."""
 
     @property
@@ -329,7 +329,7 @@ class Planner:
         identity: Identity,
         record: DoneRecord | None,
         parents: list[DoneRecord | None],
-    ) -> tuple[Status, str, tuple[Change, ...]]:
+    ) -> tuple[Status, str, tuple[FieldChange, ...]]:
         accepted = self._accepted.get((cell.address, stage.name))
         # What was planned but never finished binds nobody.
         has_result = accepted is not None and self._records.done(accepted.science_hash) is not None
@@ -352,7 +352,7 @@ class Planner:
         return Status.MISSING, "never finished", ()
 
 
-def _explain(changes: tuple[Change, ...]) -> str:
+def _explain(changes: tuple[FieldChange, ...]) -> str:
     if not changes:
         return "a parent's identity changed"
     shown = [f"{key}: {_show(old)} → {_show(new)}" for key, old, new in changes[:3]]

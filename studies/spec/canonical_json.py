@@ -97,7 +97,7 @@ def digest(plain: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
-class Change(NamedTuple):
+class FieldChange(NamedTuple):
     """A setting that differs; None where it is absent, at its default."""
 
     key: str
@@ -106,7 +106,7 @@ class Change(NamedTuple):
     new: object
 
 
-def differences(old: object, new: object, where: str = "") -> list[Change]:
+def differences(old: object, new: object, where: str = "") -> list[FieldChange]:
     """Compare two canonical values field by field."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
@@ -114,4 +114,4 @@ def differences(old: object, new: object, where: str = "") -> list[Change]:
             for key in sorted(old.keys() | new.keys())
             for d in differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
         ]
-    return [] if old == new else [Change(where, old, new)]
+    return [] if old == new else [FieldChange(where, old, new)]
