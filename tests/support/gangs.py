@@ -21,17 +21,27 @@ PARTS = ("rng", "data", "lr", "weights", "exp_avg", "exp_avg_sq", "adam_step", "
 """Of the saved state; each can be left out of a resume, see `changes.py`."""
 
 
-@pytest.fixture(scope="module")
-def capacity() -> Iterator[Capacity]:
+def embedded_ray() -> Iterator[Capacity]:
+    """An embedded Ray of two cores whose ranks can import the tests' helpers."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
     with connect(num_cpus=2) as found:
         yield found
 
 
-@pytest.fixture(scope="module")
-def pool(capacity: Capacity) -> Iterator[SlotPool]:
+def warm_slots(capacity: Capacity) -> Iterator[SlotPool]:
+    """Two slots of it."""
     with SlotPool("tests", 2, capacity, shape=slot_shape(capacity)) as pool:
         yield pool
+
+
+@pytest.fixture(scope="module")
+def capacity() -> Iterator[Capacity]:
+    yield from embedded_ray()
+
+
+@pytest.fixture(scope="module")
+def pool(capacity: Capacity) -> Iterator[SlotPool]:
+    yield from warm_slots(capacity)
 
 
 def launched(pool: SlotPool, entry: str, payload: dict[str, Any], num_ranks: int) -> Gang:

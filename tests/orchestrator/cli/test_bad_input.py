@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -382,21 +384,25 @@ def test_a_tracking_uri_that_no_waiting_mends(
     assert not list(store.glob("stages/*/*/attempts/*"))
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
+def test_more_than_the_cluster_has(store: Path, tmp_path: Path) -> None:
+    """Both at once: each starts a Ray to be told so."""
+    study = tiny_study(tmp_path)
+    too_many = [
         (("--slots", "64"), "64 ranks of 1 CPU and 0 GPU were asked for"),
         (("--set", "pretrain.execution.world_size=64"), "64 ranks of 1 CPU and 0 GPU"),
-    ],
-)
-def test_more_than_the_cluster_has(
-    options: tuple[str, ...], expected: str, store: Path, tmp_path: Path
-) -> None:
-    arguments = ("run", str(tiny_study(tmp_path)), "--store", str(store), "--cpus", "2")
-    done = mae_study(*arguments, *options)
-    assert done.returncode == 6, done.stderr
-    assert expected in done.stderr and "lower execution.world_size or --slots" in done.stderr
-    assert "Traceback" not in done.stderr and not list(store.glob("stages/*/*/attempts/*"))
+    ]
+
+    def run(number: int) -> subprocess.CompletedProcess[str]:
+        where = ("--store", str(store / str(number)), "--cpus", "2")
+        return mae_study("run", str(study), *where, *too_many[number][0])
+
+    with ThreadPoolExecutor() as threads:
+        for number, done in enumerate(threads.map(run, range(len(too_many)))):
+            assert done.returncode == 6, done.stderr
+            assert too_many[number][1] in done.stderr
+            assert "lower execution.world_size or --slots" in done.stderr
+            assert "Traceback" not in done.stderr
+    assert not list(store.glob("*/stages/*/*/attempts/*"))
 
 
 def test_debug_prints_json_alone_and_finds_the_debugged_parent(store: Path, tmp_path: Path) -> None:
