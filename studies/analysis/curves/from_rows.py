@@ -28,10 +28,11 @@ from studies.analysis.curves.curves import (
     Series,
     in_order,
 )
+from studies.analysis.curves.published import published_series
 from studies.analysis.results import filled, is_number, protocol_key, protocol_names, why_odd
 from studies.reference import Published, published_set
 from studies.result_row import EVALUATIONS, Place, ResultRow
-from studies.spec.axes import AXES, axis, joined, shown, tick
+from studies.spec.axes import AXES, axis, shown, tick
 
 FAMILIES = {kind: recipe.FAMILY.value for kind, recipe in RECIPES.items()}
 """Kinds that a figure may show together: a supervised run, and the best of a search on dev, are
@@ -191,7 +192,7 @@ def _family_curve(
         lines = _baselines(protocols, [r for r in rows if r.row.role == "baseline"])
         if name not in SCALING:
             lines += _lines("untrained network", [r for r in rows if r.is_untrained])
-    published = _published(name, figure.measure, kinds, reference)
+    published = published_series(name, figure.measure, kinds, reference)
     return figure.curve(title=title, lines=lines, published=published)
 
 
@@ -362,34 +363,6 @@ def _relative(points: Sequence[CurvePoint], measure: str) -> tuple[CurvePoint, .
     for p in points:
         values = {s: most / v if measure == "speedup" else v / least for s, v in p.values.items()}
         found.append(CurvePoint(at=p.at, label=p.label, series=p.series, values=values))
-    return tuple(found)
-
-
-def _published(
-    name: str, measure: str, kinds: set[str], rows: Sequence[Published]
-) -> tuple[PublishedSeries, ...]:
-    metric = {"speedup": "speedup", "relative_flops": "relative FLOPs"}.get(measure, measure)
-    groups: dict[tuple[str, str, str], dict[Place, Published]] = defaultdict(dict)
-    for row in rows:
-        at = joined(name, row.at) if "+" in name else row.at.get(name)
-        if row.kind in kinds and row.metric == metric and at is not None:
-            own = {*name.split("+"), "size", "objective", "duration"}
-            rest = [shown(a, p) for a, p in row.at.items() if a not in own]
-            model = () if name == "size" else (row.model,)
-            # The first of a set at a place: repeats of it (seeds) are further down the table.
-            groups[row.set, row.method, ", ".join((*model, *rest))].setdefault(at, row)
-    alone = len({method for _, method, _ in groups}) == 1
-    found = []
-    for (source, method, model_text), points in groups.items():
-        named = "" if alone and model_text else method
-        parts = [part for part in (named, model_text) if part]
-        published = PublishedSeries(
-            label=f"{source}: {', '.join(parts)}",
-            objective=str(next(iter(points.values())).at.get("objective", "")),
-            points=tuple((at, points[at].value) for at in in_order(axis(name), points)),
-            links=tuple(dict.fromkeys(p.link for p in points.values() if p.link)),
-        )
-        found.append(published)
     return tuple(found)
 
 

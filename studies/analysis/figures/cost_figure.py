@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from studies.analysis.figures.drawing import Drawing, finish, legend, new_figure, style
+from studies.analysis.figures.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    Drawing,
+    finish,
+    legend,
+    new_figure,
+    style,
+)
 
-# Okabe and Ito's palette, safe for colour-blind readers.
 ROLE_COLOURS = {
-    "grid": "#0072B2",
-    "untrained": "#999999",
-    "baseline": "#E69F00",
-    "sweep": "#009E73",
-    "repeat": "#56B4E9",
+    "grid": BLUE,
+    "untrained": GREY,
+    "baseline": ORANGE,
+    "sweep": GREEN,
+    "repeat": SKY,
 }
 
 

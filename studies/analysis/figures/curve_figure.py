@@ -22,7 +22,21 @@ from studies.analysis.curves.curves import (
     Series,
     plus_minus,
 )
-from studies.analysis.figures.drawing import Drawing, finish, log_ticks, new_figure, point_at, style
+from studies.analysis.figures.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Drawing,
+    finish,
+    log_ticks,
+    new_figure,
+    point_at,
+    style,
+)
 from studies.result_row import Place
 
 if TYPE_CHECKING:
@@ -30,14 +44,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
-"""Okabe and Ito's, the strong ones first: for series that are categories."""
+_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
+"""The strong ones first: for series that are categories."""
 _RAMPS = {"size": "viridis", DURATION: "plasma"}
 """For series that are in an order."""
 _MARKERS = "osD^vPX*"
 _HOLLOW = "Dsv^o<>p"
 _GREYS = ("#555555", "#888888", "#777777", "#aaaaaa")
-_GREY, _INK = "#6b6b6b", "#222222"
+_GREY = "#6b6b6b"
 _YLABEL = {
     "top1": "top-1 accuracy (%)",
     "mce": "mean corruption error (%), lower is better",
@@ -300,9 +314,9 @@ def _lines(axes: Axes, curve: Curve) -> None:
     across = axes.get_yaxis_transform()
     for line, dash in zip(curve.lines, ((0, (5, 3)), (0, (1, 2))), strict=False):
         mean = sum(line.values) / len(line.values)
-        axes.axhline(mean, linestyle=dash, color=_INK, linewidth=1.0, label=line.label)
+        axes.axhline(mean, linestyle=dash, color=INK, linewidth=1.0, label=line.label)
         at_edge = [0.985] * len(line.values)
-        axes.scatter(at_edge, line.values, s=9, color=_INK, transform=across, zorder=4)
+        axes.scatter(at_edge, line.values, s=9, color=INK, transform=across, zorder=4)
 
 
 def _x_axis(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studies.analysis.curves.differences import Difference
-from studies.analysis.figures.drawing import Drawing, finish, new_figure, point_at, style
+from studies.analysis.figures.drawing import BLUE, Drawing, finish, new_figure, point_at, style
 
 MAX_DRAWN = 40
 
 
-_COLOURS = {True: "#0072B2", False: "#8c8c8c"}
+_COLOURS = {True: BLUE, False: "#8c8c8c"}
 
 
 @style()

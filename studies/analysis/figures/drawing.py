@@ -51,6 +51,10 @@ class Drawing:
     """What a reader may switch on and off, where there are several."""
 
 
+# Okabe and Ito's palette, safe for colour-blind readers.
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, INK, GREY = "#E69F00", "#56B4E9", "#222222", "#999999"
+
 BITMAP_DPI = 130
 MAX_HOT_SPOTS = 800
 """Of a figure; with more of them no one could point at one."""

@@ -5,22 +5,34 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from studies.analysis.figures.drawing import Drawing, finish, legend, new_figure, style
+from studies.analysis.figures.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    Drawing,
+    finish,
+    legend,
+    new_figure,
+    style,
+)
 from studies.analysis.goodput.accounting import BUCKETS, Goodput
 from studies.analysis.goodput.interval_advice import StudyGoodput, short_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette, safe for colour-blind readers; grey where nothing runs.
 COLOURS = {
-    "useful": "#009E73",
-    "starting": "#56B4E9",
-    "restoring": "#0072B2",
-    "saving": "#E69F00",
-    "replayed": "#CC79A7",
-    "failed": "#D55E00",
-    "waiting": "#999999",
+    "useful": GREEN,
+    "starting": SKY,
+    "restoring": BLUE,
+    "saving": ORANGE,
+    "replayed": PURPLE,
+    "failed": VERMILION,
+    "waiting": GREY,
 }
 MAX_BARS = 12
 _LABEL_WIDTH = 34

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from studies.analysis.curves.insights import CostFrontier, RankRelation
 from studies.analysis.figures.drawing import (
+    BLUE,
+    VERMILION,
     Drawing,
     finish,
     legend,
@@ -20,8 +22,6 @@ from studies.analysis.figures.drawing import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_BLUE, _VERMILION = "#0072B2", "#D55E00"
-
 
 @style()
 def rank_figure(found: RankRelation, name: str) -> Drawing:
@@ -32,7 +32,7 @@ def rank_figure(found: RankRelation, name: str) -> Drawing:
         [p[1] for p in found.points],
         [p[2] for p in found.points],
         s=22,
-        color=_BLUE,
+        color=BLUE,
         alpha=0.75,
         linewidths=0,
     )
@@ -67,7 +67,7 @@ def _frontier(axes: Axes, one: CostFrontier) -> None:
         [p[1] for p in one.points],
         [p[2] for p in one.points],
         s=18,
-        color=_BLUE,
+        color=BLUE,
         alpha=0.6,
         linewidths=0,
         label="cells",
@@ -78,7 +78,7 @@ def _frontier(axes: Axes, one: CostFrontier) -> None:
         [p[1] for p in one.best],
         [p[2] for p in one.best],
         drawstyle="steps-post",
-        color=_VERMILION,
+        color=VERMILION,
         marker="o",
         ms=4,
         label="best so far",

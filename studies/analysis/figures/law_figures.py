@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from studies.analysis.figures.drawing import Drawing, finish, legend, new_figure, point_at, style
+from studies.analysis.figures.drawing import (
+    BLUE,
+    Drawing,
+    finish,
+    legend,
+    new_figure,
+    point_at,
+    style,
+)
 from studies.analysis.laws.by_protocol import AXIS_NAMES, DURATION, SIZE, ProtocolLaw
 from studies.analysis.laws.fit import Fit
 
@@ -74,7 +82,7 @@ def residual_figure(found: ProtocolLaw, name: str) -> Drawing | None:
     axes = figure.subplots()
     axes.set_title(textwrap.fill(f"{found.label}: residuals", 60))
     axes.axhline(0, color="#6b6b6b", linewidth=0.8)
-    drawn = axes.plot(fitted, measured - fitted, "o", color="#0072B2", ms=4.5)
+    drawn = axes.plot(fitted, measured - fitted, "o", color=BLUE, ms=4.5)
     rest = measured - fitted
     names = fit.table.cells
     texts = [(a, b, f"{c}: {b:+.2f} points") for a, b, c in zip(fitted, rest, names, strict=True)]
@@ -132,7 +140,7 @@ def _lines(fit: Fit, other: str | None) -> Iterator[tuple[str, npt.NDArray[np.bo
     from matplotlib import colormaps
 
     if other is None:
-        yield "runs", np.ones(len(fit.data), dtype=bool), "#0072B2"
+        yield "runs", np.ones(len(fit.data), dtype=bool), BLUE
         return
     values = np.unique(fit.data.axes[other])[-MAX_LINES:]
     for i, value in enumerate(values):

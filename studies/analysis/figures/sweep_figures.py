@@ -8,7 +8,17 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from studies.analysis.figures.drawing import Drawing, finish, legend, new_figure, style
+from studies.analysis.figures.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    VERMILION,
+    Drawing,
+    finish,
+    legend,
+    new_figure,
+    style,
+)
 from studies.analysis.sweeps.optima import Search, Trend, noise, trends
 from studies.analysis.sweeps.settings import short
 
@@ -16,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BLUE, _VERMILION, _GREY, _GREEN = "#0072B2", "#D55E00", "#999999", "#009E73"
 _COLUMNS = 2
 
 
@@ -48,16 +57,16 @@ def _trials(searches: Sequence[Search]) -> Drawing:
     for search, axes in zip(searches, panels, strict=True):
         x = [t.number for t in search.trials]
         y = [search.score(t) for t in search.trials]
-        axes.plot(x, y, "o", ms=5, color=_BLUE, mec="white", mew=0.6, label="trial")
+        axes.plot(x, y, "o", ms=5, color=BLUE, mec="white", mew=0.6, label="trial")
         best = [max(y[: i + 1]) for i in range(len(y))]
-        axes.step(x, best, where="post", color=_GREY, lw=1.2, label="best so far", zorder=1)
+        axes.step(x, best, where="post", color=GREY, lw=1.2, label="best so far", zorder=1)
         moved = [(t.number, search.score(t)) for t in search.trials if t.is_transferred]
         if moved:
-            axes.plot(*zip(*moved, strict=True), "D", ms=7, color=_GREEN, label="transferred")
+            axes.plot(*zip(*moved, strict=True), "D", ms=7, color=GREEN, label="transferred")
         won = search.trial(search.winner)
         if won is not None:
             at = (won.number, search.score(won))
-            axes.plot(*at, "o", ms=12, mfc="none", mec=_VERMILION, mew=2, label="winner")
+            axes.plot(*at, "o", ms=12, mfc="none", mec=VERMILION, mew=2, label="winner")
         again = list(search.repeats.values())
         if again:
             axes.plot(
@@ -66,13 +75,13 @@ def _trials(searches: Sequence[Search]) -> Drawing:
                 "_",
                 ms=12,
                 mew=2,
-                color=_VERMILION,
+                color=VERMILION,
                 label="winner at other seeds",
             )
         spread = noise(search)
         if spread is not None:
             axes.axhspan(
-                spread.centre - spread.margin, max(y + again), color=_VERMILION, alpha=0.10, lw=0
+                spread.centre - spread.margin, max(y + again), color=VERMILION, alpha=0.10, lw=0
             )
         axes.set_title(search.label or search.objective, loc="left")
         axes.set_xlabel("trial")
@@ -98,7 +107,7 @@ def _importance(searches: Sequence[Search]) -> Drawing | None:
     for search, axes in zip(with_any, panels, strict=True):
         names = list(search.importance)[::-1]
         shares = [100 * search.importance[name] for name in names]
-        axes.barh([short(n) for n in names], shares, color=_BLUE)
+        axes.barh([short(n) for n in names], shares, color=BLUE)
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of the variance (%)")
         axes.set_title(search.label or search.objective, loc="left")
@@ -119,19 +128,19 @@ def _front(search: Search) -> Drawing:
         (t for t in search.trials if t.number in search.front), key=lambda t: t.values
     )
     x, y = [t.values[0] for t in search.trials], [t.values[1] for t in search.trials]
-    axes.plot(x, y, "o", ms=5, color=_GREY, mec="white", mew=0.6, label="trial")
+    axes.plot(x, y, "o", ms=5, color=GREY, mec="white", mew=0.6, label="trial")
     axes.plot(
         [t.values[0] for t in on_front],
         [t.values[1] for t in on_front],
         "o-",
         ms=6,
-        color=_BLUE,
+        color=BLUE,
         lw=1.2,
         label="Pareto front",
     )
     won = search.trial(search.winner)
     if won is not None:
-        axes.plot(*won.values[:2], "o", ms=13, mfc="none", mec=_VERMILION, mew=2, label="winner")
+        axes.plot(*won.values[:2], "o", ms=13, mfc="none", mec=VERMILION, mew=2, label="winner")
     axes.set_xlabel(f"{name_x} on dev (%)")
     axes.set_ylabel(f"{name_y} on dev (%)")
     axes.set_title(search.label or "Several protocols at once", loc="left")
@@ -156,24 +165,24 @@ def _trend(found: Trend, searches: Sequence[Search]) -> Drawing:
     for params, at in found.points:
         if at.status == "inside" and at.at is not None:
             ends = (at.low if at.low is not None else low, at.high if at.high is not None else high)
-            axes.plot([params, params], ends, color=_BLUE, lw=1.5)
-            axes.plot([params], [at.at], "o", ms=7, color=_BLUE)
+            axes.plot([params, params], ends, color=BLUE, lw=1.5)
+            axes.plot([params], [at.at], "o", ms=7, color=BLUE)
         elif at.status == "edge":
             axes.plot(
                 [params],
                 [(low * high) ** 0.5 if found.is_log else (low + high) / 2],
                 "x",
                 ms=7,
-                color=_GREY,
+                color=GREY,
             )
     if found.slope is not None and found.intercept is not None:
         ends_x = [min(n for n, _ in found.points), max(n for n, _ in found.points)]
         line = [found.intercept + found.slope * math.log10(n) for n in ends_x]
-        axes.plot(ends_x, [10**v for v in line] if found.is_log else line, "--", color=_VERMILION)
+        axes.plot(ends_x, [10**v for v in line] if found.is_log else line, "--", color=VERMILION)
     axes.set_xscale("log")
     axes.set_yscale("log" if found.is_log else "linear")
-    axes.axhline(low, color=_GREY, lw=0.8, ls=":")
-    axes.axhline(high, color=_GREY, lw=0.8, ls=":")
+    axes.axhline(low, color=GREY, lw=0.8, ls=":")
+    axes.axhline(high, color=GREY, lw=0.8, ls=":")
     axes.set_xlabel("encoder parameters")
     axes.set_ylabel(f"best {short(found.key)}")
     axes.set_title(f"Best {short(found.key)} by size", loc="left")

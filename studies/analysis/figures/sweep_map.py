@@ -6,16 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from studies.analysis.figures.drawing import Drawing, finish, new_figure, style
+from studies.analysis.figures.drawing import VERMILION, Drawing, finish, new_figure, style
 from studies.analysis.sweeps.settings import ChosenSetting
 from studies.analysis.sweeps.surface import SweepPoint, SweepSurface, is_winner, sweep_caption
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import PathCollection
-
-
-_VERMILION = "#D55E00"
 
 
 @style()
@@ -74,7 +71,7 @@ def _sweep_panel(
 def _mark_winner(axes: Axes, points: Sequence[SweepPoint], depths: Sequence[int]) -> None:
     for p in points:
         at = depths.index(p.decoder_depth)
-        axes.plot([p.mask_ratio], [at], "o", ms=19, mfc="none", mec=_VERMILION, mew=2.2, zorder=5)
+        axes.plot([p.mask_ratio], [at], "o", ms=19, mfc="none", mec=VERMILION, mew=2.2, zorder=5)
         axes.annotate(
             "chosen",
             (p.mask_ratio, at),
@@ -82,6 +79,6 @@ def _mark_winner(axes: Axes, points: Sequence[SweepPoint], depths: Sequence[int]
             textcoords="offset points",
             ha="center",
             fontsize=8,
-            color=_VERMILION,
+            color=VERMILION,
             fontweight="bold",
         )
