@@ -50,7 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     known: dict[CodeType, bool] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and any(_starts(f, known) for f in _functions(item)):
+        if isinstance(item, pytest.Function) and any(
+            starts_process(f, known) for f in _functions(item)
+        ):
             item.add_marker(pytest.mark.process)
 
 
@@ -95,10 +97,10 @@ def _functions(item: pytest.Function) -> list[Any]:
     return [item.function, *(definition.func for d in fixtures.values() for definition in d)]
 
 
-def _starts(found: Any, known: dict[CodeType, bool]) -> bool:
+def starts_process(found: Any, known: dict[CodeType, bool]) -> bool:
     """Tell whether a function or class of the tests names a starter, or calls what does."""
     if isinstance(found, type):
-        return any(_starts(member, known) for member in vars(found).values())
+        return any(starts_process(member, known) for member in vars(found).values())
     function = getattr(found, "__wrapped__", getattr(found, "__func__", found))
     if not isinstance(function, FunctionType) or not _is_of_tests(function.__code__):
         return False
@@ -106,7 +108,7 @@ def _starts(found: Any, known: dict[CodeType, bool]) -> bool:
     if code not in known:
         known[code] = False  # a function that calls itself
         known[code] = any(
-            name in STARTERS or _is_starter(value) or _starts(value, known)
+            name in STARTERS or _is_starter(value) or starts_process(value, known)
             for name in _names(code)
             for value in [function.__globals__.get(name)]
         )
