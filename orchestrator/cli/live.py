@@ -139,9 +139,10 @@ class Display(View):
         rate = f"{metrics['images_per_s']:,.0f}" if "images_per_s" in metrics else ""
         ran = time.monotonic() - task.began
         left = ran * (total - step) / step if total and step else task.estimate_s - ran
+        slow = ", ".join(map(str, task.gang.stragglers())) if task.gang else ""
         return (
             task.planned.cell.address,
-            task.planned.stage.name,
+            task.planned.stage.name + (f" (slow: rank {slow})" if slow else ""),
             f"{step}/{total}" if total else "",
             loss,
             rate,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import pickle
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -67,6 +68,10 @@ class StorageContract(ABC):
         storage.publish("a/small", b"y")
         assert storage.read("a/large") == b"x" * 5_000_000
         assert storage.read("a/small") == b"y"
+
+    def test_another_process_can_be_given_it(self, storage: Storage) -> None:
+        storage.publish("a", b"x")
+        assert pickle.loads(pickle.dumps(storage)).read("a") == b"x"
 
     @pytest.mark.parametrize("name", ["missing", "no/such/directory", "file/below"])
     def test_a_missing_file_is_said_so(self, storage: Storage, name: str) -> None:
