@@ -7,6 +7,7 @@ is the suite that every implementation passes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -48,7 +49,8 @@ class Storage(ABC):
     * `publish` is atomic and replaces: a reader sees the old content or the new, never a mix.
     * A file of `writer` may be left half-written by whatever kills the process: only a file that
       is published or created later may name it.
-    * Reading never follows a link, neither as the file nor as its directory.
+    * Reading never follows a link, neither as the file nor as its directory, unless it was opened
+      so that it does.
     * Whatever the medium refuses is an `OSError`; a missing file is `FileNotFoundError` or
       `NotADirectoryError`.
 
@@ -120,9 +122,11 @@ class Storage(ABC):
 class LocalStorage(Storage):
     """A directory on a local or shared POSIX file system."""
 
-    def __init__(self, root: Path, fault: FaultPoint | None = None) -> None:
+    def __init__(
+        self, root: Path, fault: FaultPoint | None = None, *, follow_links: bool = False
+    ) -> None:
         super().__init__(str(root), fault)
-        self.root = root
+        self.root, self._follow_links = root, follow_links
 
     def check(self, *, writable: bool) -> None:
         """List the root, or write a file into it."""
@@ -149,7 +153,8 @@ class LocalStorage(Storage):
     def open(self, name: str) -> BinaryIO:
         """Open a regular file."""
         path = self.local(name)
-        if path.is_symlink() or (path.parent.is_symlink() and path.parent != self.root):
+        is_linked = path.is_symlink() or (path.parent.is_symlink() and path.parent != self.root)
+        if is_linked and not self._follow_links:
             raise OSError(f"{path} is a link")
         return path.open("rb")
 
@@ -198,7 +203,7 @@ class LocalStorage(Storage):
             self._fault("delete")
             with contextlib.suppress(FileNotFoundError):
                 if file.is_dir() and not file.is_symlink():
-                    file.rmdir()
+                    _remove_directory(file)
                 else:
                     file.unlink()
         shutil.rmtree(path, ignore_errors=True)
@@ -253,6 +258,15 @@ def check_name(name: str) -> str:
     if name and not is_safe(name):
         raise UnsafeName(name)
     return name
+
+
+def _remove_directory(directory: Path) -> None:
+    """Remove it if it is empty: NFS keeps files that are open elsewhere, under other names."""
+    try:
+        directory.rmdir()
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
 
 
 def _sync_directory(directory: Path) -> None:

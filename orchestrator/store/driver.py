@@ -121,7 +121,8 @@ class LocalStore(Store):
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        super().__init__(LocalStorage(self.root))
+        # Records are only parsed, and people move the folder of a stage to another disk by a link.
+        super().__init__(LocalStorage(self.root, follow_links=True))
 
 
 def _name(key: str) -> str:

@@ -152,11 +152,16 @@ class Records:
         return self.store.create_json(key, record.to_json())
 
     def supersede(self, science_hash: str) -> None:
-        """Archive a completion record, so that the stage can be run again."""
-        key = f"{stage_key(science_hash)}/done.json"
+        """Archive a completion record, so that the stage can be run again.
+
+        What was cut off half-way is finished by the next call: a record is archived once.
+        """
+        key, archive = (f"{stage_key(science_hash)}/{name}" for name in ("done.json", "superseded"))
         content = self.store.read_json(key)
         if content is not None:
-            self.store.append_numbered(f"{stage_key(science_hash)}/superseded", content)
+            last = self.store.last_numbered(archive)
+            if last is None or last[1] != content:
+                self.store.append_numbered(archive, content)
             self.store.delete(f"{stage_key(science_hash)}/checkpoints")
             self.store.delete(key)
 

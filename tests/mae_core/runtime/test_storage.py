@@ -218,6 +218,21 @@ class TestLocalStorage(StorageContract):
         storage.delete("d")
         assert (tmp_path / "outside" / "secret").read_text() == "x"
 
+    def test_a_directory_that_does_not_empty_is_left(
+        self, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on NFS, where a file that is open elsewhere stays under another name."""
+        storage.publish("d/below/a", b"")
+
+        def refuse(path: Path) -> None:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rmdir", refuse)
+            patch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+            storage.delete("d")
+        assert storage.list("d/below") == []
+
     def test_a_storage_that_is_itself_a_link_is_read(
         self, storage: Storage, tmp_path: Path
     ) -> None:

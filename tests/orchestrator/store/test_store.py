@@ -106,6 +106,34 @@ def test_completion_is_created_once(tmp_path: Path) -> None:
     assert records.done("ab12") is None
 
 
+def test_a_record_is_archived_once_whatever_cuts_that_off(tmp_path: Path) -> None:
+    class Stuck(LocalStorage):
+        def delete(self, name: str) -> None:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    folder = stage_key("ab12")
+    LocalStore(tmp_path).create_json(f"{folder}/done.json", {"science_hash": "ab12"})
+    for _ in range(2):
+        with pytest.raises(StoreError, match="not usable"):
+            Records(Store(Stuck(tmp_path))).supersede("ab12")
+    records = Records(LocalStore(tmp_path))
+    assert records.store.list(f"{folder}/superseded") == ["000001.json"]
+    assert records.store.read(f"{folder}/done.json") is not None, "nothing is lost"
+    records.supersede("ab12")
+    assert records.store.list(f"{folder}/superseded") == ["000001.json"]
+    assert records.store.read(f"{folder}/done.json") is None
+
+
+def test_the_folder_of_a_stage_may_be_on_another_disk(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    store.create_json("stages/ab/ab12/done.json", {"a": 1})
+    folder = tmp_path / "store" / "stages" / "ab" / "ab12"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert store.read_json("stages/ab/ab12/done.json") == {"a": 1}
+    assert store.create_json("stages/ab/ab12/more.json", {}) and store.list("stages/ab/ab12")
+
+
 def test_attempts_are_numbered_and_ended_once(tmp_path: Path) -> None:
     records = Records(LocalStore(tmp_path))
     assert [records.begin_attempt("ab12", AttemptStart()) for _ in range(2)] == [1, 2]
