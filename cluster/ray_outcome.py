@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.ranks.outcome import Loss, RankOutcome, lost
 from cluster.slots import Slot
-from cluster.verdict import is_of_device
+from cluster.verdict import spoils_process
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -39,10 +39,10 @@ def outcome_of(ref: ObjectRef[str], rank: int, node: str, alive: Collection[str]
 
 
 def must_retire(slot: Slot, outcome: RankOutcome | None) -> bool:
-    """Dead, still at work, about to be ended, after a CUDA error (poisoned context), or grown."""
+    """Dead, still at work, about to be ended, spoiled by its error, or grown."""
     if outcome is None or outcome.is_going:
         return True
-    if outcome.error is not None and (outcome.error.loss or is_of_device(outcome.error)):
+    if outcome.error is not None and (outcome.error.loss or spoils_process(outcome.error)):
         return True
     slot.base_rss = slot.base_rss or outcome.rss_bytes
     return outcome.rss_bytes > max(2 * slot.base_rss, slot.base_rss + MEMORY_GROWTH_LIMIT)

@@ -5,15 +5,17 @@ that names its own cause, the earliest other exception, lost connections. What t
 dead peer say is collateral, and a request to stop explains those ends that a stop can cause.
 
 An exception is judged by what its class claims (`attempt_cause`), by the error numbers of its
-chain, and by its qualified types. Texts count only where a library gives nothing else, and only in
-exceptions of its own types.
+chain, and by its qualified types. A group is judged by its members, if those that name a cause name
+the same. Texts count only where a library gives nothing else: in exceptions of its own types, and
+in the plain `RuntimeError` of torch's C++ if the text shows that it is from there.
 """
 
 from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cluster.ranks.outcome import Loss, Raised, RankError, RankOutcome
@@ -109,12 +111,29 @@ _TORCH_TEXTS = (
     ("eaddrinuse", Cause.RENDEZVOUS),
     ("address already in use", Cause.RENDEZVOUS),
 )
+_FROM_TORCH = re.compile(
+    r"\[enforce fail at|pytorchstreamwriter|inline_container|defaultcpuallocator"
+    r"|(cuda|hip) out of memory\. tried to allocate|cuda error|cu(blas|dnn)_status_"
+    r"|\bc10d?\b|\bgloo\b|\bnccl|server socket"
+    # Of shared memory and mapped files: "unable to write to file </torch_7>: ... (28)".
+    r"|unable to .+ \(\d+\)"
+)
+"""What shows that a plain `RuntimeError` is of torch's C++, not of somebody's Python."""
 _SAFETENSORS_TEXTS = tuple((f"(os error {number})", cause) for number, cause in _BY_ERRNO.items())
 """Rust writes error numbers into its texts, and safetensors passes only the text on."""
 _WRAPS_OTHERS = frozenset({Cause.CHECKPOINT, Cause.BAD_DATA})
 """Our errors that may wrap an error of the disk, which is more specific."""
 _NODE_FAILURES = frozenset({Cause.RANK_DIED, Cause.NODE_LOST, Cause.HANG})
-_BROKEN_HARDWARE = ("uncorrectable ecc", "xid ")
+_BROKEN_HARDWARE = "uncorrectable ecc"
+_DEVICE_TYPES = frozenset({"torch.AcceleratorError", "torch.OutOfMemoryError"})
+_DEVICE_LIBRARIES = ("torch", "cupy", "numba", "triton", "pycuda")
+_DEVICE_TEXTS = re.compile(
+    r"cuda (driver |runtime )?error|cuda_?error|(cuda|hip) out of memory\. tried to allocate"
+    r"|cu(blas|dnn)_status_|cudnn error|nccl ?error|triton error \[cuda\]"
+    # PyCUDA names the call: "cuMemcpyDtoH failed: an illegal memory access was encountered".
+    r"|(?-i:\bcu[A-Z]\w+ failed: )",
+    re.IGNORECASE,
+)
 _EXPLAINED_BY_STOP = {
     Cause.PREEMPTED: frozenset({Cause.RANK_DIED, Cause.NODE_LOST, Cause.HANG, Cause.RENDEZVOUS}),
     Cause.CANCELLED: frozenset({Cause.RANK_DIED, Cause.HANG, Cause.RENDEZVOUS}),
@@ -162,7 +181,7 @@ def judge(outcomes: Sequence[RankOutcome]) -> Verdict:
         rank,
         error.traceback,
         reason,
-        cause in _NODE_FAILURES or _has_text(error, _BROKEN_HARDWARE),
+        cause in _NODE_FAILURES or _shows_broken_hardware(error),
     )
 
 
@@ -171,31 +190,64 @@ def cause_of(error: RankError) -> Cause:
     return _named(error) or (Cause.RENDEZVOUS if _lost_connection(error) else Cause.ERROR)
 
 
-def is_of_device(error: RankError) -> bool:
-    """True if CUDA raised it, or what it was raised from: its context must not be used again."""
-    return _has_text(error, ("cuda",))
+def spoils_process(error: RankError) -> bool:
+    """True if the process that raised it must not be used again.
+
+    A device's error leaves a broken context: one that torch has a type for, or whose text has a
+    status of CUDA, cuBLAS, cuDNN or NCCL in a `RuntimeError` or an exception of a library for
+    GPUs. What is no `Exception`, such as `SystemExit`, passes by the cleaning up after errors.
+    """
+    is_exit = bool(error.chain) and "builtins.Exception" not in error.chain[0].types
+    return is_exit or any(map(_is_of_device, _links(error)))
+
+
+def _is_of_device(link: Raised) -> bool:
+    if not _DEVICE_TYPES.isdisjoint(link.types):
+        return True
+    sources = ("builtins.RuntimeError", *_DEVICE_LIBRARIES)
+    is_source = any(name.startswith(sources) for name in link.types)
+    return is_source and _DEVICE_TEXTS.search(link.message) is not None
+
+
+def _shows_broken_hardware(error: RankError) -> bool:
+    said = (link.message.lower() for link in _links(error) if _is_of_device(link))
+    return any(_BROKEN_HARDWARE in message for message in said)
+
+
+def _links(error: RankError) -> Iterator[Raised]:
+    """All exceptions of an error, members of groups too."""
+    for link in error.chain:
+        yield link
+        for member in link.members:
+            yield from member
 
 
 def _named(error: RankError) -> Cause | None:
     """Cause that an error names by itself."""
-    if error.loss is not None:
-        return _BY_LOSS[error.loss]
-    told = next((cause for link in error.chain if (cause := _told(link)) is not None), None)
-    claimed = _BY_CLAIM.get(error.chain[0].claim or "")
+    return _BY_LOSS[error.loss] if error.loss is not None else _named_by(error.chain)
+
+
+def _named_by(chain: Sequence[Raised]) -> Cause | None:
+    told = next((cause for link in chain if (cause := _told(link)) is not None), None)
+    claimed = _BY_CLAIM.get(chain[0].claim or "")
     if claimed is None or (claimed in _WRAPS_OTHERS and told is Cause.DISK):
         return told
     return claimed
 
 
 def _told(link: Raised) -> Cause | None:
-    """Cause that an exception of the machine or of a library names unmistakably."""
+    """Cause that an exception of the machine or of a library names, or all members of a group."""
+    if link.members:
+        causes = {_named_by(member) for member in link.members} - {None}
+        return causes.pop() if len(causes) == 1 else None
     if link.errno in _BY_ERRNO:
         return _BY_ERRNO[link.errno]
     named = next((_BY_TYPE[name] for name in link.types if name in _BY_TYPE), None)
     if named is not None:
         return named
     if _is_torch(link):
-        return _by_text(link, _TORCH_TEXTS)
+        is_own = link.types[0].startswith("torch.") or _FROM_TORCH.search(link.message.lower())
+        return _by_text(link, _TORCH_TEXTS) if is_own else None
     is_rust = link.types[0].startswith("safetensors.")
     return _by_text(link, _SAFETENSORS_TEXTS) if is_rust else None
 
@@ -211,12 +263,6 @@ def _is_torch(link: Raised) -> bool:
     return own == "builtins.RuntimeError" or own.startswith("torch.")
 
 
-def _has_text(error: RankError, texts: Sequence[str]) -> bool:
-    """True if an exception of torch's in the chain says one of these."""
-    said = [link.message.lower() for link in error.chain if _is_torch(link)]
-    return any(text in message for message in said for text in texts)
-
-
 def _weight(error: RankError) -> int:
     """Rank of a piece of evidence; of equal ones the earliest counts."""
     if _is_stop(error):
@@ -230,7 +276,11 @@ def _weight(error: RankError) -> int:
 
 
 def _is_stop(error: RankError) -> bool:
-    return bool(error.chain) and error.chain[0].claim == _STOP_CLAIM
+    if not error.chain:
+        return False
+    first = error.chain[0]
+    claims = {member[0].claim for member in first.members} or {first.claim}
+    return claims == {_STOP_CLAIM}
 
 
 def _says_nothing(error: RankError) -> bool:

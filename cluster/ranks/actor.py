@@ -138,12 +138,15 @@ class RankProcess:
 def _call(
     entry: str, payload: str, control: RankControl
 ) -> tuple[JsonObject | None, RankError | None]:
-    """What an entry returns, or its error: whatever a stage raises is evidence for the verdict."""
+    """What an entry returns, or its error: whatever a stage raises is evidence for the verdict.
+
+    `SystemExit` too: this process is not the stage's to end. Signals raise nothing here.
+    """
     try:
         value = load_entry(entry)(json.loads(payload), control)
         json.dumps(value)  # what cannot cross is the entry's own error
         return value, None
-    except Exception as error:
+    except BaseException as error:
         return None, describe(error)
 
 

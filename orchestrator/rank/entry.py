@@ -56,17 +56,26 @@ def warm(payload: JsonObject, control: RankControl) -> JsonObject:
 
 def run_stage(payload: JsonObject, control: RankControl) -> JsonObject:
     """Entry point of every gang: a `StagePayload` in, a `StageResult` out, both as JSON."""
-    return run(StagePayload.from_json(payload), control).to_json()
+    directory = payload.get("directory") if payload.get("capture") else None
+    with _accounted(Path(directory) if isinstance(directory, str) else None, control.rank):
+        return _run(StagePayload.from_json(payload), control).to_json()
 
 
 def run(payload: StagePayload, control: RankControl) -> StageResult:
     """Run one stage on this rank and return what rank 0 knows of it."""
-    log = payload.directory / LOG_FILE.format(rank=control.rank)
-    with _captured(log) if payload.capture else contextlib.nullcontext():
+    with _accounted(payload.directory if payload.capture else None, control.rank):
+        return _run(payload, control)
+
+
+@contextlib.contextmanager
+def _accounted(directory: Path | None, rank: int) -> Iterator[None]:
+    """Log what is said inside, and how it fails, below `directory`; leave the gang if it fails."""
+    log = None if directory is None else directory / LOG_FILE.format(rank=rank)
+    with _captured(log) if log else contextlib.nullcontext():
         try:
-            return _run(payload, control)
-        except Exception:
-            if payload.capture:
+            yield
+        except BaseException:
+            if log:
                 with contextlib.suppress(OSError):  # a full disk is no second failure
                     traceback.print_exc()  # into the log; elsewhere whoever called says it
             _close_group()

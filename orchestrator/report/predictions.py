@@ -12,6 +12,7 @@ from orchestrator.errors import UserError
 from orchestrator.plan.cell_facts import cell_facts
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.rows import objective_of
+from orchestrator.store.known_keys import build_known
 from orchestrator.store.records import Records, now_iso
 from studies.analysis.laws.by_protocol import DURATION, SIZE, ProtocolLaw, candidates, protocol_law
 from studies.analysis.laws.next_runs import NextRuns, PossibleRun, advise, go_or_no_go
@@ -128,9 +129,10 @@ def scored(plan: Plan, records: Records) -> list[Scored]:
     """All registered predictions of a study, with what was measured since."""
     found = []
     for name in records.store.list(_prefix(plan)):
-        plain = records.store.read_json(f"{_prefix(plan)}/{name}")
+        key = f"{_prefix(plan)}/{name}"
+        plain = records.store.read_json(key)
         if plain is not None:
-            record = Registered(**plain)
+            record = build_known(Registered, plain, f"record {key}")
             done = records.done(record.science_hash)
             measured = None if done is None else done.metrics.get("top1")
             found.append(Scored(record=record, measured=measured))

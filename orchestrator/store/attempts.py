@@ -14,6 +14,7 @@ from typing import Self
 from cluster.hang import Hang
 from cluster.ranks.outcome import JsonObject
 from mae_core.config import Execution
+from orchestrator.store.known_keys import build_known
 
 NOT_STARTED = "not started"
 """Cause of an attempt whose gang found no slots."""
@@ -23,10 +24,13 @@ class _Record:
     """A record that is read with tolerance."""
 
     @classmethod
-    def from_json(cls, plain: JsonObject) -> Self:
-        """Read what `to_json` wrote, by this version or another."""
-        names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        return cls(**{name: value for name, value in plain.items() if name in names})
+    def from_json(cls, plain: JsonObject, where: str = "record") -> Self:
+        """Read what `to_json` wrote, by this version or another.
+
+        Raises:
+            StoreError: it is damaged; `where` names it.
+        """
+        return build_known(cls, plain, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,11 @@ class Remedies(_Record):
         return plain | ({} if nodes is None else {"avoid_nodes": list(nodes)})
 
     @classmethod
-    def from_json(cls, plain: JsonObject) -> Self:
+    def from_json(cls, plain: JsonObject, where: str = "record") -> Self:
         """Read what `to_json` wrote."""
         nodes = plain.get("avoid_nodes")
-        return super().from_json(plain | {"avoid_nodes": None if nodes is None else tuple(nodes)})
+        typed = None if nodes is None else tuple(nodes)
+        return super().from_json(plain | {"avoid_nodes": typed}, where)
 
     @classmethod
     def between(cls, wanted: Execution, actual: Execution, **more: object) -> Self:
@@ -97,11 +102,11 @@ class DecisionRecord(_Record):
         return plain | remedies
 
     @classmethod
-    def from_json(cls, plain: JsonObject) -> Self:
+    def from_json(cls, plain: JsonObject, where: str = "record") -> Self:
         """Read what `to_json` wrote."""
         remedies = plain.get("remedies")
-        typed = None if remedies is None else Remedies.from_json(remedies)
-        return super().from_json({"decision": ""} | plain | {"remedies": typed})
+        typed = None if remedies is None else Remedies.from_json(remedies, where)
+        return super().from_json({"decision": ""} | plain | {"remedies": typed}, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +132,15 @@ class AttemptStart(_Record):
         return dataclasses.asdict(self) | {"remedies": self.remedies.to_json()}
 
     @classmethod
-    def from_json(cls, plain: JsonObject) -> Self:
+    def from_json(cls, plain: JsonObject, where: str = "record") -> Self:
         """Read what `to_json` wrote."""
         driver = plain.get("driver")
         parts = {
-            "driver": Driver.from_json(driver) if driver else None,
-            "remedies": Remedies.from_json(plain.get("remedies") or {}),
+            "driver": Driver.from_json(driver, where) if driver else None,
+            "remedies": Remedies.from_json(plain.get("remedies") or {}, where),
             "code": plain.get("code") or {},
         }
-        return super().from_json(plain | parts)
+        return super().from_json(plain | parts, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +175,13 @@ class AttemptEnd(_Record):
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, plain: JsonObject) -> Self:
+    def from_json(cls, plain: JsonObject, where: str = "record") -> Self:
         """Read what `to_json` wrote."""
         hang = plain.get("hang")
-        typed = None if hang is None else Hang(**hang | {"ranks": tuple(hang["ranks"])})
-        return super().from_json({"cause": ""} | plain | {"hang": typed})
+        typed = None if hang is None else build_known(Hang, hang, f"hang in {where}")
+        if typed is not None:
+            typed = dataclasses.replace(typed, ranks=tuple(typed.ranks))
+        return super().from_json({"cause": ""} | plain | {"hang": typed}, where)
 
 
 @dataclass(frozen=True, kw_only=True)

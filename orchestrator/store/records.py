@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from cluster.ranks.outcome import JsonObject
-from orchestrator.errors import StoreError
 from orchestrator.store.attempts import Attempt, AttemptEnd, AttemptStart, DecisionRecord
 from orchestrator.store.driver import Store
+from orchestrator.store.known_keys import build_known
 
 
 def now_iso() -> str:
@@ -82,11 +82,8 @@ class DoneRecord:
     @classmethod
     def from_json(cls, plain: JsonObject, where: str) -> DoneRecord:
         """Read what `to_json` wrote; raises `StoreError` naming `where` if it is damaged."""
-        try:
-            marks = [Intervention(**mark) for mark in plain.get("intervened", ())]
-            return cls(**plain | {"intervened": marks})
-        except TypeError as error:
-            raise StoreError(f"{where} is damaged: {error}") from error
+        marks = [build_known(Intervention, mark, where) for mark in plain.get("intervened", ())]
+        return build_known(cls, plain | {"intervened": marks}, where)
 
 
 class Records:
@@ -123,10 +120,11 @@ class Records:
         numbers = [n[:6] for n in self.store.list(f"{key}/attempts") if n.endswith(".json")]
         found = []
         for n in numbers:
-            start = AttemptStart.from_json(self.store.read_json(f"{key}/attempts/{n}.json") or {})
-            end = self.store.read_json(f"{key}/ends/{n}.json")
-            ended = None if end is None else AttemptEnd.from_json(end)
-            found.append(Attempt(number=int(n), start=start, end=ended))
+            begun, ended = f"{key}/attempts/{n}.json", f"{key}/ends/{n}.json"
+            start = AttemptStart.from_json(self.store.read_json(begun) or {}, f"record {begun}")
+            plain = self.store.read_json(ended)
+            end = None if plain is None else AttemptEnd.from_json(plain, f"record {ended}")
+            found.append(Attempt(number=int(n), start=start, end=end))
         return found
 
     def lineage(self, science_hash: str) -> list[Attempt]:
@@ -143,8 +141,12 @@ class Records:
     def decisions(self, science_hash: str) -> list[DecisionRecord]:
         """All decisions about a stage, oldest first."""
         key = f"{stage_key(science_hash)}/decisions"
-        found = (self.store.read_json(f"{key}/{name}") for name in self.store.list(key))
-        return [DecisionRecord.from_json(plain) for plain in found if plain is not None]
+        found = {f"{key}/{n}": self.store.read_json(f"{key}/{n}") for n in self.store.list(key)}
+        return [
+            DecisionRecord.from_json(plain, f"record {name}")
+            for name, plain in found.items()
+            if plain is not None
+        ]
 
     def complete(self, record: DoneRecord) -> bool:
         """Create the completion record; False if another driver completed the stage."""

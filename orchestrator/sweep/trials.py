@@ -16,7 +16,9 @@ from typing import Any
 
 from mae_core.config import EncoderConfig
 from mae_core.errors import ConfigError
+from orchestrator.errors import StoreError
 from orchestrator.store.driver import Store
+from orchestrator.store.known_keys import build_known
 from orchestrator.store.records import DoneRecord, Records, now_iso
 from studies.errors import StudyError
 from studies.spec.canonical_json import canonical, digest
@@ -63,10 +65,10 @@ class Winner:
         return plain if self.rule else {k: v for k, v in plain.items() if k not in _OF_SEVERAL}
 
     @staticmethod
-    def from_json(plain: dict[str, Any]) -> Winner:
-        """Read it back."""
-        front = tuple(FrontTrial(**point) for point in plain.get("front", ()))
-        return Winner(**(plain | {"front": front}))
+    def from_json(plain: dict[str, Any], where: str) -> Winner:
+        """Read it back; raises `StoreError` naming `where` if it is damaged."""
+        front = tuple(build_known(FrontTrial, point, where) for point in plain.get("front", ()))
+        return build_known(Winner, plain | {"front": front}, where)
 
 
 _OF_SEVERAL = ("rule", "values", "front")
@@ -101,7 +103,10 @@ class Trials:
 
     def settings(self, number: int) -> Settings | None:
         """Settings of a trial, None if it was never asked for."""
-        raw = self._store.read_json(f"{self.prefix}/trials/{number:06d}.json")
+        key = f"{self.prefix}/trials/{number:06d}.json"
+        raw = self._store.read_json(key)
+        if raw is not None and not isinstance(raw.get("settings"), dict):
+            raise StoreError(f"record {key} is damaged: it lacks settings")
         return None if raw is None else dict(raw["settings"])
 
     def numbers(self) -> list[int]:
@@ -178,7 +183,8 @@ class Trials:
     def winner(self) -> Winner | None:
         """The decision after `num_trials`; None before it."""
         plain = self._store.read_json(self._winner_key)
-        return None if plain is None else Winner.from_json(plain)
+        where = f"record {self._winner_key}"
+        return None if plain is None else Winner.from_json(plain, where)
 
     def decide(self, scored: Mapping[int, float | Values]) -> Winner:
         """Store the winner by the sweep's rule, once; the earliest of equals."""

@@ -15,6 +15,7 @@ from orchestrator.errors import UserError
 from orchestrator.plan.history import kept_plan, kept_states
 from orchestrator.plan.plan import PlannedStage
 from orchestrator.store.generations import generations
+from orchestrator.store.known_keys import build_known
 from orchestrator.store.records import Records, now_iso
 from orchestrator.tracking.mlflow_database import default_uri
 from orchestrator.tracking.mlflow_models import register_version
@@ -82,9 +83,9 @@ def registrations(records: Records) -> list[Registration]:
         for name in records.store.list("models")
         for number in records.store.list(f"models/{name}")
     ]
-    found = [kept for key in keys if (kept := records.store.read_json(key)) is not None]
-    found.sort(key=lambda kept: str(kept["at"]))
-    return [Registration(**{k: v for k, v in kept.items() if k != "at"}) for kept in found]
+    found = [(key, kept) for key in keys if (kept := records.store.read_json(key)) is not None]
+    found.sort(key=lambda pair: str(pair[1].get("at", "")))
+    return [build_known(Registration, kept, f"record {key}") for key, kept in found]
 
 
 def _make_version(

@@ -43,6 +43,14 @@ def test_an_error_on_one_rank_ends_the_gang_and_names_it(
     assert finish(pool, launched(pool, "support.rank_entries:echo", {}, 2)).cause is Cause.SUCCESS
 
 
+def test_a_stage_that_leaves_its_process_is_an_error_of_its_own(pool: SlotPool) -> None:
+    verdict = finish(pool, launched(pool, "support.rank_entries:leave", {}, 1))
+    assert (verdict.cause, verdict.message) == (Cause.ERROR, "SystemExit: 3")
+    assert not verdict.blames_node
+    after = launched(pool, "support.rank_entries:echo", {}, 1)
+    assert finish(pool, after).cause is Cause.SUCCESS
+
+
 def test_a_killed_rank_is_the_cause_and_is_replaced(
     pool: SlotPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,10 @@ def fail_on_rank_1(payload: dict[str, Any], control: RankControl) -> dict[str, A
         raise ValueError("boom")
     time.sleep(payload["sleep_s"])
     return {}
+
+
+def leave(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    sys.exit(3)
 
 
 def wait_for_stop(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:

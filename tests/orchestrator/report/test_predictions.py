@@ -108,6 +108,8 @@ def test_a_prediction_is_registered_before_and_scored_after(grid: tuple[str, str
     said = call("predict", study, TARGET, "--store", store)
     assert said["registered"] == [1]
     prediction = said["predictions"][0]
+    [kept] = Path(store).glob("studies/*/predictions/000001.json")
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"mood": "of a newer version"}))
     assert prediction["low"] < prediction["top1"] < prediction["high"]
 
     records = Records(LocalStore(Path(store)))
