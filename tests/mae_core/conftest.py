@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,17 +16,31 @@ from cluster.slot_pool import SlotPool
 Whole = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="package")
-def capacity() -> Iterator[Capacity]:
-    yield from embedded_ray()
+_shared = contextlib.ExitStack()
+"""The Ray and its slots. They end with the last test of this folder: those of other folders check
+that nothing of ours runs any more, and a folder that is no package has no scope of its own."""
 
 
-@pytest.fixture(scope="package")
-def pool(capacity: Capacity) -> Iterator[SlotPool]:
-    yield from warm_slots(capacity)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> Generator[None]:
+    try:
+        return (yield)
+    finally:
+        if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+            _shared.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
+def capacity() -> Capacity:
+    return _shared.enter_context(contextlib.contextmanager(embedded_ray)())
+
+
+@pytest.fixture(scope="session")
+def pool(capacity: Capacity) -> SlotPool:
+    return _shared.enter_context(contextlib.contextmanager(warm_slots)(capacity))
+
+
+@pytest.fixture(scope="session")
 def whole(pool: SlotPool, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """What an undisturbed training gives, by ranks and settings; each is done once."""
     done: dict[str, dict[str, Any]] = {}
