@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 
 
-def json_text(value: object, indent: int = 1) -> str:
+def json_text(value: object, indent: int = 1, *, is_ascii: bool = False) -> str:
     """Strict JSON of any value; a number that is not finite becomes null."""
-    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain(value), indent=indent, ensure_ascii=is_ascii, allow_nan=False)
 
 
 def plain(value: object) -> object:

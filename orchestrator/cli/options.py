@@ -6,10 +6,11 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli.output import escape_unprintable
 from orchestrator.errors import exit_code, explain_os_error
 
 if TYPE_CHECKING:
@@ -32,6 +33,17 @@ class Group(click.Group):
 
             raise click.UsageError(str(unknown("command", cmd_name, self.commands)))
         return command
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the command line; from here on no character is one too many for the console."""
+        escape_unprintable()
+        return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run it."""

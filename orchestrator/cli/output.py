@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -43,5 +44,11 @@ def markup_free(text: str) -> str:
 
 
 def print_json(value: object) -> None:
-    """Print strict JSON: a number that is not finite becomes null."""
-    click.echo(json_text(value))
+    """Print strict JSON in ASCII: a number that is not finite becomes null."""
+    click.echo(json_text(value, is_ascii=True))
+
+
+def escape_unprintable() -> None:
+    """Let standard output show what it cannot encode as an escape: `\\u2212`, `\\udcff`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

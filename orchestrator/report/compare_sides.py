@@ -2,7 +2,8 @@
 
 A side is `STUDY`, `STUDY@N` for its Nth state in the store, or either with `:PREFIX` for the cells
 whose address begins with it. What is left of the address, and the name of the stage, pair the
-results; pairs that differ in their cells' seeds only are averaged.
+results; pairs that differ in their seeds only are averaged. Two results that cells share are one
+pair.
 """
 
 from __future__ import annotations
@@ -132,12 +133,14 @@ def compare(
         UserError: they have no finished evaluation in common.
     """
     sides = [_results(side, stage) for side in (first, second)]
-    families: dict[tuple[str, str, str], list[Pair]] = {}
+    families: dict[tuple[str, str, str], dict[tuple[str, str], Pair]] = {}
     for (at, name), planned in sides[0].items():
         other = sides[1].get((at, name))
         if other is not None:
-            key = (name, _family(planned), _family(other))
-            families.setdefault(key, []).append(Pair(at=at, first=planned, second=other))
+            pair = Pair(at=(at,), first=planned, second=other)
+            pairs = families.setdefault((name, _family(planned), _family(other)), {})
+            known = pairs.setdefault(pair.hashes, pair)
+            pairs[pair.hashes] = replace(known, at=(*known.at, at)) if known is not pair else pair
     if not families:
         shown = " and ".join(", ".join(sorted(map("#".join, s))[:3]) or "nothing" for s in sides)
         raise UserError(
@@ -146,19 +149,20 @@ def compare(
             "each side, or run more"
         )
     named = f"{second.label} − {first.label}"
-    labels = _labels(list(families.values()))
+    # A family has one hash for each draw: its pairs differ in their seeds.
+    lines = [list(pairs.values()) for pairs in families.values()]
     return [
         _difference(named, what, pairs, records)
-        for what, pairs in zip(labels, families.values(), strict=True)
+        for what, pairs in zip(_labels(lines), lines, strict=True)
     ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A finished evaluation of both sides."""
+    """A finished evaluation of both sides: one, however many cells share the two results."""
 
-    at: str
-    """What is left of both addresses without the prefixes of the sides."""
+    at: tuple[str, ...]
+    """What is left of both addresses without the prefixes of the sides, of each of the cells."""
     first: PlannedStage
     second: PlannedStage
 
@@ -166,6 +170,11 @@ class Pair:
     def both(self) -> tuple[PlannedStage, PlannedStage]:
         """In the order of the sides."""
         return self.first, self.second
+
+    @property
+    def hashes(self) -> tuple[str, str]:
+        """What the two results are."""
+        return self.first.identity.science_hash, self.second.identity.science_hash
 
 
 def _family(planned: PlannedStage) -> str:
@@ -175,7 +184,7 @@ def _family(planned: PlannedStage) -> str:
 def _labels(families: Sequence[Sequence[Pair]]) -> list[str]:
     """A name for each: what the addresses of its pairs have in common, else all of them."""
     stages = [f"#{pairs[0].first.stage.name}" for pairs in families]
-    addresses = [[pair.at for pair in pairs] for pairs in families]
+    addresses = [[at for pair in pairs for at in pair.at] for pairs in families]
     shared = [_in_common(a) + stage for a, stage in zip(addresses, stages, strict=True)]
     return [
         label if shared.count(label) == 1 else ", ".join(each) + stage
@@ -227,7 +236,7 @@ def _difference(sides: str, what: str, pairs: Sequence[Pair], records: Records) 
         high=high,
         by=by,
         statement=_mcnemar(images),
-        same=all(p.first.identity.science_hash == p.second.identity.science_hash for p in pairs),
+        same=all(first == second for first, second in (pair.hashes for pair in pairs)),
     )
 
 

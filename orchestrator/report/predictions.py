@@ -179,8 +179,8 @@ def advise_cells(
             times=MAX_REPEATS if _has(rows, cell.address, key) else 1,
             is_measured=_has(rows, cell.address, key),
         )
-        for cell in plan.study.cells
-        if cell.role == "grid" and _is_placed(plan, cell) and cell.address != address
+        for cell in _other_cells(plan, key, address)
+        if _is_placed(plan, cell)
     ]
     data = done.data if done is not None else None
     law = done.law if done is not None else None
@@ -331,6 +331,19 @@ def _gpu_hours(plan: Plan, cell: Cell) -> float:
     """Rank-hours of all stages of a cell."""
     stages = [s for s in plan.stages if s.cell.address == cell.address]
     return sum(plan.seconds(s) * s.cost.world_size for s in stages) / 3600
+
+
+def _other_cells(plan: Plan, key: str, address: str) -> list[Cell]:
+    """Cells of the grid, without those that share the protocol's result with one before them."""
+    found: dict[str, Cell] = {}
+    hashes = {
+        s.cell.address: s.identity.science_hash for s in plan.stages if plan.protocol_key(s) == key
+    }
+    for cell in plan.study.cells:
+        if cell.role == "grid":
+            found.setdefault(hashes.get(cell.address, cell.address), cell)
+    found.pop(hashes.get(address, address), None)
+    return list(found.values())
 
 
 def _has(rows: Sequence[ResultRow], cell: str, key: str) -> bool:

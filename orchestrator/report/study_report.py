@@ -74,10 +74,12 @@ def _chosen(winner: Winner | None) -> ChosenSetting | None:
     return ChosenSetting(
         settings=winner.settings,
         score=winner.score,
-        score_name=winner.objective,
+        objective=winner.objective,
         trial=winner.trial,
         num_trials=winner.num_trials,
         decided_at=winner.decided_at,
+        rule=winner.rule,
+        values=winner.values,
     )
 
 

@@ -34,9 +34,12 @@ TABLES_TAG = "mlflow.loggedArtifacts"
 """Where MLflow notes which artifacts are tables."""
 DIGEST_LENGTH = 32
 """Hex digits of a fingerprint that fit where MLflow shows a digest; the whole is in the profile."""
+NOTE = "mlflow.note.content"
+OLD_NOTE = "Views, 'cells of the grid'"
+"""In what earlier versions said of an experiment: of a view that is no longer made."""
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": (
+    NOTE: (
         "Filter `tags.level = 'cell' and tags.role = 'grid'` to compare the points of the curves. "
         "One run per cell: its axes as params and metrics, its final accuracies as `knn_top1`, "
         "`linear_probe_top1`, `finetune_top1` ...; what they mean is in the tags `protocol.*`. "
@@ -65,7 +68,7 @@ class RunWriter:
         """What is set, by run id."""
         self._described: set[str] = set()
         self.remove_doubles()
-        tags = {"study": to.study, "mlflow.note.content": to.question}
+        tags = {"study": to.study, NOTE: to.question}
         self.run(
             RunInfo(
                 name=to.study, level="study", identity=STUDY, tags=tags, started_ms=to.started_ms
@@ -76,6 +79,8 @@ class RunWriter:
         name = experiment_name(to.study)
         found = self._client.get_experiment_by_name(name)
         if found is not None:
+            if OLD_NOTE in found.tags.get(NOTE, ""):
+                self._client.set_experiment_tag(found.experiment_id, NOTE, EXPERIMENT_TAGS[NOTE])
             return str(found.experiment_id)
         location = to.artifacts and to.artifacts.as_uri()
         return str(

@@ -247,12 +247,13 @@ class Tracking(Observer):
         return (before or found)[-1].identity
 
     def _tags(self, planned: PlannedStage) -> dict[str, str]:
+        coordinates = planned.coordinates
         return {
             "study": self._plan.study.name,
             "cell": planned.cell.address,
-            "family": planned.coordinates.family,
+            "family": coordinates.family,
             "role": role_of(planned),
-        }
+        } | ({"size": coordinates.size} if coordinates.size else {})
 
     def _data_use(self, planned: PlannedStage) -> DataUse | None:
         """What a stage reads; None while the data have not been read."""

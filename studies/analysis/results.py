@@ -48,6 +48,14 @@ def _fill(row: ResultRow, known: Mapping[str, object]) -> ResultRow:
     return replace(row, **absent) if absent else row  # type: ignore[arg-type]
 
 
+def distinct(rows: Iterable[ResultRow]) -> list[ResultRow]:
+    """The first row of each science hash: a result that cells share is one measurement."""
+    found: dict[str, ResultRow] = {}
+    for row in rows:
+        found.setdefault(row.science_hash, row)
+    return list(found.values())
+
+
 def unmeasured(rows: Sequence[ResultRow]) -> int:
     """Evaluation rows whose top-1 is missing, NaN or infinite."""
     return sum(r.kind in EVALUATIONS and not is_number(r.top1) for r in rows)

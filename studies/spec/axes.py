@@ -137,11 +137,25 @@ def place(name: str, cell: Cell, stage: Stage) -> Place | None:
     return _dotted(name, cell, stage)
 
 
-def joined(name: str, at: Mapping[str, Place | None]) -> str | None:
+class JoinedPlace(str):
+    """The category of a `+` axis: places on its parts, and their words as its text."""
+
+    parts: tuple[Place, ...]
+
+    def __new__(cls, text: str, parts: tuple[Place, ...] = ()) -> JoinedPlace:
+        """Hold the parts beside the text; a copy of the text sets them later."""
+        made = super().__new__(cls, text)
+        made.parts = parts
+        return made
+
+
+def joined(name: str, at: Mapping[str, Place | None]) -> JoinedPlace | None:
     """The category of a `+` axis, from the places on its parts; None if one is missing."""
-    found = [(part, at.get(part)) for part in parts_of(name)]
-    words = [shown(part, place) for part, place in found if place is not None]
-    return ", ".join(words) if len(words) == len(found) else None
+    found = {part: place for part in parts_of(name) if (place := at.get(part)) is not None}
+    if len(found) < len(parts_of(name)):
+        return None
+    words = [shown(part, place) for part, place in found.items()]
+    return JoinedPlace(", ".join(words), tuple(found.values()))
 
 
 def shown(name: str, at: Place) -> str:

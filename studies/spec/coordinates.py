@@ -86,4 +86,6 @@ def seedless(stage: Stage) -> dict[str, object]:
 
 
 def _repeated(stage: Stage) -> list[object]:
-    return [stage.name, stage.kind, seedless(stage), list(stage.parents)]
+    # The path of the data is execution; cells that read other data do not repeat each other.
+    plain = [stage.name, stage.kind, seedless(stage), list(stage.parents)]
+    return [*plain, stage.recipe.data.path]

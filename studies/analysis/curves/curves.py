@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from studies.result_row import Place
-from studies.spec.axes import AXES, Axis
+from studies.spec.axes import AXES, Axis, JoinedPlace
 
 UNTRAINED = 0.0
 """The place of a network before any training on the axis of durations."""
@@ -270,8 +270,8 @@ def in_order(of: Axis, found: Iterable[Place]) -> tuple[Place, ...]:
     def rank(at: Place) -> tuple[float, ...]:
         if not isinstance(at, str):
             return (0.0, at)
-        words = at.split(", ") if len(parts) > 1 else [at]
-        usual = [o.index(w) if w in o else len(o) for o, w in zip(orders, words, strict=False)]
+        own = at.parts if isinstance(at, JoinedPlace) else (at,)
+        usual = [o.index(str(w)) if w in o else len(o) for o, w in zip(orders, own, strict=False)]
         return (1.0, *usual, distinct.index(at))
 
     return tuple(sorted(distinct, key=rank))

@@ -330,16 +330,16 @@ class _Figure:
         label, replicate = ", ".join(told) or "measured here", _replicate(rows)
         points = []
         for at in in_order(self.axis, by_place):
-            values: dict[int | None, dict[str, float]] = defaultdict(dict)
-            for r in by_place[at]:
-                # One science hash is one measurement, however many cells share it.
-                values[getattr(r.row, replicate)][r.row.science_hash] = r.value
+            values: dict[int | None, list[float]] = defaultdict(list)
+            # One science hash is one measurement, however many cells and seeds share it.
+            for r in {r.row.science_hash: r for r in reversed(by_place[at])}.values():
+                values[getattr(r.row, replicate)].append(r.value)
             seeds = sorted(values, key=lambda s: (s is None, s or 0))
             point = CurvePoint(
                 at=at,
                 label=self._word(self.name, at),
                 series=label,
-                values={s: fmean(values[s].values()) for s in seeds},
+                values={s: fmean(values[s]) for s in seeds},
                 odd=why_odd((r.row.cell for r in by_place[at]), self.odd),
             )
             points.append(point)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +65,9 @@ def seed_noise(rows: Sequence[ResultRow]) -> list[SeedNoise]:
         points: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
         for r in members:
             points[_place(r)][r.science_hash] = r.top1 or 0.0
-        groups = [list(v.values()) for v in points.values() if len(v) > 1]
+        # Cells that differ in another stage alone share these results: a point is counted once.
+        distinct = {tuple(sorted(v.items())) for v in points.values() if len(v) > 1}
+        groups = [[top1 for _, top1 in group] for group in sorted(distinct)]
         dof = sum(len(g) - 1 for g in groups)
         if not dof:
             continue
@@ -257,33 +260,41 @@ def loss_against_accuracy(rows: Sequence[ResultRow]) -> list[RankRelation]:
         for r in filled(rows)
         if r.kind == "reconstruction" and is_number(r.loss) and r.role in ("grid", "untrained")
     )
-    losses: dict[str, dict[str, float]] = {}
-    for reference, members in held_out.items():
-        by_cell: dict[str, list[float]] = defaultdict(list)
-        for r in members:
-            by_cell[r.cell].append(r.loss or 0.0)
-        losses[reference] = {cell: statistics.fmean(v) for cell, v in by_cell.items()}
+    losses = {name: _mean_by_cell(members, "loss") for name, members in held_out.items()}
     accuracies = {name: _mean_by_cell(m) for name, m in _by_protocol(rows).items()}
     return [replace(found, is_loss=True) for found in _relations(losses, accuracies)]
 
 
 def _relations(
-    xs: Mapping[str, Mapping[str, float]], ys: Mapping[str, Mapping[str, float]]
+    xs: Mapping[str, Mapping[str, CellMean]], ys: Mapping[str, Mapping[str, CellMean]]
 ) -> list[RankRelation]:
-    """Of every two measurements that at least two cells share."""
+    """Of every two measurements that at least two cells have; cells that share both are one."""
     found = []
     for (x, at_x), (y, at_y) in product(xs.items(), ys.items()):
-        points = [(cell, at_x[cell], at_y[cell]) for cell in at_x if cell in at_y]
+        first: dict[tuple[frozenset[str], frozenset[str]], str] = {}
+        for cell in (c for c in at_x if c in at_y):
+            first.setdefault((at_x[cell].of, at_y[cell].of), cell)
+        points = [(c, at_x[c].value, at_y[c].value) for c in first.values()]
         if len(points) > 1:
             found.append(rank_relation(x, y, points))
     return found
 
 
-def _mean_by_cell(rows: Sequence[ResultRow]) -> dict[str, float]:
+class CellMean(NamedTuple):
+    """What a cell measured by one protocol."""
+
+    of: frozenset[str]
+    """Science hashes of its results."""
+    value: float
+
+
+def _mean_by_cell(
+    rows: Iterable[ResultRow], measure: Literal["top1", "loss"] = "top1"
+) -> dict[str, CellMean]:
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for r in rows:
-        values[r.cell][r.science_hash] = r.top1 or 0.0
-    return {cell: statistics.fmean(v.values()) for cell, v in values.items()}
+        values[r.cell][r.science_hash] = getattr(r, measure) or 0.0
+    return {c: CellMean(frozenset(v), statistics.fmean(v.values())) for c, v in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +325,7 @@ def cost_frontiers(rows: Sequence[ResultRow]) -> list[CostFrontier]:
         flops = {r.cell: r.pretrain_flops for r in members if r.pretrain_flops}
         for measure, costs in (("FLOPs", flops), ("rank-hours", paid)):
             points = [
-                (cell, float(costs.get(cell) or 0.0), top1[cell])
+                (cell, float(costs.get(cell) or 0.0), top1[cell].value)
                 for cell in top1
                 if cell in flops and is_number(costs.get(cell)) and (costs.get(cell) or 0.0) > 0
             ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from studies.analysis.results import distinct
 from studies.errors import StudyError, unknown
 from studies.result_row import ResultRow
 
@@ -168,7 +169,7 @@ def observe_rows(
     if metric not in ("top1", "top5", "loss"):
         raise unknown("metric", metric, ("top1", "top5", "loss"))
     paid = {r.cell: r.rank_seconds / 3600 for r in table if r.kind == "pretrain"}
-    chosen = [r for r in table if r.protocol == protocol and r.role == "grid"]
+    chosen = distinct(r for r in table if r.protocol == protocol and r.role == "grid")
     names = _names_without_seed(chosen)
     return observe(
         {axis: [_axis_value(r, axis, paid) for r in chosen] for axis in axes},

@@ -37,6 +37,8 @@ class EvidenceLine:
     difference: str
     pairs: int
     every_seed_rises: bool
+    exceeds: bool | None
+    """Whether it rises by more than the seed spread; None if seeds are too few to judge."""
     change: Change
     verdict: str
     sentence: str
@@ -65,6 +67,7 @@ def _line(curve: Curve, trend: PairedDifference) -> EvidenceLine:
         difference=trend.text,
         pairs=trend.n,
         every_seed_rises=trend.every_seed_rises,
+        exceeds=None if trend.change is Change.UNKNOWN else trend.change is Change.RISES,
         change=trend.change,
         verdict=trend.verdict,
         sentence=f"{curve.subject}: {ends}; {rise}.",

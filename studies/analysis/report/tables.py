@@ -43,5 +43,6 @@ def _type(hint: object, column: str, rows: Sequence[Mapping[str, Value]]) -> str
 
 
 def write_json(value: object, path: Path) -> None:
-    """Any value; what is no finite number becomes null."""
-    path.write_text(json_text(value, indent=2) + "\n", encoding="utf-8")
+    """Any value; what is no finite number becomes null, and a byte of no character its escape."""
+    text = json_text(value, indent=2) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

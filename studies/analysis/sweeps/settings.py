@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,18 +13,22 @@ class ChosenSetting:
     settings: Mapping[str, object]
     """Dotted key -> value: `pretrain.mask_ratio` -> 0.75."""
     score: float | None = None
-    score_name: str = "score"
+    objective: str = "score"
     """For people: `linear_probe.top1 on dev`."""
     trial: int | None = None
     num_trials: int | None = None
     decided_at: str = ""
+    rule: str | None = None
+    """How several protocols decided; None of one."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """By protocol, where several decided."""
 
     @property
     def text(self) -> str:
         """`mask ratio 0.75, decoder depth 4; linear_probe.top1 on dev 82.6, trial 11 of 12`."""
         text = settings_text(self.settings)
         if self.score is not None:
-            text += f"; {self.score_name} {self.score:.4g}"
+            text += f"; {self.objective} {self.score:.4g}"
         return text if self.trial is None else f"{text}, trial {self.trial} of {self.num_trials}"
 
     def of_pretraining(self, path: str) -> object:

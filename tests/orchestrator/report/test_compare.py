@@ -152,6 +152,39 @@ def test_sizes_that_look_like_seeds_are_sizes(tmp_path: Path) -> None:
     assert all(0 < d["low"] <= d["difference"] <= d["high"] < 20 for d in found[:1])
 
 
+SHARED = """
+from dataclasses import replace
+from studies.catalog import quickstart as base
+from studies.spec import Cell, Study
+
+
+def cell(family, k, lr):
+    knn = base.evaluations(0, features="pixels")[0]
+    knn = replace(knn, recipe=replace(knn.recipe, k=k))
+    other = replace(knn, name="other", recipe=replace(knn.recipe, k=k + lr))
+    return Cell(address=f"{family}/lr{lr}", stages=(knn, other))
+
+
+def study():
+    cells = [cell(f, k, lr) for f, k in (("a", 3), ("b", 9)) for lr in (1, 2)]
+    return Study(name="two", question="which?", cells=tuple(cells))
+"""
+
+
+def test_a_result_that_cells_share_is_one_pair(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(SHARED)
+    store = LocalStore(tmp_path / "store")
+    finish(tmp_path / "two.py", store, lambda at: np.arange(200) < 100 + 20 * (at > "b"))
+    done = compare(str(tmp_path / "two.py"), str(tmp_path / "store"))
+    found = {d["what"]: d for d in json.loads(done.stdout)["comparisons"][0]["differences"]}
+    assert {(what, d["seeds"], d["by"]) for what, d in found.items()} == {
+        ("#knn", 1, "images"),
+        ("lr1#other", 1, "images"),
+        ("lr2#other", 1, "images"),
+    }
+    assert found["#knn"]["low"] < found["#knn"]["difference"] < found["#knn"]["high"]
+
+
 def test_seeds_are_seeds_whatever_the_cells_are_called(tmp_path: Path) -> None:
     text = STUDY.replace("SEEDS", "range(3)").replace("{family}/s{seed}", "{family}/{'xyz'[seed]}")
     (tmp_path / "two.py").write_text(text)

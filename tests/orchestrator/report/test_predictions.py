@@ -145,6 +145,27 @@ def test_advice_names_runs_within_the_budget(grid: tuple[str, str]) -> None:
     assert "buys nothing" in none.output
 
 
+@pytest.mark.slow
+def test_a_result_that_cells_share_is_advised_once(grid: tuple[str, str]) -> None:
+    """Cells that differ in another stage alone: to run one is to know of the other."""
+    study, store = grid
+    found = call("advise", study, "--target", TARGET, "--budget", "1", "--store", store)
+    twins = """
+    cells = [cell(size, epochs, seed) for size in ("N1", "N2", "N3", "N4", "Ti")
+             for epochs in (50, 100, 200, 400) for seed in (0, 1)]
+    more = [replace(c, address=c.address + "/k5", stages=(*c.stages, replace(c.stages[1], name="k5",
+            recipe=replace(c.stages[1].recipe, k=5)))) for c in cells]
+    return Study(name="grid", question="?", axes=("size", "duration"), cells=(*cells, *more))
+"""
+    path = Path(study)
+    path.write_text(path.read_text().split("    return Study(")[0] + twins)
+    again = call(
+        *("advise", study, "--target", TARGET, "--budget", "1", "--store", store),
+        *("--stage", "knn"),
+    )
+    assert found["steps"] and not [s for s in again["steps"] if s["cell"].endswith("/k5")]
+
+
 def test_an_empty_store_concludes_nothing(tmp_path: Path) -> None:
     study, store = tmp_path / "grid.py", str(tmp_path / "none")
     study.write_text(STUDY)

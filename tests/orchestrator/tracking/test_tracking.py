@@ -338,6 +338,22 @@ def test_runs_of_the_former_layout_are_nested_anew(database: str, tmp_path: Path
         assert run.data.tags == before[identity].data.tags
 
 
+def test_a_note_about_the_former_view_is_replaced(database: str, tmp_path: Path) -> None:
+    """A note of the user's stays; every run of a cell can be found by its size."""
+    bench = Bench(tmp_path, database)
+    plan, client = bench.finish({"top1": 50.0}), mlflow_client(database)
+    assert bench.sync(plan) is None
+    named = f"mae-study/{plan.study.name}"
+    for note, is_kept in (("Views, 'cells of the grid' (or filter", False), ("my own", True)):
+        experiment = client.get_experiment_by_name(named)
+        client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", note)
+        assert bench.sync(plan) is None
+        now = client.get_experiment_by_name(named).tags["mlflow.note.content"]
+        assert (now == note) is is_kept
+    found = client.search_runs([experiment.experiment_id], "tags.size = 'N1'")
+    assert len(found) == 1 + len(plan.stages)
+
+
 def test_a_cell_has_its_results_while_the_study_runs(database: str, tmp_path: Path) -> None:
     """Its run is at the top, and a chart of cells need not wait for the last of them."""
     bench = Bench(tmp_path, database)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pyarrow import parquet
-from support.report_cases import PROTOCOLS, check_page, evaluated, grid_rows, meta
+from support.report_cases import CHOSEN, PROTOCOLS, check_page, evaluated, grid_rows, meta
 
 from studies.analysis.curves.curves import (
     COMPUTE,
@@ -30,6 +31,7 @@ from studies.analysis.figures.gallery_figure import GalleryEntry, gallery
 from studies.analysis.report.curve_page import summary_text
 from studies.analysis.report.meta import ReportFiles
 from studies.analysis.report.page import write_report
+from studies.analysis.report.tables import write_json
 from studies.analysis.results import cost, unmeasured
 from studies.analysis.sweeps.settings import ChosenSetting
 from studies.analysis.sweeps.surface import sweep_surface
@@ -266,6 +268,25 @@ def test_partial_results_are_reported_not_fatal(
     assert "Nothing to draw yet" in text
     assert "rises by more than the seed spread in" not in text
     assert summary_text(rows())
+
+
+def test_a_summary_keeps_its_keys(tmp_path: Path) -> None:
+    """Readers know them; a byte of a path that is no character is escaped."""
+    chosen = ChosenSetting(
+        settings=CHOSEN, objective="knn", rule="mean_rank", values={"knn": 50.0}, score=50.0
+    )
+    said = meta(sweep_winner=chosen)
+    files = write_report(grid_rows(), meta=said, gallery=[], directory=tmp_path)
+    write_json({"note": "bad\udcff.png: 5 − 4"}, tmp_path / "other.json")
+    assert "bad\\udcff.png: 5 − 4" in (tmp_path / "other.json").read_text(encoding="utf-8")
+    summary = json.loads(files.summary.read_text(encoding="utf-8"))
+    winner = summary["sweep"]["winner"]
+    assert (winner["objective"], winner["rule"]) == ("knn", "mean_rank")
+    assert winner["values"] == {"knn": 50.0}
+    told = {"rises": True, "none": False, "falls": False, "unknown": None}
+    assert summary["evidence"]
+    for line in summary["evidence"]:
+        assert line["exceeds"] is told[Change(line["change"]).name.lower()]
 
 
 @pytest.mark.slow

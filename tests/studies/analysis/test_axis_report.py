@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 from dataclasses import replace
@@ -20,7 +21,7 @@ from studies.analysis.report.tables import write_csv, write_parquet
 from studies.errors import StudyError
 from studies.load import load_study
 from studies.result_row import ResultRow
-from studies.spec.axes import AXES, axis, place, places
+from studies.spec.axes import AXES, axis, joined, place, places
 from studies.spec.cell import Cell
 from studies.spec.overrides import override_cell
 
@@ -165,11 +166,14 @@ def test_nothing_tuned_to_all_tuned_is_one_curve() -> None:
 def test_costs_are_relative_within_a_series() -> None:
     name = "mask_tokens+decoder_depth"
     variants = {
-        "encoder and decoder, 8 decoder blocks": (40.0, 3.2e20),
-        "decoder only, 8 decoder blocks": (16.0, 1e20),
+        joined(name, {"mask_tokens": where, "decoder_depth": 8.0}): costs
+        for where, costs in (
+            ("encoder and decoder", (40.0, 3.2e20)),
+            ("decoder only", (16.0, 1e20)),
+        )
     }
     rows = [
-        row(at, None, {name: at}, kind="pretrain", protocol="MAE", seconds=s, pretrain_flops=f)
+        row(str(at), None, {name: at}, kind="pretrain", protocol="MAE", seconds=s, pretrain_flops=f)
         for at, (s, f) in variants.items()
     ]
     both = ("speedup", "relative_flops")
@@ -182,9 +186,28 @@ def test_costs_are_relative_within_a_series() -> None:
 def test_categories_come_in_their_usual_order() -> None:
     found = in_order(AXES["target"], ["tokens", "mine:target", "pixels"])
     assert found == ("pixels", "tokens", "mine:target")
-    assert in_order(axis("mask_sampling+mask_ratio"), ["grid, 75 %", "random, 75 %"])[0] == (
-        "random, 75 %"
+    name = "pretrain.augmentation.crop_scale+mask_sampling"
+    crop = "pretrain.augmentation.crop_scale"
+    places = [joined(name, {crop: "(0.2, 1.0)", "mask_sampling": s}) for s in ("grid", "random")]
+    assert in_order(axis(name), [at for at in places if at is not None]) == (
+        "(0.2, 1.0), random",
+        "(0.2, 1.0), grid",
     )
+
+
+def test_a_joined_place_is_text_in_files_and_survives_a_copy(tmp_path: Path) -> None:
+    name = "mask_sampling+mask_ratio"
+    at = joined(name, {"mask_sampling": "grid", "mask_ratio": 0.75})
+    assert at is not None and copy.deepcopy(at).parts == at.parts == ("grid", 0.75)
+    write_parquet([row("a", 1.0, {name: at})], tmp_path / "rows.parquet")
+    table = parquet.read_table(tmp_path / "rows.parquet").to_pydict()
+    assert table[f"axis.{name}"] == ["grid, 75 %"]
+
+
+def test_a_result_that_seeds_share_is_one_measurement() -> None:
+    rows = [replace(r, science_hash=r.cell.split("/")[0], top1=50.0) for r in over_mask_ratio()]
+    curve = only(rows, axes=("mask_ratio",))
+    assert [(p.n, p.sd) for p in curve.series[0].points] == [(1, None)] * 4
 
 
 def test_an_untrained_network_has_a_place_among_durations() -> None:

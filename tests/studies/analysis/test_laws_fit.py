@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support.effective_data import SinglePass, repetition
@@ -175,7 +177,7 @@ def test_rows_become_observations_and_unknown_names_are_named() -> None:
             kind="knn",
             protocol="k-NN",
             role=role,
-            science_hash="h",
+            science_hash=f"{e}{s}{role}",
             size="B",
             encoder_params=86_000_000,
             duration=f"{e}ep",
@@ -190,6 +192,8 @@ def test_rows_become_observations_and_unknown_names_are_named() -> None:
     data = observe_rows(rows, protocol="k-NN")
     assert len(data) == 4 and data.num_cells == 2
     assert data.y.tolist() == pytest.approx([39.0, 39.0, 38.0, 38.0])
+    shared = [replace(r, cell=f"{r.cell}/other_stage") for r in rows]
+    assert len(observe_rows([*rows, *shared], protocol="k-NN")) == 4
     with pytest.raises(StudyError, match="unknown protocol 'knn'"):
         observe_rows(rows, protocol="knn")
     with pytest.raises(StudyError, match="encoder_parms"):

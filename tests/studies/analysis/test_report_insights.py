@@ -49,6 +49,17 @@ def test_seed_noise_is_pooled_over_points_and_has_an_interval() -> None:
     assert seed_noise(rows(seeds=1)) == []
 
 
+def test_a_result_that_cells_share_is_one_measurement() -> None:
+    """Cells that differ in another stage alone share what they measured before it."""
+    found = rows(sizes=5, durations=5, seeds=2)
+    shared = [*found, *(replace(r, cell=f"{r.cell}/other", family="other") for r in found)]
+    assert seed_noise(shared) == seed_noise(found)
+    ranks = [len(r.points) for r in probe_against_tune(found)]
+    assert [len(r.points) for r in probe_against_tune(shared)] == ranks
+    losses = [len(r.points) for r in loss_against_accuracy(found)]
+    assert [len(r.points) for r in loss_against_accuracy(shared)] == losses and losses
+
+
 def test_doublings_are_paired_and_per_doubling() -> None:
     found = doublings(scaling_curves(grid_rows(epochs=(25, 100)))[0])
     assert [d.size for d in found] == ["Ti", "S", "M"]
@@ -187,6 +198,7 @@ def line(**more: Any) -> EvidenceLine:
         "difference": "+9.0 ± 1.0",
         "pairs": 3,
         "every_seed_rises": True,
+        "exceeds": True,
         "change": Change.RISES,
         "verdict": "rises",
         "sentence": "alone",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from mae_core.config import AdoptedRecipe, DataConfig, Duration, EncoderConfig
 from studies.catalog import quickstart
 from studies.spec.cell import Cell, Stage
-from studies.spec.coordinates import coordinates
+from studies.spec.coordinates import coordinates, stage_family
 from studies.spec.overrides import override_cell
 from studies.spec.search import repeats
 
@@ -25,6 +25,15 @@ def test_cells_that_differ_in_seeds_alone_are_of_one_family() -> None:
     others = (quickstart.cell("N1", 40, 0), quickstart.cell("N2", 10, 0), quickstart.pixels(0))
     families = {first.family, *(coordinates(other).family for other in others)}
     assert len(families) == 4
+
+
+def test_cells_that_read_other_data_do_not_repeat_each_other() -> None:
+    """The path is no part of a recipe's identity, and the images are."""
+    digits = quickstart.cell("N2", 40, 0)
+    other = override_cell(digits, {"data.path": "other"})
+    assert coordinates(digits).family != coordinates(other).family
+    knn, of_other = digits.stage("knn"), other.stage("knn")
+    assert stage_family(digits, knn) != stage_family(other, of_other)
 
 
 def test_the_address_is_no_part_of_a_family() -> None:
