@@ -334,14 +334,16 @@ def _gpu_hours(plan: Plan, cell: Cell) -> float:
 
 
 def _other_cells(plan: Plan, key: str, address: str) -> list[Cell]:
-    """Cells of the grid, without those that share the protocol's result with one before them."""
+    """Cells of the grid; of those that share the protocol's result, the cheapest."""
     found: dict[str, Cell] = {}
     hashes = {
         s.cell.address: s.identity.science_hash for s in plan.stages if plan.protocol_key(s) == key
     }
     for cell in plan.study.cells:
-        if cell.role == "grid":
-            found.setdefault(hashes.get(cell.address, cell.address), cell)
+        own = hashes.get(cell.address, cell.address)
+        known = found.get(own, cell)
+        if cell.role == "grid" and _gpu_hours(plan, cell) <= _gpu_hours(plan, known):
+            found[own] = cell
     found.pop(hashes.get(address, address), None)
     return list(found.values())
 

@@ -31,6 +31,8 @@ TWO: Mapping[str, Callable[[str, str], Law]] = {
     "additive-shared": forms.additive_shared,
 }
 FRONTIER = "frontier"
+HASH = "science_hash"
+"""Column of the results table that says which rows are one measurement."""
 NAMES = (*ONE, *TWO, "bounded", FRONTIER)
 """`bounded` is of one axis or of two, and needs the error of chance; `frontier` is fitted to the
 best of each bin of its axis, a quarter of a decade wide."""
@@ -140,11 +142,12 @@ def _law(name: str, axes: tuple[str, ...], top: float | None) -> Law:
 
 def _groups(table: Mapping[str, Sequence[object]], question: Question) -> dict[str, list[int]]:
     """Rows that are asked for, by label."""
-    rows = [
+    asked = [
         i
         for i in range(len(table[question.y]))
         if all(str(table[name][i]) == value for name, value in question.where)
     ]
+    rows = _measured_once(table, asked, question)
     if not rows:
         shown = " and ".join(f"{name}={value}" for name, value in question.where)
         raise StudyError(f"no row has {shown}" if shown else "the table has no rows")
@@ -155,6 +158,19 @@ def _groups(table: Mapping[str, Sequence[object]], question: Question) -> dict[s
     for i in rows:
         found.setdefault(f"{question.by} {table[question.by][i]}", []).append(i)
     return found
+
+
+def _measured_once(
+    table: Mapping[str, Sequence[object]], rows: Sequence[int], question: Question
+) -> list[int]:
+    """Of a table of our results, the first row of each: cells that share one are no seeds of it."""
+    if HASH not in table:
+        return list(rows)
+    columns = [HASH, question.y, *question.axes]
+    first: dict[tuple[object, ...], int] = {}
+    for i in rows:
+        first.setdefault(tuple(str(table[name][i]) for name in columns), i)
+    return list(first.values())
 
 
 def _observations(

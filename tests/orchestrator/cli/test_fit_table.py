@@ -89,6 +89,17 @@ def test_laws_compete_where_none_is_named_and_rows_are_chosen(tmp_path: Path) ->
     assert set(law["hold_out_rmse"]) == {"product", "additive, one exponent", "additive"}
 
 
+def test_a_result_that_cells_share_is_one_run(tmp_path: Path) -> None:
+    """The results table has a row for each of the cells, with one science hash."""
+    named = [{**row, "science_hash": f"h{i}"} for i, row in enumerate(ROWS)]
+    asked = ("--y", "loss", "--x", "N", "--x", "D", "--where", "family=a", "--json")
+    once, twice = (
+        json.loads(fit(write(tmp_path / f"{len(rows)}.csv", rows), *asked).stdout)
+        for rows in (named, [*named, *named])
+    )
+    assert twice == once
+
+
 def test_a_frontier_is_of_the_best_of_each_bin(tmp_path: Path) -> None:
     """Runs that waste their compute lie above it and do not move the law."""
     compute = np.geomspace(1e18, 1e22, 17)
