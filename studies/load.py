@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -47,7 +48,8 @@ def _from_json(path: Path) -> Study:
         raise StudyError(f"study file {str(path)!r} is not JSON: {error}") from error
     if not isinstance(plain, dict):
         raise StudyError(f"study file {str(path)!r} holds no study: expected a mapping")
-    return study_from_plain(plain)
+    kept = plain.get("study")  # as a store keeps it, beside the stages that were accepted with it
+    return study_from_plain(kept if isinstance(kept, dict) else plain)
 
 
 def _import(path: Path) -> ModuleType:
@@ -62,7 +64,7 @@ def _import(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (StudyError, ConfigError):
         raise
-    except Exception as error:  # whatever the user's file does wrong is his to read
+    except (Exception, SystemExit) as error:  # whatever the user's file does wrong
         raise StudyError(f"study file {str(path)!r} fails: {_where(error, path)}") from error
     return module
 
@@ -76,14 +78,14 @@ def _call(module: ModuleType, reference: str, data: str | None) -> Study:
         study = function(data) if is_built_for_data else function()
     except (StudyError, ConfigError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StudyError(f"{reference}: study() fails: {_where(error, None)}") from error
     if not isinstance(study, Study):
         raise StudyError(f"{reference}: study() returned a {type(study).__name__}, not a Study")
     return study if is_built_for_data else _reading(study, data)
 
 
-def _where(error: Exception, path: Path | None) -> str:
+def _where(error: BaseException, path: Path | None) -> str:
     """The error in one line, with the place in the user's file."""
     trace, line = error.__traceback__, None
     while trace is not None:
@@ -91,7 +93,9 @@ def _where(error: Exception, path: Path | None) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     place = f" (line {line})" if line else ""
-    return f"{type(error).__name__}: {error}{place}"
+    # Unlike str(), this does not fail where the exception's own text does.
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return f"{text}{place}"
 
 
 def study_from_plain(plain: Mapping[str, object]) -> Study:

@@ -258,6 +258,8 @@ def find_files(path: str) -> tuple[pafs.FileSystem, list[str]]:
         if info.type == pafs.FileType.File:
             return filesystem, [_nonempty(info)]
         inside = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: holds a file name that is not UTF-8: rename it") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     files = [i for i in inside if i.is_file and i.base_name.endswith(".parquet")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -145,4 +146,6 @@ def _target(text: str) -> dict[str, float]:
             found[name] = float(value)
         except ValueError:
             raise click.UsageError(f"--at {text}: {value!r} is not a number") from None
+        if not 0 < found[name] < math.inf:
+            raise click.UsageError(f"--at {text}: {value!r} is no size: use a number above 0")
     return found

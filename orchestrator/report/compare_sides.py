@@ -8,12 +8,13 @@ pair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import UserError
+from orchestrator.errors import StoreError, UserError
 from orchestrator.plan.history import kept_plan, kept_states
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.rows import make_rows
@@ -68,7 +69,8 @@ def split_side(text: str) -> tuple[str, int | None, str]:
     if not colon or "/" in prefix[:1]:
         study, prefix = text, ""
     name, at, version = study.rpartition("@")
-    if at and version.isdigit():
+    prefix = prefix.rstrip("/")
+    if at and version.isascii() and version.isdigit():
         return name, int(version), prefix
     return study, None, prefix
 
@@ -207,7 +209,8 @@ def _results(side: Side, stage: str | None) -> dict[tuple[str, str], PlannedStag
             continue
         if not _under(address, side.prefix) or stage not in (None, planned.stage.name):
             continue
-        if planned.record.metrics.get("top1") is None:
+        top1 = planned.record.metrics.get("top1")
+        if top1 is None or not math.isfinite(top1):
             continue
         if planned.stage.recipe.scored_on in (None, "test"):
             at = address[len(side.prefix) :].strip("/")
@@ -282,6 +285,7 @@ def _images(pair: Pair, records: Records) -> Images | None:
 
 
 def _right(planned: PlannedStage, records: Records) -> Mapping[int, bool] | None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     record = planned.record
@@ -289,6 +293,9 @@ def _right(planned: PlannedStage, records: Records) -> Mapping[int, bool] | None
     path: Path = records.outputs(record.science_hash, record.attempt) / PREDICTIONS
     if not path.is_file():
         return None
-    table = pq.read_table(path, columns=["sample_index", "label", "prediction"]).to_pydict()
+    try:
+        table = pq.read_table(path, columns=["sample_index", "label", "prediction"]).to_pydict()
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"{path} is damaged or holds no predictions: {error}") from error
     rows = zip(*table.values(), strict=True)
     return {index: label == prediction for index, label, prediction in rows}

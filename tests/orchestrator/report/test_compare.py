@@ -209,6 +209,29 @@ def test_sides_are_read() -> None:
     assert split_side("small/x") == ("small/x", None, "")
     assert split_side("small/x@2:mae") == ("small/x", 2, "mae")
     assert split_side("user@host/x.py") == ("user@host/x.py", None, "")
+    assert split_side("small/x@²:mae//") == ("small/x@²", None, "mae")
+
+
+def test_a_result_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    study, store = fill(tmp_path, 2, 0.1)
+    done = next((tmp_path / "store" / "stages").glob("*/*/done.json"))
+    done.write_text(json.dumps(json.loads(done.read_text()) | {"metrics": {"top1": float("nan")}}))
+    (found,) = json.loads(compare(study, store).stdout)["comparisons"][0]["differences"]
+    assert found["seeds"] == 1 and found["difference"] is not None
+
+
+def test_damaged_predictions_are_named(tmp_path: Path) -> None:
+    study, store = fill(tmp_path, 1, 0.1)
+    for path in (tmp_path / "store").rglob("predictions.parquet"):
+        path.write_bytes(path.read_bytes()[:100])
+    done = compare(study, store)
+    assert done.exit_code == 8 and "predictions.parquet is damaged" in done.output
+
+
+def test_a_study_is_read_as_a_store_keeps_it(tmp_path: Path) -> None:
+    fill(tmp_path, 2, 0.1)
+    kept = tmp_path / "store" / "studies" / "two" / "resolved" / "000001.json"
+    assert load_study(str(kept)) == load_study(str(tmp_path / "two.py"))
 
 
 def run(*arguments: str) -> Result:

@@ -111,6 +111,8 @@ def test_a_study_file_is_run_by_its_path(tmp_path: Path) -> None:
         ("x = 1\n", "def study"),
         ("import nonsense_module\n", r"ModuleNotFoundError.*line 1"),
         ("def study():\n    return 1 / 0\n", "ZeroDivisionError"),
+        ("raise SystemExit(3)\n", r"fails: SystemExit: 3 \(line 1\)"),
+        ("class E(Exception):\n    __str__ = None\nraise E\n", r"fails: .*E: <exception str"),
     ],
 )
 def test_a_broken_study_file_is_explained(tmp_path: Path, text: str, expected: str) -> None:
