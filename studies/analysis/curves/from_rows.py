@@ -279,6 +279,8 @@ class _Figure:
         split = [n for n in names if n == own or len({r.at.get(n) for r in self.rows}) > 1]
         if self.name == PARAMETERS and "size" in split:
             split.remove("size")
+        if own == "size" and self._follows_from_size("objective"):
+            split = [n for n in split if n != "objective"]
         keys = {id(r): tuple((a, r.at[a]) for a in split if a in r.at) for r in self.rows}
         self._separate(keys)
         groups: dict[Key, list[_Located]] = defaultdict(list)
@@ -289,6 +291,11 @@ class _Figure:
             # A point of another axis' variation is no curve over this one.
             found = [s for s in found if len(s.points) > 1]
         return tuple(sorted(found, key=lambda s: self._rank(s.key)))
+
+    def _follows_from_size(self, name: str) -> bool:
+        """Whether a size never has two of it: then it distinguishes no series of a size."""
+        pairs = {(r.at.get("size"), r.at.get(name)) for r in self.rows}
+        return len(pairs) == len({size for size, _ in pairs})
 
     def _declared(self) -> list[str]:
         """Axes that the study names beside this one; each data set has a figure of its own."""

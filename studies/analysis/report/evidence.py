@@ -14,6 +14,7 @@ from studies.analysis.curves.curves import (
     Curve,
     CurvePoint,
     PairedDifference,
+    Series,
     in_order,
     plus_minus,
     trends,
@@ -205,7 +206,7 @@ def _table(
     rows = []
     for label in series:
         # A protocol that no cell of this series was evaluated by is not asked of it.
-        asked = [c for c in curves if any(s.label == label for s in c.series)]
+        asked = [c for c in curves if any(_is_of(s, label) for s in c.series)]
         counts = [_complete([c for c in asked if _asks(c, at)], label, at) for at in places]
         cells = tuple(CoverageCell(found=n, expected=expected) for n in counts)
         rows.append((label, cells))
@@ -219,6 +220,13 @@ def _asks(curve: Curve, at: Place) -> bool:
 
 def _complete(curves: Sequence[Curve], label: str, at: Place) -> int:
     """Seeds that all of the curves have."""
-    points = [curve.point(label, at) for curve in curves]
-    seeds = [set(p.values) if p else set() for p in points]
+    seeds = [
+        {seed for s in curve.series if _is_of(s, label) if (p := s.point(at)) for seed in p.values}
+        for curve in curves
+    ]
     return len(set.intersection(*seeds)) if seeds else 0
+
+
+def _is_of(series: Series, label: str) -> bool:
+    """Whether a series is the one of this name, or one of several of this size."""
+    return series.label == label or ("size", label) in series.key

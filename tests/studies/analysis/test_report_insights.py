@@ -27,7 +27,7 @@ from studies.analysis.laws.by_protocol import protocol_law, study_laws
 from studies.analysis.laws.frontier import GridOptimum
 from studies.analysis.laws.refusals import Statement
 from studies.analysis.report.claims import claims
-from studies.analysis.report.evidence import EvidenceLine
+from studies.analysis.report.evidence import EvidenceLine, coverage
 from studies.analysis.report.meta import ReportFiles
 from studies.analysis.report.page import write_report
 from studies.errors import StudyError
@@ -236,6 +236,34 @@ def test_a_protocol_that_a_size_is_not_asked_for_leaves_its_coverage_full(tmp_pa
     start = text.index("<h2>Coverage</h2>")
     covered = text[start : text.index("</section>", start)]
     assert "2/2" in covered and "0/2" not in covered
+
+
+def test_sides_of_a_comparison_are_series_of_their_own_names_and_covered() -> None:
+    """Size and objective of a row name its side: a series says it once."""
+    found = [
+        replace(r, size=f"{r.size} {side}", objective=f"MAE {side}", cell=f"{side}/{r.cell}")
+        for side in "ab"
+        for r in grid_rows(sizes=("Ti", "S"))
+    ]
+    curves = scaling_curves(found)
+    over = [c for c in curves if c.axis.name == "duration"]
+    assert [s.label for s in over[0].series] == ["Ti a", "Ti b", "S a", "S b"]
+    (table,) = coverage(found, curves, (), None)
+    assert [name for name, _ in table.rows] == ["Ti a", "Ti b", "S a", "S b"]
+    assert all(cell.is_full for _, cells in table.rows for cell in cells)
+
+
+def test_objectives_of_one_size_stay_apart_and_are_covered_together() -> None:
+    found = [
+        replace(r, objective=name, cell=f"{name}/{r.cell}")
+        for name in ("MAE", "MoCo v3")
+        for r in grid_rows(sizes=("Ti",))
+    ]
+    curves = scaling_curves(found)
+    over = [c for c in curves if c.axis.name == "duration"]
+    assert len(over[0].series) == 2 and all("Ti" in s.label for s in over[0].series)
+    (table,) = coverage(found, curves, (), None)
+    assert all(cell.is_full for _, cells in table.rows for cell in cells)
 
 
 @pytest.mark.slow
