@@ -14,6 +14,7 @@ def unknown(what: str, name: str, known: Iterable[str], *, where: str = "") -> S
     """Build the error for an unknown name, with the nearest known one and the whole list."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     place = f" in {where}" if where else ""
-    return StudyError(f"unknown {what} {name!r}{place}{hint} Known: {', '.join(names)}")
+    listed = ", ".join(names) or "none"
+    return StudyError(f"unknown {what} {name!r}{place}{hint} Known: {listed}")
