@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -71,7 +72,7 @@ class Cell:
                 return stage
         raise unknown("stage", name, [s.name for s in self.stages], where=f"cell {self.address}")
 
-    @property
+    @functools.cached_property
     def pretrain(self) -> Stage | None:
         """The stage that starts this cell's encoder, None for a baseline without one."""
         return next((s for s in self.stages if s.recipe.new_encoder is not None), None)

@@ -262,7 +262,7 @@ def _losses(study: Study, cells: list[Cell]) -> Iterator[Finding]:
     keys = ("mask_ratio", "mask", "target", "target_dim", "norm_pix_loss", "loss_on")
     recipes = [recipe for _, recipe in _trained(cells)]
     settings = [_settings(recipe) for recipe in recipes]
-    found = sorted({k for one in settings for k in one if _is_under(k, keys)})
+    found = sorted(k for k in {k for one in settings for k in one} if _is_under(k, keys))
     varied = [k for k in found if len({one.get(k) for one in settings}) > 1]
     if varied:
         yield Finding(
