@@ -79,7 +79,7 @@ class Store:
             return None
         try:
             value = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"record {key!r} in the store is damaged: {error}") from error
         if not isinstance(value, dict):
             raise StoreError(f"record {key!r} in the store is damaged: not a mapping")

@@ -87,6 +87,14 @@ def test_a_store_needs_exclusive_creation_and_paths(tmp_path: Path) -> None:
         store.path("k")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "null", "[" * 100_000, "\xff"])
+def test_a_record_that_is_no_mapping_is_damaged(tmp_path: Path, content: str) -> None:
+    store = LocalStore(tmp_path)
+    store.create("k.json", content.encode("latin-1"))
+    with pytest.raises(StoreError, match="'k.json' in the store is damaged"):
+        store.read_json("k.json")
+
+
 def test_completion_is_created_once(tmp_path: Path) -> None:
     records = Records(LocalStore(tmp_path))
     record = DoneRecord(
