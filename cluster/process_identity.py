@@ -11,8 +11,6 @@ from pathlib import Path
 
 import psutil
 
-SAME_START_S = 1.0
-"""Start times closer than this are one process: clocks are corrected now and then."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = "/proc/self/ns/pid"
 
@@ -28,20 +26,28 @@ class ProcessIdentity:
     uid: int
     pid: int
     started: float
-    """Unix seconds."""
+    """Seconds after boot where the system says so: no correction of a clock changes them."""
 
     @classmethod
-    def of_this_process(cls) -> ProcessIdentity:
-        """The process that asks."""
-        process = psutil.Process()
+    def of(cls, pid: int) -> ProcessIdentity:
+        """A process that is visible from here.
+
+        Raises:
+            psutil.NoSuchProcess: it does not run.
+        """
         boot_id, pid_namespace = _here()
         return cls(
             boot_id=boot_id,
             pid_namespace=pid_namespace,
-            uid=os.getuid(),
-            pid=process.pid,
-            started=process.create_time(),
+            uid=psutil.Process(pid).uids().real,
+            pid=pid,
+            started=_started(pid),
         )
+
+    @classmethod
+    def of_this_process(cls) -> ProcessIdentity:
+        """The process that asks."""
+        return cls.of(os.getpid())
 
     @property
     def is_visible(self) -> bool:
@@ -54,12 +60,12 @@ class ProcessIdentity:
         if not self.is_visible:
             return None
         try:
-            process = psutil.Process(self.pid)
             # A process number is reused; its start time is not.
-            same = bool(abs(process.create_time() - self.started) < SAME_START_S)
-            return same and process.status() != psutil.STATUS_ZOMBIE
+            same = _started(self.pid) == self.started
+            return same and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
-            return False
+            # Where /proc shows a user only what is his (`hidepid`), others are there all the same.
+            return None if psutil.pid_exists(self.pid) else False
         except psutil.Error:
             return None
 
@@ -69,3 +75,12 @@ def _here() -> tuple[str, str]:
         return _BOOT_ID.read_text().strip(), os.readlink(_PID_NAMESPACE)
     except OSError:
         return "", ""
+
+
+def _started(pid: int) -> float:
+    """When a process started; not `create_time`, which moves with the clock of the machine."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return float(psutil.Process(pid).create_time())

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import psutil
+import pytest
 
 from cluster.process_identity import ProcessIdentity
 
@@ -22,11 +23,13 @@ def test_a_number_used_again_is_another_process() -> None:
 
 
 def test_a_dead_process_is_dead() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "pass"])
-    started = psutil.Process(child.pid).create_time()
-    child.wait(timeout=30)
-    me = ProcessIdentity.of_this_process()
-    assert replace(me, pid=child.pid, started=started).is_running is False
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    identity = ProcessIdentity.of(child.pid)
+    assert identity.is_running is True
+    child.communicate(b"\n", timeout=30)
+    assert identity.is_running is False
+    with pytest.raises(psutil.NoSuchProcess):
+        ProcessIdentity.of(child.pid)
 
 
 def test_nobody_can_say_of_another_boot_or_namespace() -> None:
@@ -37,3 +40,10 @@ def test_nobody_can_say_of_another_boot_or_namespace() -> None:
         replace(me, boot_id="", pid_namespace=""),
     ):
         assert not other.is_visible and other.is_running is None
+
+
+def test_a_corrected_clock_changes_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = ProcessIdentity.of_this_process()
+    boot_time = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot_time + 3600)
+    assert ProcessIdentity.of_this_process() == me and me.is_running is True
