@@ -40,6 +40,8 @@ from mae_core.config.kinds import RECIPES as RECIPES
 from mae_core.config.kinds import AnyRecipe as AnyRecipe
 from mae_core.config.kinds import kinds_that as kinds_that
 from mae_core.config.parts import NO_AUGMENTATION as NO_AUGMENTATION
+from mae_core.config.parts import PROBE_CROP as PROBE_CROP
+from mae_core.config.parts import SUPERVISED_CROP as SUPERVISED_CROP
 from mae_core.config.parts import AugmentationConfig as AugmentationConfig
 from mae_core.config.parts import DataConfig as DataConfig
 from mae_core.config.parts import DecoderConfig as DecoderConfig

@@ -18,6 +18,8 @@ from mae_core.config.base import (
     require,
 )
 from mae_core.config.parts import (
+    PROBE_CROP,
+    SUPERVISED_CROP,
     AugmentationConfig,
     EncoderConfig,
     LrScheduleConfig,
@@ -34,6 +36,8 @@ Option = tuple[str, float | int | str]
 class EvalRecipe(Recipe):
     """What every evaluation's recipe has."""
 
+    VERSION: ClassVar[int] = 2
+    """2: crops, in training and for scoring, are those of the paper's code."""
     IS_EVALUATION: ClassVar[bool] = True
 
     features: FeatureKind = "cls"
@@ -106,7 +110,7 @@ class LinearProbeRecipe(EvalRecipe):
     ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.FROZEN
     ENTRY: ClassVar[str] = "mae_core.evaluate.probes.linear_probe:run_linear_probe"
 
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    augmentation: AugmentationConfig = PROBE_CROP
     duration: Duration = field(default_factory=lambda: Duration.epochs(90))
     global_batch: int = 16384
     optimizer: OptimizerConfig = field(
@@ -151,7 +155,7 @@ class FinetuneRecipe(EvalRecipe):
     TRAINS: ClassVar[bool] = True
 
     features: FeatureKind = "mean"
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    augmentation: AugmentationConfig = SUPERVISED_CROP
     duration: Duration = field(default_factory=lambda: Duration.epochs(100))
     global_batch: int = 1024
     optimizer: OptimizerConfig = field(

@@ -143,6 +143,8 @@ class ReconstructionRecipe(Recipe):
     """
 
     KIND: ClassVar[str] = "reconstruction"
+    VERSION: ClassVar[int] = 2
+    """2: the evaluation's view of an image follows one rule for a set."""
     FAMILY: ClassVar[Family] = Family.RECONSTRUCTION
     ENTRY: ClassVar[str] = "mae_core.evaluate.reconstruction:run_reconstruction"
 

@@ -61,6 +61,10 @@ def _check_transformer(part: str, width: int, depth: int, num_heads: int) -> Non
     )
 
 
+SMALL_IMAGE = 128
+"""Pixels of a side; sets below are evaluated on whole images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, cut how. The path is execution; the fingerprint of the samples is science."""
@@ -73,6 +77,10 @@ class DataConfig:
     pixel_mean: tuple[float, ...] = IMAGENET_MEAN
     """Per channel, of pixels scaled to 0..1."""
     pixel_std: tuple[float, ...] = IMAGENET_STD
+    eval_crop: float | None = None
+    """Side of the central window that an evaluation sees, over the image's short side; None = by
+    `image_size` alone: 224/256 from 128 to 224 pixels, 1 above (the paper's code) and below, where
+    sets are small images (CIFAR, digits) without a margin to spare. One rule for a whole set."""
     split_seed: int = 0
     """Which of the stratified splits, where the source has no test split of its own (digits)."""
     dev_fraction: float = 0.0
@@ -89,6 +97,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(bool(self.path.strip()), "data.path is empty: name a folder, a file or `digits`")
         require(self.image_size >= 1, f"image size {self.image_size}: must be ≥ 1")
+        crop = self.eval_crop
+        require(crop is None or 0 < crop <= 1, f"eval_crop {crop}: must be > 0 and ≤ 1, or none")
         require(0 <= self.dev_fraction < 1, f"dev fraction {self.dev_fraction}: must be in [0, 1)")
         share = self.train_fraction
         require(0 < share <= 1, f"train fraction {share}: must be in (0, 1]")
@@ -99,6 +109,13 @@ class DataConfig:
             "must be equal",
         )
 
+    @property
+    def evaluation_crop(self) -> float:
+        """`eval_crop`, or what stands for it."""
+        if self.eval_crop is not None:
+            return self.eval_crop
+        return 224 / 256 if SMALL_IMAGE <= self.image_size <= 224 else 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
@@ -108,6 +125,9 @@ class AugmentationConfig:
     """Area of the crop over the image's; None = no random crop (resize + centre crop)."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of the crop, drawn log-uniformly."""
+    crop_misfit: Literal["retry", "clip"] = "retry"
+    """A crop that is longer than a side of the image: draw again, up to ten times (torchvision),
+    or cut it to the side (the paper's linear probe)."""
     flip: bool = True
     """Horizontal flip with probability ½."""
     fixed_crop_margin: float | None = None
@@ -141,6 +161,10 @@ class AugmentationConfig:
 
 
 NO_AUGMENTATION = AugmentationConfig(crop_scale=None, flip=False)
+SUPERVISED_CROP = AugmentationConfig(crop_scale=(0.08, 1.0))
+"""What training with labels sees, unlike pretraining: Inception's crop (the paper's code)."""
+PROBE_CROP = AugmentationConfig(crop_scale=(0.08, 1.0), crop_misfit="clip")
+"""What the paper's linear probe sees."""
 
 
 @dataclass(frozen=True, kw_only=True)

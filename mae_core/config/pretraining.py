@@ -61,6 +61,8 @@ class PretrainRecipe(Recipe):
     """MAE pretraining (paper Table 8)."""
 
     KIND: ClassVar[str] = "pretrain"
+    VERSION: ClassVar[int] = 2
+    """2: block masks are BEiT's; without random crops, images are seen as evaluations see them."""
     FAMILY: ClassVar[Family] = Family.PRETRAINING
     ENCODER_USE: ClassVar[EncoderUse] = EncoderUse.TRAINS
     ENTRY: ClassVar[str] = "mae_core.pretrain.masked:run_pretrain"
@@ -206,6 +208,8 @@ class BasisRecipe(Recipe):
     """Principal components of the training set's patches, a target (paper Table 1d)."""
 
     KIND: ClassVar[str] = "basis"
+    VERSION: ClassVar[int] = 2
+    """2: the evaluation's view of an image follows one rule for a set."""
     FAMILY: ClassVar[Family] = Family.BASIS
     ENTRY: ClassVar[str] = "mae_core.pretrain.pca:run_basis"
     YIELDS: ClassVar[tuple[str, ...]] = (BASIS_FILE,)

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from mae_core.config.base import ENCODER_FILE, FEATURES_FILE, Duration, FeatureKind, require
 from mae_core.config.evaluation import EvalRecipe, FinetuneRecipe
 from mae_core.config.parts import (
+    SUPERVISED_CROP,
     AugmentationConfig,
     EncoderConfig,
     LrScheduleConfig,
@@ -24,6 +25,8 @@ class FeaturesRecipe(Recipe):
     """Vectors of every image, computed once for all probes of an encoder, as Parquet."""
 
     KIND: ClassVar[str] = "features"
+    VERSION: ClassVar[int] = 2
+    """2: the evaluation's view of an image follows one rule for a set."""
     FAMILY: ClassVar[Family] = Family.FEATURES
     ENTRY: ClassVar[str] = "mae_core.evaluate.feature_file:run_features"
     YIELDS: ClassVar[tuple[str, ...]] = (FEATURES_FILE,)
@@ -181,7 +184,7 @@ class AttentiveProbeRecipe(EvalRecipe):
     """Block after which to look, counted from 1, through the final LN; None = the last one."""
     num_heads: int = 8
     """Heads of the cross-attention; divides the encoder's width."""
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    augmentation: AugmentationConfig = SUPERVISED_CROP
     duration: Duration = field(default_factory=lambda: Duration.epochs(20))
     global_batch: int = 1024
     optimizer: OptimizerConfig = field(

@@ -171,7 +171,8 @@ class _Reader:
         self._labels = torch.from_numpy(split.labels)
         first = split.pixels(np.zeros(1, dtype=np.int64)) if len(split) else None
         shape = (data.num_channels, data.image_size, data.image_size)
-        self._may_index = not augmentation.crops and first is not None and first.shape[1:] == shape
+        is_whole = not augmentation.crops and data.evaluation_crop == 1
+        self._may_index = is_whole and first is not None and first.shape[1:] == shape
 
     def start(self, request: _Request, pool: ThreadPoolExecutor) -> Callable[[], Batch]:
         """Begin to read in the pool; the function returned waits for the batch."""
@@ -234,7 +235,7 @@ class _Reader:
                 image = self.split.decode(int(request.positions[i]))
                 for row in range(i, total, count):
                     crop = None if crops is None else crops[row]
-                    images[row] = training_image(image, size, config, crop, bool(flips[row]))
+                    images[row] = training_image(image, data, config, crop, bool(flips[row]))
 
         return batch, work
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mae_core.config import AugmentationConfig
+from mae_core.config import AugmentationConfig, DataConfig
 from mae_core.runtime.keyed_random import F64, Stream, uniform
 
 I64 = npt.NDArray[np.int64]
@@ -27,8 +27,6 @@ CROP_TRIES = 10
 """Tries before the fallback (torchvision's RandomResizedCrop)."""
 CROP_DRAWS = 2 * CROP_TRIES + 2
 """Uniform numbers per crop: an area and an aspect for each try, then a place."""
-EVAL_MARGIN = 256 / 224
-"""Short side over crop side of the evaluation transform (paper A.1, as usual on ImageNet)."""
 
 
 def crop_draws(seed: int, epoch: I64, index: I64, num_views: int = 1) -> F64:
@@ -53,7 +51,8 @@ def random_crop_box(height: int, width: int, config: AugmentationConfig, draws: 
 
     Up to ten tries of an area uniform in `crop_scale` and an aspect log-uniform in `crop_aspect`;
     the first box that fits is placed uniformly. If none fits, the largest central box whose
-    aspect is allowed. `draws` are CROP_DRAWS numbers in [0, 1).
+    aspect is allowed. With `crop_misfit` "clip" the first box is taken, cut to the image's sides
+    (the paper's linear probe, after BYOL). `draws` are CROP_DRAWS numbers in [0, 1).
     """
     low, high = config.crop_scale or (1.0, 1.0)
     logs = math.log(config.crop_aspect[0]), math.log(config.crop_aspect[1])
@@ -61,6 +60,8 @@ def random_crop_box(height: int, width: int, config: AugmentationConfig, draws: 
     aspect = np.exp(logs[0] + (logs[1] - logs[0]) * draws[CROP_TRIES : 2 * CROP_TRIES])
     widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    if config.crop_misfit == "clip":
+        heights, widths = heights.clip(1, height), widths.clip(1, width)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     if not fits.any():
         return _central_box(height, width, config.crop_aspect)
@@ -96,14 +97,15 @@ def resize(image_HWC: U8, height: int, width: int) -> Tensor:
 
 
 def training_image(
-    image_HWC: U8, size: int, config: AugmentationConfig, crop: F64 | None, flip: bool
+    image_HWC: U8, data: DataConfig, config: AugmentationConfig, crop: F64 | None, flip: bool
 ) -> Tensor:
     """Augment one image: uint8 (H, W, C) to uint8 (C, S, S).
 
     `crop` are the draws of `crop_draws`; None is the evaluation transform, mirrored if `flip`.
     """
+    size = data.image_size
     if crop is None:
-        image = evaluation_image(image_HWC, size)
+        image = evaluation_image(image_HWC, size, data.evaluation_crop)
     elif config.fixed_crop_margin is not None:
         image = _random_window(image_HWC, size, config.fixed_crop_margin, crop)
     else:
@@ -123,16 +125,15 @@ def _random_window(image_HWC: U8, size: int, margin: float, draws: F64) -> Tenso
     return image[:, top : top + size, left : left + size]
 
 
-def evaluation_image(image_HWC: U8, size: int) -> Tensor:
+def evaluation_image(image_HWC: U8, size: int, crop: float) -> Tensor:
     """Centre view of one image: uint8 (H, W, C) to uint8 (C, S, S).
 
-    The short side becomes round(S · 256 / 224), then the centre is cropped. An image whose short
-    side is S or less is a small image, not a photograph with a margin to spare: its short side
-    becomes S, so that an S × S image is used as it is.
+    The short side becomes ⌊S / crop⌋ (`DataConfig.evaluation_crop`; 256 for 224 pixels), then the
+    centre is cut out; whatever the image's own size, so that a whole set is seen alike.
     """
     height, width = image_HWC.shape[:2]
     short = min(height, width)
-    target = size if short <= size else round(size * EVAL_MARGIN)
+    target = int(size / crop)
     new_height = target if height == short else target * height // short
     new_width = target if width == short else target * width // short
     image = resize(image_HWC, new_height, new_width)

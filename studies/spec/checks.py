@@ -85,6 +85,7 @@ def check_study(study: Study, duplicates: Mapping[str, Mapping[str, int]] = {}) 
         _warmup,
         _lr_not_scaled,
         _evaluations_by_size,
+        _eval_crops,
         _losses,
         _decoder,
         _few_sizes,
@@ -255,6 +256,27 @@ def _without_data(recipe: Recipe) -> str:
     """Digest of an evaluation's settings, but for its images and seeds."""
     plain = to_plain(recipe).items()
     return digest({k: v for k, v in plain if k not in ("data", "seed", "label_seed")})
+
+
+def _eval_crops(study: Study, cells: list[Cell]) -> Iterator[Finding]:
+    """Images of one size that are seen through different windows."""
+    found: dict[int, dict[float, str]] = defaultdict(dict)
+    for cell in cells:
+        for stage in cell.stages:
+            if stage.recipe.scored_on is not None:
+                data = stage.recipe.data
+                found[data.image_size].setdefault(
+                    data.evaluation_crop, f"{cell.address} {stage.name}"
+                )
+    for size, crops in found.items():
+        if len(crops) > 1:
+            seen = "; ".join(f"{crop:g} in {where}" for crop, where in crops.items())
+            yield Finding(
+                code="eval-crop",
+                level="warning",
+                message=f"evaluations at {size} pixels see different shares of an image ({seen}): "
+                "their results differ by the crop too; set data.eval_crop alike",
+            )
 
 
 def _losses(study: Study, cells: list[Cell]) -> Iterator[Finding]:

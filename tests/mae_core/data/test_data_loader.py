@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import torch
 from PIL import Image
 from support.make_data import encode, pixels, png, write_parquet, write_set
 
-from mae_core.config import NO_AUGMENTATION, AugmentationConfig, BatchSplit, DataConfig
+from mae_core.config import (
+    NO_AUGMENTATION,
+    PROBE_CROP,
+    SUPERVISED_CROP,
+    AugmentationConfig,
+    BatchSplit,
+    DataConfig,
+)
 from mae_core.data.loader import Batch, TrainLoader, eval_batches, normalise
 from mae_core.data.sources import Split, open_data
 from mae_core.data.transforms import (
@@ -236,13 +244,51 @@ def test_resize_is_pillows(size: tuple[int, int]) -> None:
 
 def test_evaluation_view() -> None:
     same = pixels(1, 16, 16)
-    np.testing.assert_array_equal(evaluation_image(same, 16).permute(1, 2, 0).numpy(), same)
-    assert evaluation_image(pixels(2, 10, 30), 16).shape == (3, 16, 16)
-    wide = pixels(3, 224 * 2, 224 * 3)
-    expected = Image.fromarray(wide).resize((384, 256), Image.Resampling.BICUBIC)
-    centre = np.asarray(expected.crop((80, 16, 304, 240))).astype(int)
-    found = evaluation_image(wide, 224).permute(1, 2, 0).numpy().astype(int)
-    assert np.abs(found - centre).max() <= 1
+    np.testing.assert_array_equal(evaluation_image(same, 16, 1.0).permute(1, 2, 0).numpy(), same)
+    assert evaluation_image(pixels(2, 10, 30), 16, 1.0).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("image_size", [128, 192, 224, 240, 448])
+@pytest.mark.parametrize("shape", [(448, 672), (224, 224), (500, 300), (100, 224)])
+def test_an_evaluation_sees_what_the_papers_code_does(
+    image_size: int, shape: tuple[int, int]
+) -> None:
+    image = pixels(3, *shape)
+    # The published rule, whatever the image's own size: 224/256 up to 224 pixels, 1 above.
+    short = int(image_size / (224 / 256 if image_size <= 224 else 1.0))
+    height, width = (short * side // min(shape) for side in shape)
+    expected = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (round((side - image_size) / 2) for side in (width, height))
+    centre = expected.crop((left, top, left + image_size, top + image_size))
+    crop = DataConfig(path="a", image_size=image_size).evaluation_crop
+    found = evaluation_image(image, image_size, crop).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(found - np.asarray(centre).astype(int)).max() <= 2  # rounds twice
+
+
+def test_small_images_are_seen_whole_and_a_setting_says_otherwise(tmp_path: Path) -> None:
+    assert [DataConfig(path="a", image_size=s).evaluation_crop for s in (8, 32, 96)] == [1, 1, 1]
+    images = [pixels(i, 8, 8 + i // 20) for i in range(24)]  # the last ones are wider
+    write_parquet(tmp_path / "test.parquet", [encode(image) for image in images], [0] * 24)
+    write_parquet(tmp_path / "train.parquet", [encode(image) for image in images], [0] * 24)
+    for crop in (None, 0.5):
+        config = replace(data(tmp_path, 8), eval_crop=crop)
+        (batch,) = eval_batches(open_data(config).split("test"), config, 24, rank=0, world=1)
+        for image, found in zip(images, batch.images, strict=True):
+            assert torch.equal(found, evaluation_image(image, 8, crop or 1.0))
+    for wrong in (0.0, 1.1):
+        with pytest.raises(ConfigError, match=f"eval_crop {wrong}"):
+            DataConfig(path="a", eval_crop=wrong)
+
+
+def test_the_probes_crop_is_cut_to_the_image_instead_of_drawn_again() -> None:
+    wide, draws = np.full(CROP_DRAWS, 0.5), crop_draws(0, np.zeros(1, np.int64), np.arange(1))[0]
+    wide[0], wide[10] = 0.99, 0.99  # nearly all of the area at 4:3: wider than a square
+    for numbers in (wide, draws):
+        area = 100 * 100 * (0.08 + 0.92 * numbers[0])
+        aspect = (3 / 4) ** (1 - 2 * numbers[10])
+        size = min(100, round((area / aspect) ** 0.5)), min(100, round((area * aspect) ** 0.5))
+        assert random_crop_box(100, 100, PROBE_CROP, numbers)[2:] == size
+    assert random_crop_box(100, 100, SUPERVISED_CROP, wide)[2:] != size
 
 
 def test_small_images_are_kept_decoded_unless_their_sizes_differ(tmp_path: Path) -> None:

@@ -130,13 +130,16 @@ def test_jitter_is_keyed_and_keeps_the_shape() -> None:
 
 def test_a_crop_of_fixed_size_cuts_windows_of_the_resized_image() -> None:
     config = AugmentationConfig(crop_scale=None, fixed_crop_margin=1.5, flip=False)
+    small = DataConfig(path="unused", image_size=12)
     image = np.zeros((16, 16, 1), dtype=np.uint8)
     image[:, 8:] = 200
-    whole = training_image(image, 12, replace(config, fixed_crop_margin=1.0), np.zeros(22), False)
+    whole = training_image(
+        image, small, replace(config, fixed_crop_margin=1.0), np.zeros(22), False
+    )
     assert whole.shape == (1, 12, 12)
     low, high = np.zeros(22), np.full(22, 0.999)
-    left = training_image(image, 12, config, low, False)
-    right = training_image(image, 12, config, high, False)
+    left = training_image(image, small, config, low, False)
+    right = training_image(image, small, config, high, False)
     assert left.shape == right.shape == (1, 12, 12)
     # 18 px wide after resizing, so the edge at 9 lies at 9 from the left or 3 from the right crop.
     assert int((left[0, 6] < 100).sum()) == 9

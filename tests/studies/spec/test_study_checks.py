@@ -55,6 +55,14 @@ def _name(recipe: PretrainRecipe) -> str:
     return recipe.encoder.name
 
 
+def test_one_image_size_is_seen_through_one_window() -> None:
+    assert "eval-crop" not in found(study(BASE))
+    other = replace(BASE, data=replace(DATA, eval_crop=0.875))
+    assert "1 in c0 knn; 0.875 in c1 knn" in found(study(BASE, other))["eval-crop"].message
+    larger = replace(BASE, data=replace(DATA, image_size=224))
+    assert "eval-crop" not in found(study(BASE, larger))
+
+
 def found(of: Study, **duplicates: Any) -> dict[str, Finding]:
     return {finding.code: finding for finding in check_study(of, **duplicates)}
 
