@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.options import DEFAULT_STORE, json_option
+from orchestrator.cli.streams import text_is_progress
 
 if TYPE_CHECKING:
     from orchestrator.drill import Certificate
@@ -94,6 +95,8 @@ def drill(
     from orchestrator.drill import DrillOptions, run_drill
     from orchestrator.store.driver import LocalStore
 
+    if not as_json:
+        text_is_progress()
     LocalStore(Path(store)).check_writable()
     folder = tempfile.mkdtemp(prefix="drill-", dir=store)
     options = DrillOptions(

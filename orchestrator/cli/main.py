@@ -23,6 +23,7 @@ from orchestrator.cli.options import (
     study_options,
 )
 from orchestrator.cli.output import make_console, markup_free, print_json
+from orchestrator.cli.streams import text_is_progress
 from orchestrator.cli.weights import adopt, export
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ def run(
         accept_changes=accept_changes,
         write_report=not no_report,
     )
+    if not as_json:
+        text_is_progress()
     study = load_study_as_asked(study_ref, settings, data_path)
     notice = Notice()
     with notice.listen():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.output import escape_unprintable
+from orchestrator.cli.streams import lost_output, secure_streams
 from orchestrator.errors import exit_code, explain_os_error
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DEFAULT_STORE = "mae-store"
 EXIT_INTERRUPTED = 130
+EXIT_NOT_PRINTED = 2
+"""The result found no room where it was to go; as for `--out`."""
 
 
 class Group(click.Group):
@@ -34,16 +36,19 @@ class Group(click.Group):
             raise click.UsageError(str(unknown("command", cmd_name, self.commands)))
         return command
 
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
-        """Read the command line; from here on no character is one too many for the console."""
-        escape_unprintable()
-        return super().make_context(info_name, args, parent, **extra)
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command on streams that never fail; say it if its result found no room."""
+        secure_streams()
+        try:
+            return super().main(*args, **extra)
+        except SystemExit as end:
+            if (outlet := lost_output()) is None or outlet.lost is None:
+                raise
+            why = (outlet.lost.strerror or str(outlet.lost)).lower()
+            _say(f"standard output cannot be written ({why}): what was printed is incomplete")
+            if outlet.is_vital and not end.code:
+                sys.exit(EXIT_NOT_PRINTED)
+            raise
 
     def invoke(self, ctx: click.Context) -> object:
         """Run it."""
@@ -58,9 +63,6 @@ def plain_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _fail("interrupted; run the same command to continue", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
     except Exception as error:
@@ -72,8 +74,12 @@ def plain_errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"mae-study: {message}", err=True)
+    _say(message)
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    click.echo(f"mae-study: {message}", err=True)
 
 
 Decorator = Callable[[Callable[..., object]], Callable[..., object]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -46,9 +45,3 @@ def markup_free(text: str) -> str:
 def print_json(value: object) -> None:
     """Print strict JSON in ASCII: a number that is not finite becomes null."""
     click.echo(json_text(value, is_ascii=True))
-
-
-def escape_unprintable() -> None:
-    """Let standard output show what it cannot encode as an escape: `\\u2212`, `\\udcff`."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")

@@ -59,7 +59,7 @@ def test_words_beyond_the_console_are_escaped(tmp_path: Path, extra: dict[str, s
     path = tmp_path / "odd.py"
     path.write_text(ODD, encoding="utf-8")
     text = printed(extra, "plan", str(path), "--store", str(tmp_path / "store"))
-    assert b"second \\u2212 first" in text
+    assert b"second - first" in text and b"(\\u6f22)" in text
     printed(extra, "status", "--help")
 
 
@@ -67,5 +67,5 @@ ODD = """
 from studies.catalog import quickstart as base
 from studies.spec import Study
 def study():
-    return Study(name="odd", question="second − first ± 0.1?", cells=(base.pixels(0),))
+    return Study(name="odd", question="second − first (漢) ± 0.1?", cells=(base.pixels(0),))
 """
