@@ -86,7 +86,7 @@ def exit_code(error: Exception) -> int | None:
 EXIT_CODES = {
     0: "done, or nothing to do",
     1: "a defect of mae-study itself (a traceback is shown)",
-    2: "bad input: command line, study, configuration or data; or no room for what was to be printed",
+    2: "bad input: command line, study, configuration or data; or no room for its output",
     3: "drift: a known cell has another identity; see `plan`, then --accept-changes",
     4: "the study ran and some stages failed; see `status` and `logs`",
     5: "another driver is running this study",
