@@ -33,6 +33,8 @@ from mae_core.config.parts import (
 from mae_core.config.recipe import EncoderUse, Family, Recipe, Training
 
 NUM_VIEWS = 2
+BEIT_BLOCK, BEIT_GRID = 16, 14
+"""Least area of a rectangle, and patches along a side, in BEiT's pretraining."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,9 @@ class MaskConfig:
 
     sampling: str = field(default="random", metadata=DOTTED)
     """`random`, `block`, `grid`, or a custom one as `module:function` (see `docs/extending.md`)."""
-    min_block: int = 4
-    """Smallest rectangle of block-wise sampling, in patches (BEiT, arXiv 2106.08254)."""
+    min_block: int | None = None
+    """Least area of a rectangle of block-wise sampling, in patches; None = BEiT's 16 (arXiv
+    2106.08254) from its 14 x 14 patches on, on fewer their share of these: 5 on 8 x 8."""
     min_aspect: float = 0.3
     """Height over width of a rectangle is log-uniform between this and its inverse."""
 
@@ -52,8 +55,15 @@ class MaskConfig:
             self.sampling in known or ":" in self.sampling,
             f"mask sampling {self.sampling!r}: use {', '.join(known)}, or module:function",
         )
-        require(self.min_block >= 1, f"min_block {self.min_block}: must be ≥ 1")
+        least = self.min_block
+        require(least is None or least >= 1, f"min_block {least}: must be ≥ 1, or none")
         require(0 < self.min_aspect <= 1, f"min_aspect {self.min_aspect}: must be in (0, 1]")
+
+    def smallest_block(self, grid: int) -> int:
+        """`min_block`, or what stands for it on `grid` patches a side."""
+        if self.min_block is not None:
+            return self.min_block
+        return max(1, round(BEIT_BLOCK * min(1.0, (grid / BEIT_GRID) ** 2)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +118,14 @@ class PretrainRecipe(Recipe):
         self._check_target()
 
     def _check_grid(self, kept: int) -> None:
+        side = self.data.image_size // self.encoder.patch_size
+        least, hidden = self.mask.smallest_block(side), self.num_patches - kept
+        require(
+            self.mask.sampling != "block" or (least <= hidden and side > 1),
+            f"mask ratio {self.mask_ratio} hides {hidden} of {self.num_patches} patches, fewer "
+            f"than the {least} of the smallest block: lower mask.min_block",
+        )
         if self.mask.sampling == "grid":
-            side = self.data.image_size // self.encoder.patch_size
             require(
                 side % 2 == 0 and kept * 4 == self.num_patches,
                 f"grid-wise masking keeps one patch of every 2x2: needs mask ratio 0.75 and an "

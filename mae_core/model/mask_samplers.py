@@ -7,6 +7,7 @@ Legend: N images, L = G · G patches, R rectangles that are tried.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from mae_core.runtime.plugins import resolve
 
 I64 = npt.NDArray[np.int64]
 
-BLOCK_TRIES = 40
-"""Rectangles tried for an image; what they leave open is topped up beside them."""
+TRIES_PER_BLOCK = 10
+"""Rectangles that are refused in a row before an image ends (BEiT)."""
+TRIES_AT_ONCE = 32
+"""Rectangles whose numbers are drawn together; most images need fewer."""
 DRAWS_PER_TRY = 4
 """Area, aspect, top, left."""
 
@@ -100,45 +103,81 @@ def grid_noise(draw: MaskDraw) -> Tensor:
 
 
 def block_noise(draw: MaskDraw, config: MaskConfig) -> Tensor:
-    """Hide rectangles (BEiT, arXiv 2106.08254, algorithm 1) until exactly the quota is hidden.
+    """Hide BEiT's rectangles, then as many patches beside them as the quota lacks.
 
-    A rectangle has at least `min_block` patches (where as many are still to be hidden) and at most
-    what is still to be hidden, and a log-uniform aspect; one that would hide too many or nothing
-    new is dropped. BEiT may stop short of the quota, while an encoder that drops tokens needs
-    equal counts: the rest is hidden beside the rectangles, most surrounded patches first.
+    BEiT may stop short of the quota, while an encoder that drops tokens needs equal counts. On
+    14 × 14 patches it lacks 0.5 patches on average at a ratio of 0.5 and 0.7 at 0.75 (measured);
+    they are hidden beside the rectangles, those with most hidden neighbours first.
     """
-    quota = draw.grid**2 - draw.num_keep
-    hidden_NGG = torch.zeros(len(draw.index), draw.grid, draw.grid, dtype=torch.bool)
-    count = BLOCK_TRIES * DRAWS_PER_TRY
-    numbers = uniform(draw.seed, Stream.MASK_SHAPE, draw.epoch, draw.index, count)
-    draws_RN4 = torch.from_numpy(numbers).view(-1, BLOCK_TRIES, DRAWS_PER_TRY).transpose(0, 1)
-    for draws_N4 in draws_RN4:
-        left_N = quota - hidden_NGG.sum(dim=(1, 2))
-        if not bool((left_N > 0).any()):
-            break
-        block_NGG = _rectangles(draws_N4, left_N, draw.grid, config)
-        new_N = (block_NGG & ~hidden_NGG).sum(dim=(1, 2))
-        fits_N = (new_N > 0) & (new_N <= left_N)
-        hidden_NGG |= block_NGG & fits_N[:, None, None]
+    hidden_NGG, _ = beit_blocks(draw, config)
     beside_NL = _hidden_neighbours(hidden_NGG).flatten(1)
     noise_NL = random_noise(draw)
     # Visible patches have noise below 1, the more surrounded the higher; hidden ones above.
     return torch.where(hidden_NGG.flatten(1), noise_NL + 1, (beside_NL + noise_NL) / 10)
 
 
-def _rectangles(draws_N4: Tensor, left_N: Tensor, grid: int, config: MaskConfig) -> Tensor:
-    """One rectangle per image, clipped to the grid: bool (N, G, G)."""
-    smallest_N = left_N.clamp(min=0, max=config.min_block).double()
-    area_N = smallest_N + draws_N4[:, 0] * (left_N.double() - smallest_N)
+def beit_blocks(draw: MaskDraw, config: MaskConfig) -> tuple[Tensor, Tensor]:
+    """Rectangles of BEiT (arXiv 2106.08254, algorithm 1, and its published code).
+
+    A rectangle has an area uniform between `min_block` and what is still to be hidden, a
+    log-uniform aspect, and sides shorter than the grid's. One that would hide too many or nothing
+    new is drawn again; ten refused in a row end the image, short of its quota.
+    Returns what is hidden, bool (N, G, G), and the number of rectangles, int64 (N,).
+    """
+    grid, quota = draw.grid, draw.grid**2 - draw.num_keep
+    hidden_NGG = torch.zeros(len(draw.index), grid, grid, dtype=torch.bool)
+    num_blocks_N = torch.zeros(len(draw.index), dtype=torch.int64)
+    refused_N = num_blocks_N.clone()
+    for start in itertools.count(step=TRIES_AT_ONCE):
+        left_N = quota - hidden_NGG.sum(dim=(1, 2))
+        rows = ((left_N > 0) & (refused_N < TRIES_PER_BLOCK)).nonzero()[:, 0]
+        if not len(rows):
+            return hidden_NGG, num_blocks_N
+        some = rows.numpy()
+        count = DRAWS_PER_TRY * (start + TRIES_AT_ONCE)
+        numbers = uniform(draw.seed, Stream.MASK_SHAPE, draw.epoch[some], draw.index[some], count)
+        draws_RN4 = torch.from_numpy(numbers).view(len(some), -1, DRAWS_PER_TRY).transpose(0, 1)
+        state = hidden_NGG[rows], num_blocks_N[rows], refused_N[rows]
+        for draws_N4 in draws_RN4[start:]:
+            state = _one_try(draws_N4, *state, quota, config)
+        hidden_NGG[rows], num_blocks_N[rows], refused_N[rows] = state
+    raise AssertionError("unreachable: the count has no end")
+
+
+def _one_try(
+    draws_N4: Tensor,
+    hidden_NGG: Tensor,
+    num_blocks_N: Tensor,
+    refused_N: Tensor,
+    quota: int,
+    config: MaskConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a rectangle for each image that is not at its end: the three after it."""
+    grid = hidden_NGG.shape[-1]
+    left_N = quota - hidden_NGG.sum(dim=(1, 2))
+    goes_on_N = (left_N > 0) & (refused_N < TRIES_PER_BLOCK)
+    block_NGG, is_smaller_N = _rectangles(draws_N4, left_N, grid, config)
+    new_N = (block_NGG & ~hidden_NGG).sum(dim=(1, 2))
+    fits_N = goes_on_N & is_smaller_N & (new_N > 0) & (new_N <= left_N)
+    refused_N = torch.where(goes_on_N, torch.where(fits_N, 0, refused_N + 1), refused_N)
+    return hidden_NGG | (block_NGG & fits_N[:, None, None]), num_blocks_N + fits_N, refused_N
+
+
+def _rectangles(
+    draws_N4: Tensor, left_N: Tensor, grid: int, config: MaskConfig
+) -> tuple[Tensor, Tensor]:
+    """One rectangle per image, bool (N, G, G), and whether it is smaller than the grid (N,)."""
+    smallest = config.smallest_block(grid)
+    area_N = smallest + draws_N4[:, 0] * (left_N.clamp(min=1) - smallest)
     aspect_N = torch.exp((2 * draws_N4[:, 1] - 1) * math.log(1 / config.min_aspect))
-    height_N = (area_N * aspect_N).sqrt().round().clamp(1, grid)
-    width_N = (area_N / aspect_N).sqrt().round().clamp(1, grid)
+    height_N, width_N = (area_N * aspect_N).sqrt().round(), (area_N / aspect_N).sqrt().round()
     top_N = (draws_N4[:, 2] * (grid - height_N + 1)).floor()
     left_edge_N = (draws_N4[:, 3] * (grid - width_N + 1)).floor()
     place_G = torch.arange(grid)
     rows_NG = (place_G >= top_N[:, None]) & (place_G < (top_N + height_N)[:, None])
     columns_NG = (place_G >= left_edge_N[:, None]) & (place_G < (left_edge_N + width_N)[:, None])
-    return rows_NG[:, :, None] & columns_NG[:, None, :]
+    is_smaller_N = (height_N < grid) & (width_N < grid)
+    return rows_NG[:, :, None] & columns_NG[:, None, :], is_smaller_N
 
 
 def _hidden_neighbours(hidden_NGG: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,22 +15,27 @@ import torch
 from mae_core.config import DataConfig, MaskConfig, PretrainRecipe, num_keep
 from mae_core.errors import ConfigError
 from mae_core.model import sizes
-from mae_core.model.mask_samplers import mask_sampler
+from mae_core.model.mask_samplers import MaskDraw, beit_blocks, block_noise, mask_sampler
 from mae_core.model.masking import random_masking
 from mae_core.runtime import plugins
 
 DATA = DataConfig(path="digits", image_size=224)
 RECIPE = PretrainRecipe(data=DATA, encoder=sizes.encoder("B"))
 DRAWS = 10_000
+Drawn = tuple[np.ndarray, int]
 
 
 def masks(recipe: PretrainRecipe, count: int = DRAWS, epoch: int = 0) -> torch.Tensor:
     """Masks of `count` images, (N, G, G) bool, True = hidden."""
     index = np.arange(count, dtype=np.int64)
     noise = mask_sampler(recipe)(np.full(count, epoch, dtype=np.int64), index)
-    _, _, mask = random_masking(noise, num_keep(recipe.num_patches, recipe.mask_ratio))
     side = recipe.data.image_size // recipe.encoder.patch_size
-    return mask.bool().view(-1, side, side)
+    return masks_of(noise, side, num_keep(recipe.num_patches, recipe.mask_ratio))
+
+
+def masks_of(noise: torch.Tensor, side: int, kept: int) -> torch.Tensor:
+    """Masks by noise, (N, G, G) bool, True = hidden."""
+    return random_masking(noise, kept)[2].bool().view(-1, side, side)
 
 
 def with_mask(sampling: str, ratio: float = 0.75, **fields: float) -> PretrainRecipe:
@@ -72,16 +80,75 @@ def test_blocks_hide_neighbours() -> None:
     assert in_blocks > 0.8
 
 
-def test_blocks_cover_the_image_over_many_draws() -> None:
-    share = masks(with_mask("block", 0.5)).double().mean(dim=0)
-    # Rectangles lie within the image, so corners are hidden least; none is never or always.
-    assert 0.05 < float(share.min()) < float(share.max()) < 0.95
+def published_beit(grid: int, quota: int, minimum: int, rng: random.Random) -> Drawn:
+    """BEiT's algorithm 1 with its published parameters, patch by patch: the mask and its blocks."""
+    hidden: set[tuple[int, int]] = set()
+    blocks = refused = 0
+    while len(hidden) < quota and refused < 10:
+        left = quota - len(hidden)
+        area = rng.uniform(minimum, left)
+        aspect = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        refused += 1
+        if height < grid and width < grid:
+            top, first = rng.randint(0, grid - height), rng.randint(0, grid - width)
+            rectangle = itertools.product(range(top, top + height), range(first, first + width))
+            new = set(rectangle) - hidden
+            if 0 < len(new) <= left:
+                hidden |= new
+                blocks, refused = blocks + 1, 0
+    mask = np.zeros((grid, grid))
+    mask[tuple(zip(*hidden, strict=True))] = 1
+    return mask, blocks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("grid", "ratio", "minimum"), [(14, 0.4, 16), (14, 0.5, 16), (14, 0.75, 16), (8, 0.75, 5)]
+)
+def test_blocks_are_beits(grid: int, ratio: float, minimum: int) -> None:
+    quota = round(grid**2 * ratio)
+    rng = random.Random(1)
+    drawn = [published_beit(grid, quota, minimum, rng) for _ in range(DRAWS)]
+    theirs = np.array([mask for mask, _ in drawn])
+    index = np.arange(DRAWS, dtype=np.int64)
+    draw = MaskDraw(0, index * 0, index, grid, grid**2 - quota)
+    found, num_blocks = beit_blocks(draw, MaskConfig(sampling="block"))
+    ours = found.double().numpy()
+    # Five standard deviations of a difference of two means over 10,000 draws, patch by patch ...
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) < 5 * deviation(ours, theirs) + 1e-9).all()
+    # ... of neighbours hidden together, of the number of blocks, and of what they fall short.
+    for a, b in (
+        ((ours[:, 1:] * ours[:, :-1]).mean((1, 2)), (theirs[:, 1:] * theirs[:, :-1]).mean((1, 2))),
+        (num_blocks.double().numpy(), np.array([blocks for _, blocks in drawn], dtype=float)),
+        (quota - ours.sum((1, 2)), quota - theirs.sum((1, 2))),
+    ):
+        assert abs(a.mean() - b.mean()) < 5 * deviation(a, b)
+    # What completes the quota is less than a patch per image, so no patch is far from BEiT's.
+    completed = masks_of(block_noise(draw, MaskConfig(sampling="block")), grid, grid**2 - quota)
+    assert set(completed.sum(dim=(1, 2)).tolist()) == {quota}
+    assert bool((completed | ~found).all())
+    assert (quota - ours.sum((1, 2))).mean() < 0.8
+    assert np.abs(completed.double().mean(0).numpy() - theirs.mean(0)).max() < 0.03
+
+
+def deviation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Standard deviation of the difference of two means over the first axis."""
+    return np.sqrt((a.var(0) + b.var(0)) / DRAWS)
+
+
+def test_small_grids_have_small_blocks() -> None:
+    least = MaskConfig(sampling="block").smallest_block
+    assert [least(grid) for grid in (2, 4, 8, 12, 14, 16, 32)] == [1, 1, 5, 12, 16, 16, 16]
+    assert MaskConfig(sampling="block", min_block=3).smallest_block(14) == 3
+    with pytest.raises(ConfigError, match="hides 20 of 196 patches, fewer than the 21"):
+        with_mask("block", 0.1, min_block=21)
 
 
 def test_large_minimum_blocks_and_tiny_grids_still_meet_the_quota() -> None:
     recipe = with_mask("block", 0.9, min_block=100)
     assert set(masks(recipe, 500).sum(dim=(1, 2)).tolist()) == {196 - num_keep(196, 0.9)}
-    tiny = replace(recipe, data=replace(DATA, image_size=32), mask_ratio=0.75)
+    tiny = replace(with_mask("block"), data=replace(DATA, image_size=32))
     assert set(masks(tiny, 500).sum(dim=(1, 2)).tolist()) == {3}
 
 
