@@ -1,10 +1,14 @@
-"""Mixup and CutMix over the global batch, the same at any world size and micro-batch.
+"""Mixup and CutMix by groups of the global batch, the same at any world size and micro-batch.
 
 Sample i of a global batch of B is mixed with sample (i + B/2) mod B. A batch is in random order,
 so this pairs as well as any permutation, and where it beats i ↔ B − 1 − i (a flipped batch) is the
 interleaved deal of `data.order`: rank r holds i ≡ r (mod world), so the partner is on the same
 rank, half its share of the step further, and nothing is sent or decoded twice. That needs an
-even share per rank. Lambda and box are keyed by (seed, step, pair); every rank draws the same.
+even share per rank.
+The official recipe mixes the 32 images of a process by one draw and the flipped batch. Here a
+group of n takes the place of the process: the samples i with one i mod (B/n). It holds both
+samples of a pair, which is the flip of the group whose second half is read backwards. Lambda and
+box are keyed by (seed, step, group or pair); every rank draws the same.
 Mix after all that happens to a single image, on normalised floats.
 Legend: N samples of a rank at a step, C channels, H, W pixels, K classes.
 """
@@ -79,11 +83,17 @@ def draw_mix(
     height: int,
     width: int,
 ) -> Mix:
-    """Draw how the samples at `positions` of the global batch of `step` are mixed."""
-    pair = np.minimum(positions, partner_position(positions, global_batch))
+    """Draw how the samples at `positions` of the global batch of `step` are mixed.
+
+    Raises:
+        ConfigError: the global batch is odd, or does not divide into the groups.
+    """
+    config.check_batch(global_batch)
+    group = np.minimum(positions, partner_position(positions, global_batch))
     if config.level == "batch":
-        pair = np.zeros(1, dtype=np.int64)
-    draws = uniform(seed, Stream.MIX, step, pair, DRAWS + 2 * BETA_TRIES)
+        group = positions % (global_batch // config.group_size)
+    group, row = np.unique(group, return_inverse=True)
+    draws = uniform(seed, Stream.MIX, step, group, DRAWS + 2 * BETA_TRIES)
     mixes = draws[:, 0] < config.probability
     switch = draws[:, 1] < config.switch_probability
     uses_box = (switch & (config.cutmix_alpha > 0)) | (config.mixup_alpha == 0)
@@ -95,12 +105,7 @@ def draw_mix(
     lam = np.where(uses_box, 1 - boxes[:, 2] * boxes[:, 3] / (height * width), lam)
     lam = np.where(mixes, lam, 1.0)
     boxes = np.where((mixes & uses_box)[:, None], boxes, 0)
-    count = len(positions)
-    return Mix(
-        lam=np.broadcast_to(lam, count),
-        boxes=np.broadcast_to(boxes, (count, 4)),
-        uses_box=np.broadcast_to(uses_box, count),
-    )
+    return Mix(lam=lam[row], boxes=boxes[row], uses_box=uses_box[row])
 
 
 def mix_images(images_NCHW: Tensor, partners_NCHW: Tensor, mix: Mix) -> Tensor:

@@ -60,7 +60,10 @@ class MixConfig:
     probability: float = 1.0
     """Chance that a draw mixes at all."""
     level: Literal["batch", "pair"] = "batch"
-    """One draw for the global batch, or one for each pair of samples."""
+    """One draw for each group of the global batch, or one for each pair of samples."""
+    group_size: int = 32
+    """Samples that share a draw: the official recipe's images per process (16 for ViT-H). It
+    divides the global batch, whatever the world size."""
 
     def __post_init__(self) -> None:
         for name, alpha in (("mixup", self.mixup_alpha), ("cutmix", self.cutmix_alpha)):
@@ -69,8 +72,21 @@ class MixConfig:
             self.mixup_alpha > 0 or self.cutmix_alpha > 0,
             "mixup alpha and cutmix alpha are both 0: set one of them, or leave mixing out",
         )
+        size = self.group_size
+        require(size >= 2 and size % 2 == 0, f"mix.group_size {size}: must be even, to form pairs")
         _check_probability("switch probability", self.switch_probability)
         _check_probability("mixing probability", self.probability)
+
+    def check_batch(self, batch: int) -> None:
+        """Refuse (`ConfigError`) a global batch that does not divide into pairs, or into groups."""
+        require(batch % 2 == 0, f"global batch {batch}: mixing pairs images, make it even")
+        size = self.group_size
+        fits = max(n for n in range(2, batch + 1, 2) if batch % n == 0 and n <= max(size, 2))
+        require(
+            self.level == "pair" or batch % size == 0,
+            f"global batch {batch} does not divide into groups of mix.group_size {size}, each of "
+            f"which is mixed by one draw: use a multiple of {size}, or mix.group_size={fits}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,7 +173,7 @@ class FinetuneRecipe(EvalRecipe):
     rand_augment: RandAugmentConfig | None = None
     """RandAugment after the crop (paper Table 9: `rand-m9-mstd0.5-inc1`)."""
     mix: MixConfig | None = None
-    """Mixup and CutMix over the global batch (paper Table 9: .8 and 1.0)."""
+    """Mixup and CutMix, by groups of the global batch (paper Table 9: .8 and 1.0)."""
     erasing: ErasingConfig | None = None
     """Random erasing (the paper's code: .25)."""
     ema_decay: float | None = None
@@ -200,10 +200,14 @@ class FinetuneRecipe(EvalRecipe):
         require(0 < self.layer_decay <= 1, f"layer decay {self.layer_decay}: must be in (0, 1]")
         decay = self.ema_decay
         require(decay is None or 0 < decay < 1, f"ema_decay {decay}: must be in (0, 1)")
-        require(
-            self.mix is None or self.global_batch % 2 == 0,
-            f"global batch {self.global_batch}: mixing pairs images, make it even",
-        )
+        if self.mix is not None:
+            self.mix.check_batch(self.global_batch)
+
+    def check_labels(self, num_labelled: int, num_train: int, num_classes: int) -> None:
+        """Refuse a set smaller than the batch, which is then the batch, that cannot be mixed."""
+        super().check_labels(num_labelled, num_train, num_classes)
+        if self.mix is not None and num_labelled:
+            self.mix.check_batch(min(self.global_batch, num_labelled))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,11 @@ def paper_linear_probe(size: str, data: DataConfig, seed: int) -> LinearProbeRec
     return LinearProbeRecipe(data=data, seed=seed, duration=Duration.epochs(epochs))
 
 
+def paper_mix(size: str) -> MixConfig:
+    """Paper Table 9; one draw for each process of the released scripts: 32 images, for H 16."""
+    return MixConfig(group_size=16 if size == "H" else 32)
+
+
 def paper_finetune(size: str, data: DataConfig, seed: int) -> FinetuneRecipe:
     """Paper Table 9, with the settings released for norm-pixel checkpoints per size.
 
@@ -95,6 +100,6 @@ def paper_finetune(size: str, data: DataConfig, seed: int) -> FinetuneRecipe:
         drop_path=0.3 if is_huge else 0.2 if is_large else 0.1,
         precision="bf16",
         rand_augment=RandAugmentConfig(),
-        mix=MixConfig(),
+        mix=paper_mix(size),
         erasing=ErasingConfig(),
     )

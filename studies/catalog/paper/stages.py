@@ -20,9 +20,9 @@ from mae_core.config import (
     PretrainRecipe,
     ScratchRecipe,
 )
-from mae_core.config.augmentation import MixConfig, RandAugmentConfig
+from mae_core.config.augmentation import RandAugmentConfig
 from mae_core.model import sizes
-from studies.catalog.evaluations import IMAGENET, paper_linear_probe, stage
+from studies.catalog.evaluations import IMAGENET, paper_linear_probe, paper_mix, stage
 from studies.spec.cell import Cell, Stage
 
 ABLATED = "L"
@@ -93,7 +93,7 @@ def finetune_recipe(size: str, data: DataConfig, seed: int) -> FinetuneRecipe:
         drop_path=0.2 if size == "H" else 0.1,
         precision="bf16",
         rand_augment=RandAugmentConfig(),
-        mix=MixConfig(),
+        mix=paper_mix(size),
     )
 
 
@@ -120,7 +120,7 @@ def scratch(size: str, *, seed: int = 0) -> Cell:
         drop_path=0.1 if size == "B" else 0.2,
         precision="bf16",
         rand_augment=RandAugmentConfig(),
-        mix=MixConfig(),
+        mix=paper_mix(size),
         ema_decay=0.9999,
     )
     run = Stage(name="scratch", recipe=recipe, execution=execution(size))

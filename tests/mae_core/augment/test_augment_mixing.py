@@ -23,8 +23,9 @@ from mae_core.errors import ConfigError
 from mae_core.runtime.keyed_random import Stream, uniform
 
 BATCH, SIZE, CLASSES = 24, 16, 5
-MIXUP = MixConfig(cutmix_alpha=0.0)
-CUTMIX = MixConfig(mixup_alpha=0.0)
+MIXUP = MixConfig(cutmix_alpha=0.0, group_size=BATCH)
+CUTMIX = MixConfig(mixup_alpha=0.0, group_size=BATCH)
+PAIRS = MixConfig(level="pair")
 
 
 def drawn(config: MixConfig, step: int, positions: np.ndarray | None = None) -> Mix:
@@ -49,11 +50,11 @@ def mixed(config: MixConfig, step: int) -> tuple[Tensor, Tensor]:
     return mix_images(images, images[partner], mix), targets
 
 
-@pytest.mark.parametrize("level", ["batch", "pair"])
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_every_world_size_mixes_alike(level: str, world: int) -> None:
+@pytest.mark.parametrize(("level", "group_size"), [("batch", 24), ("batch", 8), ("pair", 24)])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
+def test_every_world_size_mixes_alike(level: str, group_size: int, world: int) -> None:
     images, labels = batch()
-    config = MixConfig(level=level)  # type: ignore[arg-type]
+    config = MixConfig(level=level, group_size=group_size)  # type: ignore[arg-type]
     order = SampleOrder(BATCH, seed=0, global_batch=BATCH)
     place = np.argsort(order.step(0)[1])  # of each sample in the global batch
     for step in range(6):
@@ -67,6 +68,30 @@ def test_every_world_size_mixes_alike(level: str, world: int) -> None:
             assert torch.equal(ours, whole_images[positions])
             targets = soft_targets(labels[positions], labels[partner], mix.lam, CLASSES, 0.1)
             assert torch.equal(targets, whole_targets[positions])
+
+
+def test_a_group_is_one_draw_and_a_flipped_batch() -> None:
+    config = MixConfig(group_size=8)
+    for step in range(5):
+        mix = drawn(config, step)
+        groups = np.arange(BATCH).reshape(8, 3)  # a column is a group
+        assert len(np.unique(mix.lam)) == 3
+        for group in groups.T:
+            assert len(np.unique(mix.lam[group])) == len(np.unique(mix.boxes[group], axis=0)) == 1
+            order = np.concatenate([group[:4], group[:3:-1]])
+            assert (partner_position(order, BATCH) == order[::-1]).all()
+
+
+def test_a_batch_of_1024_is_mixed_by_32_draws() -> None:
+    config, positions = MixConfig(), np.arange(1024)
+    for step in range(3):
+        mix = draw_mix(
+            config, seed=0, step=step, positions=positions, global_batch=1024, height=9, width=9
+        )
+        _, sizes = np.unique(np.round(mix.lam, 12), return_counts=True)
+        assert len(np.unique(positions % 32)) == 32 and set(sizes % 32) == {0}
+        assert (mix.lam.reshape(32, 32) == mix.lam[:32]).all()
+        assert 8 <= mix.uses_box[:32].sum() <= 24  # CutMix in half of the draws, not of the steps
 
 
 def test_mixup_is_the_formula() -> None:
@@ -97,14 +122,14 @@ def test_cutmix_copies_a_box_and_lambda_is_the_area_left() -> None:
 
 
 def test_a_pair_shares_lambda_and_box() -> None:
-    mix = drawn(MixConfig(level="pair"), 3)
+    mix = drawn(PAIRS, 3)
     half = BATCH // 2
     assert (mix.lam[:half] == mix.lam[half:]).all() and (mix.boxes[:half] == mix.boxes[half:]).all()
     assert len(np.unique(mix.lam)) > half // 2
     assert mix.uses_box.any() and not mix.uses_box.all()
     # A mixup pair adds up to the pair: nothing is lost between the two.
     images, _ = batch()
-    ours = mix_images(images, images.roll(-half, 0), drawn(MixConfig(level="pair"), 3))
+    ours = mix_images(images, images.roll(-half, 0), drawn(PAIRS, 3))
     total, before = ours[:half] + ours[half:], images[:half] + images[half:]
     assert torch.allclose(total, before, atol=1e-5)
 
@@ -122,15 +147,18 @@ def test_beta_has_its_moments(alpha: float) -> None:
 
 
 def test_half_of_the_steps_cut_and_probability_leaves_some_whole() -> None:
-    uses_box = [bool(drawn(MixConfig(), step).uses_box[0]) for step in range(1000)]
+    uses_box = [bool(drawn(MixConfig(group_size=BATCH), step).uses_box[0]) for step in range(1000)]
     assert np.mean(uses_box) == pytest.approx(0.5, abs=0.05)
-    lams = [float(drawn(MixConfig(probability=0.3), step).lam[0]) for step in range(1000)]
+    lams = [
+        float(drawn(MixConfig(probability=0.3, group_size=BATCH), step).lam[0])
+        for step in range(1000)
+    ]
     assert np.mean(np.array(lams) == 1) == pytest.approx(0.7, abs=0.05)
 
 
 def test_without_mixing_images_and_hard_labels_stay() -> None:
     images, labels = batch()
-    ours, _ = mixed(MixConfig(probability=0.0), 0)
+    ours, _ = mixed(MixConfig(probability=0.0, group_size=BATCH), 0)
     assert torch.equal(ours, images)
     targets = soft_targets(labels, labels.flip(0), np.ones(BATCH), CLASSES)
     assert torch.equal(targets, torch.nn.functional.one_hot(labels, CLASSES).float())
@@ -151,10 +179,14 @@ def test_what_cannot_be_paired_is_refused() -> None:
         partner_rows(3)
     with pytest.raises(ConfigError, match="even number"):
         partner_position(np.arange(5), 5)
+    with pytest.raises(ConfigError, match=r"multiple of 32, or mix.group_size=24"):
+        drawn(MixConfig(), 0)
+    with pytest.raises(ConfigError, match="must be even"):
+        MixConfig(group_size=7)
     with pytest.raises(ConfigError, match="both 0"):
         MixConfig(mixup_alpha=0, cutmix_alpha=0)
     with pytest.raises(ConfigError, match="alpha 3"):
         MixConfig(mixup_alpha=3)
     images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
     with pytest.raises(ConfigError, match="mix after normalising"):
-        mix_images(images, images, drawn(MixConfig(), 0))
+        mix_images(images, images, drawn(MIXUP, 0))

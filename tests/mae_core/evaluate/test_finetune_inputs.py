@@ -70,9 +70,9 @@ def step_inputs(
     return found
 
 
-@pytest.mark.parametrize("level", ["batch", "pair"])
-def test_no_micro_batch_or_world_size_changes_an_input(data: ImageData, level: str) -> None:
-    recipe = replace(STRONG, mix=MixConfig(level=level))  # type: ignore[arg-type]
+@pytest.mark.parametrize("mix", [MixConfig(), MixConfig(group_size=4), MixConfig(level="pair")])
+def test_no_micro_batch_or_world_size_changes_an_input(data: ImageData, mix: MixConfig) -> None:
+    recipe = replace(STRONG, mix=mix)
     whole = step_inputs(recipe, data, 32)
     pieces = step_inputs(recipe, data, 4)
     ranks = step_inputs(recipe, data, 8, 0, 2) | step_inputs(recipe, data, 8, 1, 2)
@@ -109,6 +109,13 @@ def test_soft_targets_equal_smoothed_labels() -> None:
 def test_odd_batches_cannot_be_mixed() -> None:
     with pytest.raises(ConfigError, match="make it even"):
         replace(STRONG, global_batch=33)
+    with pytest.raises(ConfigError, match=r"multiple of 32, or mix.group_size=10"):
+        replace(STRONG, global_batch=50)
+    with pytest.raises(
+        ConfigError, match="global batch 20 does not divide"
+    ):  # all that is labelled
+        STRONG.check_labels(20, 1000, 10)
+    STRONG.check_labels(1000, 1000, 10)
 
 
 def batch_of(images: torch.Tensor) -> Batch:

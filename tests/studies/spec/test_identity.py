@@ -92,8 +92,8 @@ def test_differences_name_the_dotted_key() -> None:
 
 GOLDEN = {
     "quickstart": "52cdaaee94c29d55bce8",
-    "paper/size_by_duration": "f72fe4eecf830dd7628b",
-    "scaling/vit_ladder": "226e77454c693306a78d",
+    "paper/size_by_duration": "a28f97baf7d1ad97cbc8",
+    "scaling/vit_ladder": "db56b193f58c7b612a98",
     "small/images": "092c706455ec865f6666",
 }
 """Digest of all identities of a catalogue study with the fingerprint `golden`. If one changes,
