@@ -50,6 +50,11 @@ class ProcessIdentity:
         return cls.of(os.getpid())
 
     @property
+    def is_of_this_boot(self) -> bool:
+        """Whether it runs, or ran, under the kernel that this process runs under."""
+        return bool(self.boot_id) and self.boot_id == _here()[0]
+
+    @property
     def is_visible(self) -> bool:
         """Whether this process would see the other one, if it ran: same boot, same namespace."""
         return bool(self.boot_id) and (self.boot_id, self.pid_namespace) == _here()

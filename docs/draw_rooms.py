@@ -2,7 +2,7 @@
 
 `make docs-picture` writes it; a test asserts that the committed file is what this draws. The same
 imports give the same bytes. An arrow that follows from two others is left out, and so is
-`errors.py`, which every room may import.
+`errors.py`, which every room may import, and so is the identity of a process.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def room_of(module: str) -> str | None:
     package, *rest = module.split(".")
     folder = ROOT.joinpath(*module.split("."))
     parts = rest if folder.is_dir() else rest[:-1]
-    if package not in COLOURS or rest[-1:] == ["errors"]:
+    if package not in COLOURS or rest[-1:] in (["errors"], ["process_identity"]):
         return None
     depth = 2 if parts[:1] == ["analysis"] else 1
     if parts:

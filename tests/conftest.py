@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from support.command import mae_study, tiny_study
 from support.digit_cases import DIGITS
 from support.gangs import capacity, pool  # noqa: F401  (fixtures of the tests that train in gangs)
 
+from cluster.embedded.private_directory import PrivateDirectory, places
 from mae_core.data.sources import ImageData, open_data
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,8 +24,8 @@ pytest_plugins = ["support.lanes"]
 
 def leftovers() -> list[str]:
     """Ray processes and temp directories left behind; not those of a Ray at work beside us."""
-    folders = list(Path(tempfile.gettempdir()).glob("mae-study-ray-*"))
-    owners = {folder: int(folder.name.split("-")[3]) for folder in folders}
+    folders = [folder for place in places() for folder in place.glob("mae-study-ray-*")]
+    owners = {folder: _owner(folder) for folder in folders}
     others = {pid for pid in owners.values() if _is_anothers_driver(pid)}
     names = [
         f"{folder} with {[str(p.relative_to(folder)) for p in folder.rglob('*')][:20]}"
@@ -41,6 +41,14 @@ def leftovers() -> list[str]:
                 if not others & {parent.pid for parent in process.parents()}:
                     names.append(f"{process.pid} {line[:80]}")
     return names
+
+
+def _owner(folder: Path) -> int:
+    """Number of the process whose private directory this is; 0 if nothing tells."""
+    with contextlib.suppress(OSError), contextlib.closing(PrivateDirectory(folder)) as directory:
+        record = directory.read()
+        return record.owner.pid if record is not None else 0
+    return 0
 
 
 def _is_anothers_driver(pid: int) -> bool:

@@ -46,7 +46,7 @@ FLOORS = {
         "config runtime",
         "errors.py",
     ),
-    "cluster": (".", "ranks"),
+    "cluster": (".", "embedded", "ranks process_identity.py", "errors.py"),
 }
 """Rooms of each package, top floor first. A room imports only from floors below its own."""
 MAY_IMPORT = {

@@ -7,7 +7,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,24 +99,6 @@ def test_all_that_a_killed_driver_left_is_ended(clean_machine: None) -> None:
         gang = launch(pool, "where", 1)
         until(pool, lambda: gang.is_finished, gang)
         assert gang.outcomes[0].error is None
-
-
-def test_a_bystander_is_not_ended(tmp_path: Path) -> None:
-    """Neither a process that took the number of a daemon, nor one that looks into its log."""
-    folder = Path(tempfile.mkdtemp(prefix="mae-study-ray-999999999-"))
-    (folder / "token").write_text("0" * 64)
-    log = folder / "raylet.out"
-    log.write_text("log")
-    reader = subprocess.Popen(["tail", "-f", str(log)], stdout=subprocess.PIPE)
-    assert reader.stdout is not None and reader.stdout.read(3) == b"log"  # it has it open
-    (folder / "processes.json").write_text(f"[[{reader.pid}, 1.0]]")
-    try:
-        sweep_temp_dirs()
-        assert not folder.exists()
-        assert reader.poll() is None
-    finally:
-        reader.kill()
-        reader.communicate()
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("orchestrator", "studies", "mae_core", "cluster")
 ROOMED = ("orchestrator", "studies", "mae_core")
 """Packages whose files lie in folders, but for a few at the top."""
+OWN_ROOMS = ("cluster/errors.py", "cluster/process_identity.py")
+"""Files of `cluster` that its folders import."""
 Graph = Mapping[str, frozenset[str]]
 
 
@@ -37,7 +39,7 @@ class Module:
         """Folder of the file; a file beside the folders of a package is a room of its own."""
         folder, _, file = self.path.rpartition("/")
         is_room = folder in ROOMED and file != "__init__.py"
-        return self.path if is_room else folder
+        return self.path if is_room or self.path in OWN_ROOMS else folder
 
     @property
     def num_lines(self) -> int:
