@@ -89,11 +89,11 @@ EXIT_CODES = {
     2: "bad input: command line, study, configuration or data; or no room for its output",
     3: "drift: a known cell has another identity; see `plan`, then --accept-changes",
     4: "the study ran and some stages failed; see `status` and `logs`",
-    5: "another driver is running this study",
+    5: "another driver is running this study, or has taken it over",
     6: "more GPUs or CPUs asked than the cluster has, or no cluster at the address",
     7: "the MLflow server cannot be used",
     8: "the store cannot be read or written",
-    9: "preempted (SIGTERM, SIGUSR1 or SIGUSR2): checkpoints are committed; the same command "
+    9: "preempted (SIGTERM, SIGUSR1, SIGUSR2, SIGHUP): checkpoints are committed; the same command "
     "continues",
     130: "interrupted (Ctrl-C); the same command continues",
 }

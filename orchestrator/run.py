@@ -32,7 +32,7 @@ from orchestrator.report.study_report import report_dir, write_report
 from orchestrator.store.data_facts import Datasets, data_paths
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.kept_facts import keep_facts
-from orchestrator.store.lease import Lease, hold
+from orchestrator.store.lease import Lease, LeaseTimes, hold
 from orchestrator.store.records import Records
 from orchestrator.tracking.mlflow_database import default_uri
 from orchestrator.tracking.study_tracking import Tracking, sync_key, sync_study
@@ -64,6 +64,7 @@ class RunOptions:
     """Faults to rehearse, by the number of a stage's attempt."""
     grace_s: float | None = None
     """Seconds that a preempted or interrupted run has to save; None = what each stage says."""
+    lease_times: LeaseTimes = LeaseTimes()
 
 
 def run_study(
@@ -89,7 +90,7 @@ def run_study(
     _check_drift(plan, options)
     if not plan.has_work:
         return _nothing_to_do(plan, records, options)
-    with hold(store, study.name) as lease:
+    with hold(store, study.name, options.lease_times) as lease:
         # Again, now that nobody else changes it.
         plan = make_plan(study, records, datasets)
         _check_drift(plan, options)
@@ -165,6 +166,7 @@ class _Session:
         with tracking, self.view as view:
             view.say(f"tracking into {without_credentials(tracking.uri)}")
             failed, problem = self._drive(lease, (tracking, view))
+            lease.check()
             final = make_plan(self.study, self.records, self.datasets)
             accept(self.records, final)
             report = None
@@ -210,7 +212,7 @@ class _Session:
                         faults=self.options.faults,
                     )
                     try:
-                        self._control(controller)
+                        self._control(controller, lease)
                     except HeadLost:
                         history = controller.abandon()
                         raise
@@ -224,7 +226,7 @@ class _Session:
                 plan = self._replan()
         raise AssertionError("unreachable: the last round returns or raises")
 
-    def _control(self, controller: Controller) -> None:
+    def _control(self, controller: Controller, lease: Lease) -> None:
         """Run until everything is done or a stop is requested."""
         grace_s = self.options.grace_s
         try:
@@ -234,6 +236,7 @@ class _Session:
                 self.view.say("preempted: running stages commit a checkpoint first")
                 controller.stop("preempted", grace_s)
         except KeyboardInterrupt:
+            lease.assert_held()
             self.view.say("stopping: running stages commit a checkpoint first")
             controller.stop("cancelled", grace_s)
             raise

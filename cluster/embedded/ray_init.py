@@ -6,12 +6,15 @@ import signal
 import threading
 from types import ModuleType
 
+from cluster.ranks.stop_request import deaf_children
+
 
 def init_ray(ray: ModuleType, **options: object) -> None:
     """`ray.init`, keeping this process's own SIGTERM handler: Ray's would end it on the spot."""
     handler = signal.getsignal(signal.SIGTERM)
     _silence(ray)
-    ray.init(logging_level="error", log_to_driver=False, **options)
+    with deaf_children():
+        ray.init(logging_level="error", log_to_driver=False, **options)
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
 

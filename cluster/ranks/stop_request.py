@@ -1,22 +1,45 @@
 """Why a rank process should stop, and how long it has: asked by its driver, or by a signal.
 
-A signal (SIGTERM of a scheduler, SIGUSR1 and SIGUSR2 of Slurm) says that the process will be
-ended whatever it does, so it holds for every run of this process and for the rest of its life.
+A signal (SIGTERM of a scheduler, SIGUSR1 and SIGUSR2 of Slurm, SIGHUP of a terminal that closes)
+says that the process will be ended whatever it does, so it holds for every run of this process and
+for the rest of its life.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 GRACE_VARIABLE = "MAE_STUDY_GRACE_S"
 """Seconds between a signal and the end of the process."""
 DEFAULT_GRACE_S = 30.0
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 PREEMPTED = "preempted"
+
+
+def heard_signals() -> tuple[signal.Signals, ...]:
+    """Those of `SIGNALS` that this process should hear: `nohup` says that SIGHUP means nothing."""
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in SIGNALS if not (number == signal.SIGHUP and is_ignored))
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Start processes inside that do not hear what a terminal or Slurm sends to all of a job.
+
+    Such a signal ends a daemon of Ray's at once, and the gang with it, before a checkpoint is
+    committed. SIGTERM they hear: it is how they are ended in order.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS) - {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def grace_s() -> float:
@@ -43,8 +66,9 @@ class StopRequests:
         Raises:
             ValueError: not called from the main thread.
         """
-        for number in SIGNALS:
+        for number in heard_signals():
             signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # see `deaf_children`
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signalled_until is None:  # a second signal does not shorten the grace

@@ -107,7 +107,7 @@ def plan(
     type=click.FloatRange(min=0),
     envvar="MAE_STUDY_GRACE_S",
     metavar="SECONDS",
-    help="Time to save after SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C; "
+    help="Time to save after SIGTERM, SIGUSR1, SIGUSR2, SIGHUP or Ctrl-C; "
     "default: execution.grace_s of each stage, 30.",
 )
 @click.option(

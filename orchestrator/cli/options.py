@@ -153,14 +153,17 @@ def load_plan(
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C: half-written files are removed."""
+    """Treat SIGTERM and SIGHUP as Ctrl-C: half-written files are removed."""
     import signal
+
+    from cluster.ranks.stop_request import heard_signals
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {number: signal.signal(number, interrupt) for number in heard_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -101,8 +101,10 @@ class Controller:
 
         Raises:
             HeadLost: Ray is gone; call `abandon`, and go on with another controller.
+            StudyBusy: another driver has taken over; nothing more may be written.
         """
         while not is_interrupted():
+            self._lease.assert_held()
             self._advance_sweep()
             if self._is_over():
                 return True
@@ -120,6 +122,7 @@ class Controller:
             reason: "cancelled", or "preempted" if the machine is needed for other work.
             grace_s: seconds to wait; None = what each stage's execution allows.
         """
+        self._lease.check()
         longest = 0.0
         for task, gang in self._running():
             grace = task.execution.grace_s if grace_s is None else grace_s
@@ -137,6 +140,7 @@ class Controller:
             message = "Ray ended before the stage did: the last checkpoint is kept"
         else:
             message = f"not stopped within {longest:g} s: the last checkpoint is kept"
+        self._lease.check()
         for task, gang in self._running():
             self._retry_or_not(
                 task, gang, Verdict(STOPPED_FOR[reason], message, stop_reason=reason)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from cluster.ranks.stop_request import SIGNALS
+from cluster.ranks.stop_request import heard_signals
 from orchestrator.errors import Preempted
 
 
@@ -25,7 +25,7 @@ class Notice:
     @contextlib.contextmanager
     def listen(self) -> Iterator[None]:
         """Handle the signals inside the block; for the main thread."""
-        previous = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        previous = {number: signal.signal(number, self._hear) for number in heard_signals()}
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from cluster.hang import Hang
+from cluster.process_identity import ProcessIdentity
 from cluster.ranks.outcome import JsonObject
 from mae_core.config import Execution
 from orchestrator.store.known_keys import build_known
@@ -40,11 +41,29 @@ class Driver(_Record):
     host: str = ""
     pid: int = 0
     process_started: float = 0.0
-    """Unix seconds: a process number is reused, its start time is not."""
+    """Unix seconds."""
+    boot_id: str = ""
+    """Of its machine, empty in an old record; with the namespace it says where `pid` holds."""
+    pid_namespace: str = ""
+    uid: int = -1
+    started_after_boot_s: float = 0.0
     since: str = ""
     """When it took the study's lease, ISO 8601."""
+    epoch: int = 0
+    """Of its lease; 0 in an old record."""
     heartbeat: str = ""
     """Key of the file that it touches while it lives."""
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        """Its process."""
+        return ProcessIdentity(
+            boot_id=self.boot_id,
+            pid_namespace=self.pid_namespace,
+            uid=self.uid,
+            pid=self.pid,
+            started=self.started_after_boot_s,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,115 +1,259 @@
 """One driver per study: a lease with a fencing epoch, so that a stale driver's writes are refused.
 
-Drivers are numbered records; the newest holds the lease. On one host a holder is alive while its
-process is; across hosts, while its heartbeat file is fresh.
+Drivers are numbered records; the newest holds the lease. A holder is alive while its process is,
+if that can be seen from here: same boot, same PID namespace. Elsewhere (another machine, another
+container) nobody can say of a process that it is gone; there its heartbeat file decides.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
-from orchestrator.errors import StudyBusy
+from cluster.process_identity import ProcessIdentity
+from orchestrator.errors import StoreError, StudyBusy
 from orchestrator.store.attempts import Driver
 from orchestrator.store.driver import Store
 from orchestrator.store.records import now_iso
 
-HEARTBEAT_S = 5.0
-STALE_AFTER_S = 60.0
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseTimes:
+    """When a driver shows that it lives, and when another takes it for gone."""
+
+    heartbeat_s: float = 5.0
+    """Between two heartbeats; at each the holder also looks whether it was taken over."""
+    stale_after_s: float = 60.0
+    """Age of the heartbeat at which a driver that cannot be seen from here counts as gone."""
+
+
+TIMES = LeaseTimes()
+WAKE = signal.SIGURG
+"""Interrupts the main thread; without a handler it does nothing."""
 
 
 class Lease:
-    """The right to write a study's records, while no newer driver has taken it over."""
+    """The right to write a study's records, while no newer driver has taken it over.
 
-    def __init__(self, store: Store, study: str, epoch: int, holder: Driver) -> None:
-        self._store, self._prefix, self.epoch = store, f"studies/{study}/lease", epoch
+    Once a heartbeat finds that one has, the main thread is interrupted: `hold` says why.
+    """
+
+    def __init__(self, store: Store, study: str, holder: Driver, times: LeaseTimes) -> None:
+        self._store, self._study, self._prefix = store, study, lease_prefix(study)
+        self._times = times
         self.holder = holder
         """Who holds it; written into every attempt, so that other studies' drivers see it."""
+        self._successor: Driver | None = None
+        self._interrupts = threading.current_thread() is threading.main_thread()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
 
     @property
+    def epoch(self) -> int:
+        """Its number; a later one outranks it."""
+        return self.holder.epoch
+
+    @property
     def is_current(self) -> bool:
         """False once another driver has taken over."""
-        last = self._store.last_numbered(self._prefix)
-        return last is not None and last[0] == self.epoch
+        return self._find_successor() is None
 
     def check(self) -> None:
-        """Raise `StudyBusy` if another driver has taken over: nothing more may be written."""
-        if not self.is_current:
-            raise StudyBusy("another driver has taken this study over; this one stops")
+        """Look whether another driver has taken over; raises `StudyBusy` then: write no more."""
+        self._find_successor()
+        self.assert_held()
+
+    def assert_held(self) -> None:
+        """`check` by what was last seen, without a look at the store."""
+        if (by := self._successor) is not None:
+            raise StudyBusy(
+                f"study {self._study!r} was taken over by process {by.pid} on {by.host} at "
+                f"{by.since}, since nothing was heard of this one; this one stops: its ranks are "
+                "ended and nothing more is written"
+            )
+
+    def _find_successor(self) -> Driver | None:
+        newest = max(_epochs(self._store.list(self._prefix)), default=self.epoch)
+        if newest > self.epoch:
+            self._successor = _holder(self._store, self._prefix, newest)
+        return self._successor
 
     def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
-            with contextlib.suppress(OSError):
-                _touch(self._store.path(f"{self._prefix}/{self.epoch:06d}.heartbeat"))
+        """Look first, then show a sign of life: a driver that was frozen must not show one."""
+        while not self._stop.wait(self._times.heartbeat_s):
+            with contextlib.suppress(OSError, StoreError):
+                if self._find_successor() is not None:
+                    if self._interrupts:
+                        signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
+                    return
+                _touch(self._store.path(self.holder.heartbeat))
 
     def __enter__(self) -> Lease:
-        _touch(self._store.path(f"{self._prefix}/{self.epoch:06d}.heartbeat"))
+        if self._interrupts:
+            self._previous = signal.signal(WAKE, _interrupt)
+        _touch(self._store.path(self.holder.heartbeat))
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._store.create_json(f"{self._prefix}/{self.epoch:06d}.released", {"at": now_iso()})
+        if self._interrupts:
+            signal.signal(WAKE, self._previous)
+        self._store.create_json(_released(self._prefix, self.epoch), {"at": now_iso()})
 
 
-def acquire(store: Store, study: str) -> Lease:
-    """Take the lease of a study; raises `StudyBusy` while its holder is alive."""
-    prefix = f"studies/{study}/lease"
-    last = store.last_numbered(prefix)
-    if last is not None:
-        number, holder = last[0], Driver.from_json(last[1])
-        if store.read(f"{prefix}/{number:06d}.released") is None and is_alive(store, holder):
-            raise StudyBusy(
-                f"study {study!r} is being run by process {holder.pid} on {holder.host} "
-                f"since {holder.since}; wait for it or stop it (Ctrl-C there)"
-            )
-    epoch = (last[0] if last else 0) + 1
-    process = psutil.Process()
+def lease_prefix(study: str) -> str:
+    """Where the records of a study's drivers are."""
+    return f"studies/{study}/lease"
+
+
+def acquire(store: Store, study: str, times: LeaseTimes = TIMES) -> Lease:
+    """Take the lease of a study; raises `StudyBusy` while its holder is alive.
+
+    A heartbeat that looks old is watched first, as long as two take: the clocks of two machines
+    may differ by more than its age, and then it only looks old.
+    """
+    prefix = lease_prefix(study)
+    last = max(_epochs(store.list(prefix)), default=0)
+    if last:
+        holder = _holder(store, prefix, last)
+        is_seen = holder.identity.is_running is not None
+        if is_alive(store, holder, times) or (not is_seen and _beats(store, holder, times)):
+            raise StudyBusy(_busy(study, holder, times, is_seen=is_seen))
+    process = ProcessIdentity.of_this_process()
     holder = Driver(
         host=socket.gethostname(),
         pid=process.pid,
-        process_started=process.create_time(),
+        process_started=psutil.Process().create_time(),
+        boot_id=process.boot_id,
+        pid_namespace=process.pid_namespace,
+        uid=process.uid,
+        started_after_boot_s=process.started,
         since=now_iso(),
-        heartbeat=f"{prefix}/{epoch:06d}.heartbeat",
+        epoch=last + 1,
+        heartbeat=_heartbeat(prefix, last + 1),
     )
-    if not store.create_json(f"{prefix}/{epoch:06d}.json", asdict(holder)):
+    if not store.create_json(f"{prefix}/{last + 1:06d}.json", asdict(holder)):
         raise StudyBusy(f"study {study!r} was just taken by another driver")
-    return Lease(store, study, epoch, holder)
+    return Lease(store, study, holder, times)
 
 
 @contextlib.contextmanager
-def hold(store: Store, study: str) -> Iterator[Lease]:
-    """Acquire, keep alive, release."""
-    with acquire(store, study) as lease:
-        yield lease
-
-
-def is_alive(store: Store, driver: Driver) -> bool:
-    """Say whether a driver still runs."""
-    if driver.host == socket.gethostname():
+def hold(store: Store, study: str, times: LeaseTimes = TIMES) -> Iterator[Lease]:
+    """Acquire, keep alive, release; raises `StudyBusy` too when another driver takes over."""
+    with acquire(store, study, times) as lease:
         try:
-            started = psutil.Process(driver.pid).create_time()
-        except psutil.Error:
+            yield lease
+        except KeyboardInterrupt:
+            lease.assert_held()
+            raise
+
+
+def is_alive(store: Store, driver: Driver, times: LeaseTimes = TIMES) -> bool:
+    """Say whether a driver runs and holds its lease, as far as one look can tell."""
+    if driver.epoch:
+        prefix = driver.heartbeat.rpartition("/")[0]
+        names = store.list(prefix)
+        is_released = _released("", driver.epoch)[1:] in names
+        if is_released or max(_epochs(names), default=0) > driver.epoch:
             return False
-        # A process number is reused; its start time is not.
-        return abs(float(started) - driver.process_started) < 1.0
+    running = driver.identity.is_running
+    if running is not None:
+        return running
+    beat = _beat_at(store, driver)
+    # A beat of the future is of another clock: its age is not known.
+    return beat is not None and abs(_now_there(store, driver) - beat) < times.stale_after_s
+
+
+def _beats(store: Store, driver: Driver, times: LeaseTimes) -> bool:
+    """Watch a heartbeat as long as two take; True as soon as there is one."""
+    before, began = _beat_at(store, driver), time.monotonic()
+    while time.monotonic() - began < 2 * times.heartbeat_s:
+        time.sleep(times.heartbeat_s / 10)
+        if _beat_at(store, driver) != before:
+            return True
+    return False
+
+
+def _beat_at(store: Store, driver: Driver) -> float | None:
+    """When the heartbeat file was last touched, by the file server's clock."""
+    if not driver.heartbeat:
+        return None
+    with contextlib.suppress(OSError), store.path(driver.heartbeat).open("rb") as stream:
+        return os.fstat(stream.fileno()).st_mtime  # opened: NFS asks its server only then
+    return None
+
+
+def _now_there(store: Store, driver: Driver) -> float:
+    """The time by the clock that dates heartbeats: that of a file written beside them now."""
+    folder = store.path(driver.heartbeat).parent
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(b".")
+        stream.flush()
+        return os.fstat(stream.fileno()).st_mtime
+    return time.time()
+
+
+def _busy(study: str, holder: Driver, times: LeaseTimes, *, is_seen: bool) -> str:
+    text = (
+        f"study {study!r} is being run by process {holder.pid} on {holder.host} since "
+        f"{holder.since}; wait for it or stop it (Ctrl-C there)"
+    )
+    if is_seen:
+        return text
+    return (
+        f"{text}. It is in another container or on another machine: if it is gone, this command "
+        f"takes over {times.stale_after_s:g} s after its last heartbeat"
+    )
+
+
+def _holder(store: Store, prefix: str, epoch: int) -> Driver:
+    """Who took the lease with that epoch; of a damaged record only the heartbeat is known."""
     try:
-        heartbeat = store.path(driver.heartbeat)
-        return time.time() - heartbeat.stat().st_mtime < STALE_AFTER_S
-    except OSError:
-        return False
+        plain = store.read_json(f"{prefix}/{epoch:06d}.json") or {}
+        holder = Driver.from_json(plain, f"lease {epoch} in {prefix}")
+    except StoreError:
+        holder = Driver(host="a machine unknown (its record is damaged)")
+    return replace(holder, epoch=epoch, heartbeat=_heartbeat(prefix, epoch))
+
+
+def _epochs(names: list[str]) -> list[int]:
+    """Epochs of the records among the names in a lease's folder."""
+    records = (name[:-5] for name in names if name.endswith(".json"))
+    return [int(stem) for stem in records if stem.isascii() and stem.isdigit()]
+
+
+def _heartbeat(prefix: str, epoch: int) -> str:
+    return f"{prefix}/{epoch:06d}.heartbeat"
+
+
+def _released(prefix: str, epoch: int) -> str:
+    return f"{prefix}/{epoch:06d}.released"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Like Ctrl-C, which nothing takes for an error of its own; `hold` says what it was."""
+    raise KeyboardInterrupt
 
 
 def _touch(path: Path) -> None:
+    """Show a sign of life by a new file: a folder that changes is not read from NFS's cache."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    aside = path.with_suffix(".beating")
+    try:
+        aside.touch()
+        aside.replace(path)
+    except OSError:  # a full disk has no room for a new file
+        path.touch()

@@ -13,6 +13,7 @@ from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.queues import Queue
 
+from cluster.ranks.stop_request import deaf_children
 from orchestrator.tracking.mlflow_database import Destination
 from orchestrator.tracking.run_values import RunUpdate
 from orchestrator.tracking.ship_loop import PATIENCE_S, End, ship
@@ -55,6 +56,13 @@ class Shipper:
         return self._process.pid or 0
 
     def _begin(self) -> None:
+        with deaf_children():  # multiprocessing has one of its own, too
+            self._start_process()
+        self._began = time.monotonic()
+        for update in self._updates.values():
+            self._work.put(update)
+
+    def _start_process(self) -> None:
         self._work: Queue[RunUpdate | End] = self._context.Queue()
         # At exit nobody waits until a process that is gone has read its queue; `close` waits for
         # the answer, which comes after everything was read.
@@ -67,9 +75,6 @@ class Shipper:
         with _without_main_module():
             self._process.start()
         answer.close()  # the child has the only end now: its death is seen
-        self._began = time.monotonic()
-        for update in self._updates.values():
-            self._work.put(update)
 
     def tend(self) -> None:
         """Put another process in the place of one that died; call it now and then."""

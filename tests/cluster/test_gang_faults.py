@@ -289,7 +289,7 @@ def test_pulses_tell_the_step_and_stragglers(pool: SlotPool, tmp_path: Path) -> 
 # Notices.
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_is_a_notice_and_the_slot_is_replaced(pool: SlotPool, number: int) -> None:
     gang = launch(pool, "wait_for_stop", {"linger_s": 1.5}, 2)
     leaving, staying = pids(gang)

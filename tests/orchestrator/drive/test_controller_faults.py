@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from support.fault_studies import EVERY, TWO, pretrain, study
 
+from cluster.ranks.stop_request import SIGNALS
 from mae_core.config import PretrainRecipe
 from orchestrator.drive.signals import Notice
 from orchestrator.errors import Preempted, StagesFailed
@@ -151,7 +153,11 @@ class Driver:
             "--no-report",
         ]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # as a terminal does
         )
 
     def has_saved(self) -> bool:
@@ -196,9 +202,9 @@ def test_the_same_command_goes_on_after_notice_kill_and_lost_head(
 ) -> None:
     told = driver()
     told.until(told.has_saved)
-    told.process.send_signal(signal.SIGTERM)
+    os.killpg(told.process.pid, signal.SIGHUP)  # to all that it started, as a terminal that closes
     time.sleep(0.05)
-    told.process.send_signal(signal.SIGUSR1)  # neither this one nor the next interrupts the save
+    told.process.send_signal(signal.SIGTERM)  # neither this one nor the next interrupts the save
     told.process.send_signal(signal.SIGUSR2)
     code, output = told.end()
     assert code == 9, output
@@ -239,7 +245,7 @@ def notice() -> Iterator[Notice]:
         yield heard
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_with_nothing_to_save_ends_the_command_at_once(
     notice: Notice, number: signal.Signals
 ) -> None:
@@ -254,6 +260,17 @@ def test_a_signal_while_stages_run_is_only_noted(notice: Notice) -> None:
         signal.raise_signal(signal.SIGUSR1)
         assert notice.is_given
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        heard = Notice()
+        with heard.listen():
+            signal.raise_signal(signal.SIGHUP)
+            assert not heard.is_given
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_handlers_of_others_come_back() -> None:

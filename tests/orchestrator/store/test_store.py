@@ -171,7 +171,7 @@ def test_attempts_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_attempts_of_other_versions_are_read(tmp_path: Path) -> None:
     records = Records(LocalStore(tmp_path))
     key = stage_key("ab12")
-    start = {"driver": {"host": "h", "since": "x", "uid": 7}, "colour": "red", "started_at": "t"}
+    start = {"driver": {"host": "h", "since": "x", "mood": 7}, "colour": "red", "started_at": "t"}
     records.store.append_numbered(f"{key}/attempts", start)
     records.store.append_numbered(f"{key}/attempts", {"driver": None})
     records.store.create_json(f"{key}/ends/000001.json", {"cause": "error", "mood": 1})
