@@ -45,6 +45,10 @@ class StoreError(UserError):
     exit_code = 8
 
 
+class DamagedRecord(StoreError):
+    """A record, or a file that a record names, is not what was written."""
+
+
 class Preempted(UserError):
     """The surroundings asked this process to go."""
 

@@ -18,7 +18,11 @@ from cluster.slots import SlotShape, max_slots, slot_shape
 from orchestrator.drive.adopted_stages import take_adopted
 from orchestrator.drive.controller import Controller
 from orchestrator.drive.observer import Observer, View
-from orchestrator.drive.orphans import close_orphans, drop_finished_checkpoints
+from orchestrator.drive.orphans import (
+    close_orphans,
+    drop_finished_checkpoints,
+    set_damage_apart,
+)
 from orchestrator.drive.outcome import RunOutcome
 from orchestrator.drive.remedies import PastAttempt, allowed_sizes
 from orchestrator.drive.signals import Notice
@@ -93,6 +97,7 @@ def run_study(
     with hold(store, study.name, options.lease_times) as lease:
         # Again, now that nobody else changes it.
         plan = make_plan(study, records, datasets)
+        set_damage_apart(plan, records)
         _check_drift(plan, options)
         if take_adopted(plan.stages, records):
             plan = make_plan(study, records, datasets)

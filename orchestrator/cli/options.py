@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orchestrator.cli.streams import lost_output, secure_streams
-from orchestrator.errors import exit_code, explain_os_error
+from orchestrator.errors import DamagedRecord, exit_code, explain_os_error
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
@@ -22,6 +22,7 @@ DEFAULT_STORE = "mae-store"
 EXIT_INTERRUPTED = 130
 EXIT_NOT_PRINTED = 2
 """The result found no room where it was to go; as for `--out`."""
+DAMAGE_ADVICE = "; `mae-study verify` lists all damage, and how to compute it again"
 
 
 class Group(click.Group):
@@ -70,7 +71,8 @@ def plain_errors() -> Iterator[None]:
         if code is None:
             raise
         shown = explain_os_error(error) if isinstance(error, OSError) else None
-        _fail(shown or str(error), code)
+        advice = DAMAGE_ADVICE if isinstance(error, DamagedRecord) else ""
+        _fail((shown or str(error)) + advice, code)
 
 
 def _fail(message: str, code: int) -> None:

@@ -1,16 +1,30 @@
-"""What drivers that were killed have left in the store: attempts without an end, checkpoints."""
+"""What drivers that were killed have left in the store: attempts without an end, checkpoints.
+
+Damaged side records too: they are moved aside before anything is written beside them.
+"""
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 from cluster.verdict import Cause
 from orchestrator.drive.task import drop_checkpoints
 from orchestrator.plan.plan import Plan, Status
 from orchestrator.store.attempts import Attempt, AttemptEnd, Driver
+from orchestrator.store.generations import milliseconds
 from orchestrator.store.lease import is_alive
 from orchestrator.store.lineage import steps_of
 from orchestrator.store.records import Records
+
+
+def set_damage_apart(plan: Plan, records: Records) -> None:
+    """Move damaged side records of the plan's stages out of the way, and say what is lost."""
+    for science_hash in {s.identity.science_hash for s in plan.stages} & records.known_stages():
+        records.attempts(science_hash)
+        records.archived(science_hash)
+        records.decisions(science_hash)
+    records.set_apart()
 
 
 def close_orphans(plan: Plan, records: Records) -> int:
@@ -42,7 +56,8 @@ def drop_finished_checkpoints(plan: Plan, records: Records) -> None:
 def _end(science_hash: str, attempt: Attempt, driver: Driver, records: Records) -> AttemptEnd:
     """End record, dated at the attempt's last sign of life."""
     steps = steps_of(records.attempt_dir(science_hash, attempt.number))
-    started = datetime.fromisoformat(attempt.start.started_at).timestamp()
+    began = milliseconds(attempt.start.started_at) / 1000
+    started = began or steps.heard_at or time.time()
     ended = max(started, steps.heard_at or started)
     done = records.done(science_hash)
     finished = done is not None and done.attempt == attempt.number

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from orchestrator.store.known_keys import build_known
 from orchestrator.store.records import Records
 
 
@@ -18,11 +21,41 @@ class Accepted:
     science: Mapping[str, object]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What an address stood for."""
+
+    hash: str
+    science: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A state in which a study was run, as the store keeps it."""
+
+    study: dict[str, Any]
+    """As `studies.load.study_from_plain` reads it."""
+    stages: dict[str, Known]
+    """By `cell#stage`."""
+
+
+def resolved_states(records: Records, study: str) -> dict[int, Resolved]:
+    """States in which a study was run, by number; those that are damaged are passed over."""
+    prefix = f"studies/{study}/resolved"
+    lost = f"{study}@{{}} is lost; the state before it stands for what was accepted last"
+    read = functools.partial(build_known, Resolved)
+    found = {
+        n: records.side(f"{prefix}/{n:06d}.json", read, lost.format(n))
+        for n in records.store.numbered(prefix)
+    }
+    return {n: state for n, state in found.items() if state is not None}
+
+
 def load_accepted(records: Records, study: str) -> dict[tuple[str, str], Accepted]:
     """Stages that were last run, by cell and name; none of a study that never was."""
-    last = records.store.last_numbered(f"studies/{study}/resolved")
-    found = {} if last is None else last[1]["stages"]
-    accepted = (_read(address, plain) for address, plain in found.items())
+    states = resolved_states(records, study)
+    found = states[max(states)].stages if states else {}
+    accepted = (_accepted(address, known) for address, known in found.items())
     return {(one.cell, one.stage): one for one in accepted}
 
 
@@ -34,8 +67,6 @@ def accepted_json(accepted: Mapping[tuple[str, str], Accepted]) -> dict[str, obj
     }
 
 
-def _read(address: str, plain: Mapping[str, object]) -> Accepted:
+def _accepted(address: str, known: Known) -> Accepted:
     cell, _, stage = address.partition("#")  # no address of a cell holds one
-    science = plain["science"]
-    assert isinstance(science, dict)
-    return Accepted(cell=cell, stage=stage, science_hash=str(plain["hash"]), science=science)
+    return Accepted(cell=cell, stage=stage, science_hash=known.hash, science=known.science)

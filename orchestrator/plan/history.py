@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.errors import StoreError
+from orchestrator.plan.accepted import Resolved, resolved_states
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.store.kept_facts import KeptDatasets, fingerprints_of
+from orchestrator.store.kept_facts import KeptDatasets
 from orchestrator.store.records import Records
 from studies.load import study_from_plain
+from studies.spec.identity import UNKNOWN_DATA
+from studies.spec.study import Study
 
 
 def kept_studies(records: Records, prefix: str = "") -> Iterator[str]:
@@ -27,25 +30,35 @@ def kept_plans(records: Records, study: str) -> Iterator[tuple[Plan, KeptDataset
     Raises:
         StoreError: it was never run.
     """
-    for name in kept_states(records, study):
-        yield kept_plan(records, study, name)
+    for state in kept_states(records, study).values():
+        yield kept_plan(records, state)
 
 
-def kept_states(records: Records, study: str) -> list[str]:
-    """Names of the states in which a study was run, the last one last.
+def kept_states(records: Records, study: str) -> dict[int, Resolved]:
+    """States in which a study was run, by number, the last one last; damaged ones are left out.
 
     Raises:
-        StoreError: it was never run.
+        StoreError: it was never run, or no state of it can be read.
     """
-    names = records.store.list(f"studies/{study}/resolved")
-    if not names:
-        raise StoreError(f"study {study} was never run in this store")
-    return names
+    states = resolved_states(records, study)
+    if not states:
+        raise StoreError(f"study {study} was never run in this store, or no state of it is whole")
+    return states
 
 
-def kept_plan(records: Records, study: str, state: str) -> tuple[Plan, KeptDatasets]:
+def kept_plan(records: Records, state: Resolved) -> tuple[Plan, KeptDatasets]:
     """A plan of one of them, and its data as they were."""
-    resolved = records.store.read_json(f"studies/{study}/resolved/{state}")
-    assert resolved is not None
-    datasets = KeptDatasets(records.store, fingerprints_of(resolved))
-    return make_plan(study_from_plain(resolved["study"]), records, datasets), datasets
+    study = study_from_plain(state.study)
+    datasets = KeptDatasets(records.store, fingerprints_of(study, state))
+    return make_plan(study, records, datasets), datasets
+
+
+def fingerprints_of(study: Study, state: Resolved) -> dict[str, str]:
+    """Fingerprints by path of a state's data sets, from what its stages were hashed with."""
+    found = {}
+    for cell in study.cells:
+        for stage in cell.stages:
+            known = state.stages.get(f"{cell.address}#{stage.name}")
+            if known is not None:
+                found[stage.recipe.data.path] = str(known.science.get("data", UNKNOWN_DATA))
+    return {path: value for path, value in found.items() if value != UNKNOWN_DATA}

@@ -11,10 +11,17 @@ from dataclasses import dataclass, field, replace
 from mae_core.config import AdoptedRecipe, EncoderConfig
 from mae_core.errors import ConfigError
 from mae_core.model.cost import Cost
-from orchestrator.plan.accepted import Accepted, accepted_json, load_accepted
+from orchestrator.plan.accepted import (
+    Accepted,
+    Resolved,
+    accepted_json,
+    load_accepted,
+    resolved_states,
+)
 from orchestrator.plan.estimate import Rates, TimedStage, cost_of
 from orchestrator.store.adopted import with_digests
 from orchestrator.store.data_facts import Datasets, data_paths
+from orchestrator.store.known_keys import build_known
 from orchestrator.store.records import DoneRecord, Records
 from orchestrator.sweep.trials import Trials, Values, Winner, apply_winner
 from studies.errors import unknown
@@ -378,8 +385,9 @@ def accept(records: Records, plan: Plan) -> None:
         if not s.cell.uses_winner and s.cell.role != "sweep"
     }
     resolved = {"study": to_plain(plan.study), "stages": accepted_json(stages)}
-    last = records.store.last_numbered(prefix)
-    if last is None or last[1] != resolved:
+    states = resolved_states(records, plan.study.name)
+    last = states[max(states)] if states else None
+    if last is None or last != build_known(Resolved, resolved, "state"):
         records.store.append_numbered(prefix, resolved)
 
 

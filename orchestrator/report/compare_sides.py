@@ -102,12 +102,12 @@ def read_sides(
 
 def _version(records: Records, study: str, version: int) -> Plan:
     states = kept_states(records, study)
-    if not 1 <= version <= len(states):
+    if version not in states:
         raise UserError(
             f"{study}@{version}: the store has {len(states)} state(s) of {study}: use "
-            f"{study}@1 to {study}@{len(states)}"
+            f"{study}@{min(states)} to {study}@{max(states)}"
         )
-    return kept_plan(records, study, states[version - 1])[0]
+    return kept_plan(records, states[version])[0]
 
 
 def _label(side: Side, *, is_one: bool) -> str:

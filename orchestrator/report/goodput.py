@@ -14,7 +14,7 @@ from orchestrator.plan.plan import Plan
 from orchestrator.store.attempts import Attempt, AttemptEnd
 from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalReader, read_events
 from orchestrator.store.lease import is_alive
-from orchestrator.store.records import Records, stage_key
+from orchestrator.store.records import Records
 from studies.analysis.goodput.accounting import AttemptLog, Goodput, JournalEvent, account, total
 from studies.analysis.goodput.interval_advice import StudyGoodput, advise_interval
 
@@ -47,8 +47,7 @@ def from_store(
         now: Unix seconds; by default the clock's.
     """
     if kind is None:
-        identity = records.store.read_json(f"{stage_key(science_hash)}/identity.json") or {}
-        kind = str(identity.get("kind", "pretrain"))
+        kind = str(records.identity(science_hash).get("kind", "pretrain"))
     now = time.time() if now is None else now
     results = _by_result(records, science_hash)
     return total(
@@ -59,9 +58,7 @@ def from_store(
 
 def _by_result(records: Records, science_hash: str) -> list[list[Attempt]]:
     """Attempts, in groups that led to one result each; an archived result was not replayed."""
-    key = f"{stage_key(science_hash)}/superseded"
-    aside = [records.store.read_json(f"{key}/{name}") or {} for name in records.store.list(key)]
-    results = sorted(int(record.get("attempt", 0)) for record in aside)
+    results = sorted(record.attempt for record in records.archived(science_hash))
     groups: list[list[Attempt]] = [[] for _ in range(len(results) + 1)]
     for attempt in records.attempts(science_hash):
         groups[bisect.bisect_left(results, attempt.number)].append(attempt)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mae_core.config import AdoptedRecipe, EncoderConfig
+from orchestrator.errors import DamagedRecord
+from orchestrator.store.known_keys import build_known
 from orchestrator.store.records import Records
 from studies.errors import unknown
 from studies.spec.cell import Stage
@@ -28,10 +31,40 @@ class Adopted:
     record: dict[str, Any]
     """What `record.json` says: source, layout, sizes, files, every decision."""
 
+    def __post_init__(self) -> None:
+        """Check what is read by name; raises `DamagedRecord`."""
+        read = build_known(_Read, self.record, f"record {adopted_key(self.sha256)}/record.json")
+        if read.sha256 != self.sha256:
+            raise DamagedRecord(f"the record in {self.folder.parent} is of {read.sha256}")
+
     @property
     def encoder(self) -> EncoderConfig:
         """Shape of the encoder."""
         return EncoderConfig(**self.record["encoder"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Name:
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """What is read by name of `record.json`."""
+
+    sha256: str
+    source: str
+    layout: str
+    encoder: EncoderConfig
+    decoder: Mapping[str, Any] | None = None
+    num_classes: int | None = None
+    image_size: int
+    num_channels: int
+    files: Mapping[str, str]
+    notes: Sequence[str] = ()
+    left_out: Sequence[str] = ()
+    left_out_of_the_pickle: Sequence[str] = ()
+    mapping: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def find_adopted(records: Records, reference: str) -> Adopted:
@@ -39,16 +72,25 @@ def find_adopted(records: Records, reference: str) -> Adopted:
 
     Raises `StudyError` that names the nearest known one.
     """
-    held = None
-    if reference in adopted_names(records):
-        held = records.store.read_json(name_key(reference))
-    sha256 = held["sha256"] if held else _complete(records, reference)
+    sha256 = held_by(records, reference) or _complete(records, reference)
     record = records.store.read_json(f"{adopted_key(sha256)}/record.json")
     if record is None:
         raise unknown("adopted encoder", reference, adopted_names(records), where="the store")
     return Adopted(
         sha256=sha256, folder=records.store.path(f"{adopted_key(sha256)}/files"), record=record
     )
+
+
+def held_by(records: Records, name: str) -> str | None:
+    """Digest of the encoder that a name stands for, None if it stands for none.
+
+    Raises:
+        DamagedRecord: its record is not what was written.
+    """
+    if name not in adopted_names(records):
+        return None
+    plain = records.store.read_json(name_key(name))
+    return build_known(_Name, plain, f"record {name_key(name)}").sha256
 
 
 def adopted_names(records: Records) -> list[str]:

@@ -15,7 +15,7 @@ from cluster.hang import Hang
 from cluster.process_identity import ProcessIdentity
 from cluster.ranks.outcome import JsonObject
 from mae_core.config import Execution
-from orchestrator.store.known_keys import build_known
+from orchestrator.store.known_keys import IsoTime, build_known
 
 NOT_STARTED = "not started"
 """Cause of an attempt whose gang found no slots."""
@@ -89,13 +89,6 @@ class Remedies(_Record):
         return plain | ({} if nodes is None else {"avoid_nodes": list(nodes)})
 
     @classmethod
-    def from_json(cls, plain: JsonObject, where: str = "record") -> Self:
-        """Read what `to_json` wrote."""
-        nodes = plain.get("avoid_nodes")
-        typed = None if nodes is None else tuple(nodes)
-        return super().from_json(plain | {"avoid_nodes": typed}, where)
-
-    @classmethod
     def between(cls, wanted: Execution, actual: Execution, **more: object) -> Self:
         """Differences of two executions, and `rollback` and `avoid_nodes` unless they are empty."""
         names = ("world_size", "micro_batch", "loader_threads")
@@ -112,7 +105,7 @@ class DecisionRecord(_Record):
     world_size: int | None = None
     remedies: Remedies | None = None
     epoch: int | None = None
-    at: str = ""
+    at: IsoTime = ""
 
     def to_json(self) -> JsonObject:
         """What is known, by name."""
@@ -123,9 +116,7 @@ class DecisionRecord(_Record):
     @classmethod
     def from_json(cls, plain: JsonObject, where: str = "record") -> Self:
         """Read what `to_json` wrote."""
-        remedies = plain.get("remedies")
-        typed = None if remedies is None else Remedies.from_json(remedies, where)
-        return super().from_json({"decision": ""} | plain | {"remedies": typed}, where)
+        return super().from_json({"decision": ""} | plain, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +134,7 @@ class AttemptStart(_Record):
     """Commit, and whether the tree differs from it."""
     adopted: str = ""
     """Digest of the encoder that is adopted rather than computed."""
-    started_at: str = ""
-    """ISO 8601."""
+    started_at: IsoTime = ""
 
     def to_json(self) -> JsonObject:
         """As plain values."""
@@ -153,13 +143,7 @@ class AttemptStart(_Record):
     @classmethod
     def from_json(cls, plain: JsonObject, where: str = "record") -> Self:
         """Read what `to_json` wrote."""
-        driver = plain.get("driver")
-        parts = {
-            "driver": Driver.from_json(driver, where) if driver else None,
-            "remedies": Remedies.from_json(plain.get("remedies") or {}, where),
-            "code": plain.get("code") or {},
-        }
-        return super().from_json(plain | parts, where)
+        return super().from_json({k: v for k, v in plain.items() if v is not None}, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +170,7 @@ class AttemptEnd(_Record):
     """Of a success: starting and working, by rank 0."""
     is_result: bool | None = None
     """Of a success: False if another driver had completed the stage before."""
-    ended_at: str = ""
-    """ISO 8601."""
+    ended_at: IsoTime = ""
 
     def to_json(self) -> JsonObject:
         """As plain values."""
@@ -196,11 +179,7 @@ class AttemptEnd(_Record):
     @classmethod
     def from_json(cls, plain: JsonObject, where: str = "record") -> Self:
         """Read what `to_json` wrote."""
-        hang = plain.get("hang")
-        typed = None if hang is None else build_known(Hang, hang, f"hang in {where}")
-        if typed is not None:
-            typed = dataclasses.replace(typed, ranks=tuple(typed.ranks))
-        return super().from_json({"cause": ""} | plain | {"hang": typed}, where)
+        return super().from_json({"cause": ""} | plain, where)
 
 
 @dataclass(frozen=True, kw_only=True)

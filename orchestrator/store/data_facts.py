@@ -5,8 +5,8 @@ Facts are computed once, at import or by `run`; `plan` only looks them up.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from mae_core.config import DataConfig
 from mae_core.data.facts import DataFacts, Progress, dev_size, find_facts, split_sizes, subset_size
 from mae_core.errors import DataError
 from mae_core.model.cost import DataSize
+from orchestrator.errors import DamagedRecord
 from orchestrator.store.driver import Store
+from orchestrator.store.known_keys import build_known
 from studies.spec.identity import UNKNOWN_DATA
 from studies.spec.study import Study
 
@@ -42,7 +44,7 @@ class Datasets:
         from mae_core.data.scan import scan
 
         found = scan(path, on_progress=on_progress)
-        self._store.create(self._key(path), json.dumps(found.to_json()).encode())
+        keep(self._store, self._key(path), found)
         self._known[path] = found
         return found
 
@@ -78,12 +80,26 @@ class Datasets:
         )
 
     def _remembered(self, path: str) -> DataFacts | None:
-        content = self._store.read_json(self._key(path))
-        return None if content is None else DataFacts.from_json(content)
+        return read_facts(self._store, self._key(path))
 
     def _key(self, path: str) -> str:
         name = hashlib.sha256(f"{path}|{_signature(path)}".encode()).hexdigest()[:24]
         return f"datasets/{name}.json"
+
+
+def read_facts(store: Store, key: str) -> DataFacts | None:
+    """Facts that the store keeps; None if it has none, or damaged ones: a scan finds them again."""
+    with contextlib.suppress(DamagedRecord):
+        plain = store.read_json(key)
+        return None if plain is None else build_known(DataFacts, plain, f"record {key}")
+    return None
+
+
+def keep(store: Store, key: str, facts: DataFacts) -> None:
+    """Keep facts, in place of damaged ones."""
+    if not store.create_json(key, facts.to_json()) and read_facts(store, key) is None:
+        store.set_apart(key)
+        store.create_json(key, facts.to_json())
 
 
 def data_paths(study: Study) -> list[str]:

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mae_core.runtime.storage import LocalStorage, Storage, UnsafeName
-from orchestrator.errors import FULL, StoreError, UserError
+from orchestrator.errors import FULL, DamagedRecord, StoreError, UserError
 
 MIN_FREE_BYTES = 64 << 20
+SEAL = "record_sha256"
+"""Key of a record's own digest. Readers never see it; records of older versions have none."""
+ASIDE = "damaged"
+"""Folder of the store for damaged records, by the keys that they had."""
 
 
 class Store:
@@ -73,38 +79,67 @@ class Store:
         return path
 
     def read_json(self, key: str) -> dict[str, Any] | None:
-        """Record at `key` as a dict, None if it does not exist."""
+        """Record at `key` as a dict, None if it does not exist.
+
+        Raises:
+            DamagedRecord: it is not what was written there.
+        """
+        return self.read_sealed(key)[0]
+
+    def read_sealed(self, key: str) -> tuple[dict[str, Any] | None, bool]:
+        """`read_json`, and whether the record bears its own digest, which agrees."""
         content = self.read(key)
         if content is None:
-            return None
+            return None, False
         try:
             value = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise StoreError(f"record {key!r} in the store is damaged: {error}") from error
+            raise DamagedRecord(f"record {key!r} in the store is damaged: {error}") from error
         if not isinstance(value, dict):
-            raise StoreError(f"record {key!r} in the store is damaged: not a mapping")
-        return value
+            raise DamagedRecord(f"record {key!r} in the store is damaged: not a mapping")
+        found = value.pop(SEAL, None)
+        if found is not None and found != _seal(key, value):
+            raise DamagedRecord(
+                f"record {key!r} in the store is damaged: its own digest differs: it was edited, "
+                "or is of another place"
+            )
+        return value, found is not None
 
     def create_json(self, key: str, value: Mapping[str, object]) -> bool:
-        """`create` with JSON content."""
-        return self.create(key, json.dumps(value, sort_keys=True, indent=1).encode())
+        """`create` with JSON content and its digest."""
+        plain = json.loads(json.dumps(value))  # as it will be read
+        sealed = plain | {SEAL: _seal(key, plain)}
+        return self.create(key, json.dumps(sealed, sort_keys=True, indent=1).encode())
 
     def append_numbered(self, prefix: str, value: Mapping[str, object]) -> int:
         """Create the next of the records `000001.json`, … below `prefix`; return its number."""
-        names = self.list(prefix)
+        names = self.list(prefix) + self.list(f"{ASIDE}/{prefix}")
         number = max((int(n.split(".")[0]) for n in names if n[:6].isdigit()), default=0)
         while True:
             number += 1
             if self.create_json(f"{prefix}/{number:06d}.json", value):
                 return number
 
+    def numbered(self, prefix: str) -> Sequence[int]:
+        """Numbers of the records below `prefix`, in their order."""
+        names = (n for n in self.list(prefix) if n.endswith(".json"))
+        return [int(n[:-5]) for n in names if n[:-5].isascii() and n[:-5].isdigit()]
+
     def last_numbered(self, prefix: str) -> tuple[int, dict[str, Any]] | None:
         """Newest of the numbered records below `prefix`."""
-        names = [n for n in self.list(prefix) if n[:6].isdigit() and n.endswith(".json")]
-        if not names:
+        numbers = self.numbered(prefix)
+        if not numbers:
             return None
-        value = self.read_json(f"{prefix}/{names[-1]}")
-        return None if value is None else (int(names[-1][:6]), value)
+        value = self.read_json(f"{prefix}/{numbers[-1]:06d}.json")
+        return None if value is None else (numbers[-1], value)
+
+    def set_apart(self, key: str) -> str:
+        """Move a damaged record below `damaged/`, as it is; return where it is now."""
+        content = self.read(key) or b""
+        copies = (f"{ASIDE}/{key}{f'.{n}' if n else ''}" for n in itertools.count())
+        kept = next(place for place in copies if self.create(place, content))
+        self.delete(key)
+        return kept
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -123,6 +158,12 @@ class LocalStore(Store):
         self.root = root.absolute()
         # Records are only parsed, and people move the folder of a stage to another disk by a link.
         super().__init__(LocalStorage(self.root, follow_links=True))
+
+
+def _seal(key: str, plain: Mapping[str, object]) -> str:
+    """Digest of a record and its place: neither an edit nor an exchange of two goes unseen."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(f"{_name(key)}\n{text}".encode()).hexdigest()
 
 
 def _name(key: str) -> str:

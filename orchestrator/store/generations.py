@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.store.attempts import Attempt, AttemptEnd, DecisionRecord
-from orchestrator.store.records import DoneRecord, Records, stage_key
+from orchestrator.store.records import DoneRecord, Records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Generation:
 
 def generations(records: Records, science_hash: str) -> list[Generation]:
     """All of a stage, oldest first: one per archived result, and the present one."""
-    done = [*_archived(records, science_hash), records.done(science_hash)]
+    done = [*records.archived(science_hash), records.done(science_hash)]
     attempts = records.attempts(science_hash)
     decisions = records.decisions(science_hash)
     found, after = [], 0
@@ -113,15 +113,6 @@ def _until(decisions: Sequence[DecisionRecord], started_at: str) -> list[Decisio
     """Decisions before an attempt that is of the next generation, less the one that began it."""
     mine = [d for d in decisions if not started_at or d.at <= started_at]
     return mine[:-1] if started_at and mine and mine[-1].decision == "start" else mine
-
-
-def _archived(records: Records, science_hash: str) -> list[DoneRecord]:
-    key = f"{stage_key(science_hash)}/superseded"
-    found = []
-    for name in records.store.list(key):
-        content = records.store.read_json(f"{key}/{name}")
-        found.append(DoneRecord.from_json(content or {}, f"record {key}/{name}"))
-    return found
 
 
 def milliseconds(iso: str) -> int:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 from mae_core.data.facts import DataFacts
-from orchestrator.store.data_facts import Datasets
+from orchestrator.store.data_facts import Datasets, keep, read_facts
 from orchestrator.store.driver import Store
-from studies.spec.identity import UNKNOWN_DATA
 
 
 class KeptDatasets(Datasets):
@@ -25,8 +22,7 @@ class KeptDatasets(Datasets):
         wanted = self._fingerprints.get(path)
         if wanted is None:
             return super().facts(path)
-        kept = self._store.read_json(_key(wanted))
-        found = DataFacts.from_json(kept) if kept is not None else super().facts(path)
+        found = read_facts(self._store, _key(wanted)) or super().facts(path)
         return found if found is not None and found.fingerprint == wanted else None
 
     def fingerprint(self, path: str) -> str:
@@ -39,25 +35,7 @@ def keep_facts(store: Store, datasets: Datasets, paths: list[str]) -> None:
     for path in paths:
         facts = datasets.facts(path)
         if facts is not None:
-            store.create(_key(facts.fingerprint), json.dumps(facts.to_json()).encode())
-
-
-def fingerprints_of(resolved: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints by path of a resolved study's data sets, from what its stages were hashed with.
-
-    `resolved` is what the store keeps of a study: `study`, and `stages` by address.
-    """
-    paths = {
-        f"{cell['address']}#{stage['name']}": stage["recipe"]["data"]["path"]
-        for cell in resolved["study"]["cells"]
-        for stage in cell["stages"]
-    }
-    found = {
-        paths[address]: known["science"].get("data", UNKNOWN_DATA)
-        for address, known in resolved["stages"].items()
-        if address in paths
-    }
-    return {path: value for path, value in found.items() if value != UNKNOWN_DATA}
+            keep(store, _key(facts.fingerprint), facts)
 
 
 def _key(fingerprint: str) -> str:

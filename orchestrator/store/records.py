@@ -14,17 +14,26 @@ studies/<study>/lease/000001.json             drivers, by fencing epoch
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import os
+import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 from cluster.ranks.outcome import JsonObject
+from orchestrator.errors import DamagedRecord
 from orchestrator.store.attempts import Attempt, AttemptEnd, AttemptStart, DecisionRecord
 from orchestrator.store.driver import Store
-from orchestrator.store.known_keys import build_known
+from orchestrator.store.known_keys import IsoTime, build_known
+from studies.spec.canonical_json import digest
+
+T = TypeVar("T")
+NUMBERS = ("top1", "top5", "loss", "num_images", "images_per_s")
+"""Metrics that are read by name."""
 
 
 def now_iso() -> str:
@@ -55,6 +64,20 @@ class Intervention:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+def _check_metrics(metrics: JsonObject) -> None:
+    """Raise `TypeError` unless what is read by name has its type."""
+    wrong = [n for n in NUMBERS if not isinstance(metrics.get(n), int | float | None)]
+    wrong += [] if isinstance(metrics.get("details", {}), dict) else ["details"]
+    if wrong:
+        raise TypeError(f"metrics {', '.join(wrong)} are of another type")
+
+
+def _check_provenance(provenance: JsonObject) -> None:
+    """Raise `TypeError` unless what is read by name has its type."""
+    if any(not isinstance(provenance.get(name, {}), dict) for name in ("code", "versions")):
+        raise TypeError("its provenance is of another type")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DoneRecord:
     """A finished stage. Never changed, never collected."""
@@ -62,18 +85,18 @@ class DoneRecord:
     science_hash: str
     kind: str
     attempt: int
-    metrics: JsonObject
+    metrics: Annotated[JsonObject, _check_metrics]
     outputs: dict[str, str]
     """File name → SHA-256, within the attempt's outputs."""
     parents: dict[str, dict[str, str]]
     """Parent's science hash → digests of its outputs, as they were when this stage read them."""
     seconds: float
     world_size: int
-    provenance: JsonObject = field(default_factory=dict)
+    provenance: Annotated[JsonObject, _check_provenance] = field(default_factory=dict)
     """Commit, versions, device, execution, and `level`: how exactly interruptions were undone."""
     intervened: list[Intervention] = field(default_factory=list)
     """Rollbacks that this result rests on, its parents' too (these name who is `inherited`)."""
-    finished_at: str = field(default_factory=now_iso)
+    finished_at: IsoTime = field(default_factory=now_iso)
 
     def to_json(self) -> JsonObject:
         """As plain values."""
@@ -81,22 +104,53 @@ class DoneRecord:
 
     @classmethod
     def from_json(cls, plain: JsonObject, where: str) -> DoneRecord:
-        """Read what `to_json` wrote; raises `StoreError` naming `where` if it is damaged."""
-        marks = [build_known(Intervention, mark, where) for mark in plain.get("intervened", ())]
-        return build_known(cls, plain | {"intervened": marks}, where)
+        """Read what `to_json` wrote; raises `DamagedRecord` naming `where` if it is damaged."""
+        return build_known(cls, plain, where)
 
 
 class Records:
     """Typed access to the store."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, say: Callable[[str], None] | None = None) -> None:
+        self.store, self._say = store, say or _note
+        self.passed_over: dict[str, str] = {}
+        """Damaged side records that were read, by key: why."""
 
     def done(self, science_hash: str) -> DoneRecord | None:
-        """Completion record of a stage, None if it is not done."""
-        raw = self.store.read_json(f"{stage_key(science_hash)}/done.json")
-        where = f"completion record of {science_hash}"
-        return None if raw is None else DoneRecord.from_json(raw, where)
+        """Completion record of a stage, None if it is not done.
+
+        Raises:
+            DamagedRecord: it is not what was written.
+        """
+        key = f"{stage_key(science_hash)}/done.json"
+        raw = self.store.read_json(key)
+        record = None if raw is None else DoneRecord.from_json(raw, f"record {key}")
+        if record is not None and record.science_hash != science_hash:
+            raise DamagedRecord(f"record {key} is damaged: it is of {record.science_hash}")
+        return record
+
+    def side(self, key: str, read: Callable[[JsonObject, str], T], lost: str) -> T | None:
+        """A record without which results are whole: None if there is none, or it is damaged.
+
+        Args:
+            lost: what follows if it is damaged, for people.
+        """
+        try:
+            plain = self.store.read_json(key)
+            return None if plain is None else read(plain, f"record {key}")
+        except DamagedRecord as error:
+            if key not in self.passed_over:
+                self.passed_over[key] = str(error)
+                self._say(f"{error}; it is passed over: {lost}")
+            return None
+
+    def set_apart(self) -> list[str]:
+        """Move the damaged side records that were read below `damaged/`, as they are."""
+        moved = [self.store.set_apart(key) for key in self.passed_over]
+        self.passed_over.clear()
+        for place in moved:
+            self._say(f"kept as {place}")
+        return moved
 
     def known_stages(self) -> set[str]:
         """Hashes of all stages that have ever been started here, in two levels of listing."""
@@ -117,20 +171,26 @@ class Records:
     def attempts(self, science_hash: str) -> list[Attempt]:
         """All attempts, oldest first."""
         key = stage_key(science_hash)
-        numbers = [n[:6] for n in self.store.list(f"{key}/attempts") if n.endswith(".json")]
         found = []
-        for n in numbers:
-            begun, ended = f"{key}/attempts/{n}.json", f"{key}/ends/{n}.json"
-            start = AttemptStart.from_json(self.store.read_json(begun) or {}, f"record {begun}")
-            plain = self.store.read_json(ended)
-            end = None if plain is None else AttemptEnd.from_json(plain, f"record {ended}")
-            found.append(Attempt(number=int(n), start=start, end=end))
+        for n in self.store.numbered(f"{key}/attempts"):
+            lost = f"how attempt {n} began is lost, its result is whole"
+            start = self.side(f"{key}/attempts/{n:06d}.json", AttemptStart.from_json, lost)
+            lost = f"how attempt {n} ended is lost, its result is whole"
+            end = self.side(f"{key}/ends/{n:06d}.json", AttemptEnd.from_json, lost)
+            found.append(Attempt(number=n, start=start or AttemptStart(), end=end))
         return found
+
+    def archived(self, science_hash: str) -> list[DoneRecord]:
+        """Results that were replaced by another, oldest first."""
+        key = f"{stage_key(science_hash)}/superseded"
+        lost = "an archived result is lost, the present one is whole"
+        names = [f"{key}/{n:06d}.json" for n in self.store.numbered(key)]
+        found = [self.side(name, DoneRecord.from_json, lost) for name in names]
+        return [record for record in found if record is not None]
 
     def lineage(self, science_hash: str) -> list[Attempt]:
         """Attempts that led to the present result: those after an archived one."""
-        aside = self.store.last_numbered(f"{stage_key(science_hash)}/superseded")
-        before = int(aside[1]["attempt"]) if aside else 0
+        before = max((r.attempt for r in self.archived(science_hash)), default=0)
         return [a for a in self.attempts(science_hash) if a.number > before]
 
     def decide(self, science_hash: str, decision: DecisionRecord) -> int:
@@ -141,12 +201,10 @@ class Records:
     def decisions(self, science_hash: str) -> list[DecisionRecord]:
         """All decisions about a stage, oldest first."""
         key = f"{stage_key(science_hash)}/decisions"
-        found = {f"{key}/{n}": self.store.read_json(f"{key}/{n}") for n in self.store.list(key)}
-        return [
-            DecisionRecord.from_json(plain, f"record {name}")
-            for name, plain in found.items()
-            if plain is not None
-        ]
+        lost = "a decision is lost, results are whole"
+        names = [f"{key}/{n:06d}.json" for n in self.store.numbered(key)]
+        found = [self.side(name, DecisionRecord.from_json, lost) for name in names]
+        return [decision for decision in found if decision is not None]
 
     def complete(self, record: DoneRecord) -> bool:
         """Create the completion record; False if another driver completed the stage."""
@@ -161,8 +219,9 @@ class Records:
         key, archive = (f"{stage_key(science_hash)}/{name}" for name in ("done.json", "superseded"))
         content = self.store.read_json(key)
         if content is not None:
-            last = self.store.last_numbered(archive)
-            if last is None or last[1] != content:
+            numbers, lost = self.store.numbered(archive)[-1:], "an archived result is lost"
+            last = [self.side(f"{archive}/{n:06d}.json", lambda p, _: p, lost) for n in numbers]
+            if last != [content]:
                 self.store.append_numbered(archive, content)
             self.store.delete(f"{stage_key(science_hash)}/checkpoints")
             self.store.delete(key)
@@ -181,12 +240,44 @@ class Records:
 
     def store_id(self) -> str:
         """A name for this store that no other has."""
-        self.store.create_json("store.json", {"id": uuid.uuid4().hex[:12], "made": now_iso()})
-        return str((self.store.read_json("store.json") or {})["id"])
+        known = self._store_id()
+        if known is None:
+            self.set_apart()
+            self.store.create_json("store.json", {"id": uuid.uuid4().hex[:12], "made": now_iso()})
+            known = self._store_id()
+        assert known is not None
+        return known
+
+    def _store_id(self) -> str | None:
+        lost = "the store gets another name, and an MLflow server takes it for another store"
+        found = self.side("store.json", functools.partial(build_known, _StoreName), lost)
+        return None if found is None else found.id
+
+    def identity(self, science_hash: str) -> JsonObject:
+        """What a hash stands for, empty if it is not known.
+
+        Raises:
+            DamagedRecord: it has another hash.
+        """
+        key = f"{stage_key(science_hash)}/identity.json"
+        plain = self.store.read_json(key)
+        if plain is not None and digest(plain) != science_hash:
+            raise DamagedRecord(f"record {key} is damaged: its hash is {digest(plain)}")
+        return plain or {}
 
     def write_identity(self, science_hash: str, science: Mapping[str, object]) -> None:
         """Keep what a hash stands for."""
         self.store.create_json(f"{stage_key(science_hash)}/identity.json", science)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoreName:
+    id: str
+    made: IsoTime = ""
+
+
+def _note(text: str) -> None:
+    print(f"mae-study: note: {text}", file=sys.stderr, flush=True)
 
 
 def digest_outputs(directory: Path) -> dict[str, str]:

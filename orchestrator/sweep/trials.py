@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mae_core.config import EncoderConfig
 from mae_core.errors import ConfigError
-from orchestrator.errors import StoreError
 from orchestrator.store.driver import Store
-from orchestrator.store.known_keys import build_known
+from orchestrator.store.known_keys import IsoTime, build_known
 from orchestrator.store.records import DoneRecord, Records, now_iso
 from studies.errors import StudyError
 from studies.spec.canonical_json import canonical, digest
@@ -53,7 +52,7 @@ class Winner:
     objective: str
     """For people: `linear_probe.top1 on dev`."""
     num_trials: int
-    decided_at: str
+    decided_at: IsoTime
     rule: Rule | None = None
     """Where several protocols decide, as are the following."""
     values: dict[str, float] = field(default_factory=dict)
@@ -67,11 +66,17 @@ class Winner:
     @staticmethod
     def from_json(plain: dict[str, Any], where: str) -> Winner:
         """Read it back; raises `StoreError` naming `where` if it is damaged."""
-        front = tuple(build_known(FrontTrial, point, where) for point in plain.get("front", ()))
-        return build_known(Winner, plain | {"front": front}, where)
+        return build_known(Winner, plain, where)
 
 
 _OF_SEVERAL = ("rule", "values", "front")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What a trial was asked for with."""
+
+    settings: Settings
 
 
 class Trials:
@@ -105,13 +110,11 @@ class Trials:
         """Settings of a trial, None if it was never asked for."""
         key = f"{self.prefix}/trials/{number:06d}.json"
         raw = self._store.read_json(key)
-        if raw is not None and not isinstance(raw.get("settings"), dict):
-            raise StoreError(f"record {key} is damaged: it lacks settings")
-        return None if raw is None else dict(raw["settings"])
+        return None if raw is None else build_known(_Asked, raw, f"record {key}").settings
 
-    def numbers(self) -> list[int]:
+    def numbers(self) -> Sequence[int]:
         """Trials that were ever asked for."""
-        return [int(n[:6]) for n in self._store.list(f"{self.prefix}/trials") if n[:6].isdigit()]
+        return self._store.numbered(f"{self.prefix}/trials")
 
     def record(self, number: int, settings: Settings, source: str = "") -> bool:
         """Keep the settings of a trial; False if the number is taken.
@@ -155,7 +158,7 @@ class Trials:
     def score(self, done: DoneRecord | None) -> float | None:
         """Objective of a completion record, None if it has none."""
         value = None if done is None else done.metrics.get(self.sweep.metric)
-        return float(value) if value is not None and math.isfinite(value) else None
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
     def values_of(self, cell: Cell, records: Records) -> Values | None:
         """The metric of a trial by each protocol, None if it lacks one."""

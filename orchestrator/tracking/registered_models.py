@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from cluster.ranks.outcome import JsonObject
 from mae_core.config import CLASSIFIER_FILE, ENCODER_FILE
 from orchestrator.errors import UserError
 from orchestrator.plan.history import kept_plan, kept_states
@@ -83,9 +84,12 @@ def registrations(records: Records) -> list[Registration]:
         for name in records.store.list("models")
         for number in records.store.list(f"models/{name}")
     ]
-    found = [(key, kept) for key in keys if (kept := records.store.read_json(key)) is not None]
-    found.sort(key=lambda pair: str(pair[1].get("at", "")))
-    return [build_known(Registration, kept, f"record {key}") for key, kept in found]
+    found = [records.side(key, _dated, "this model is lost") for key in keys]
+    return [model for _, model in sorted((f for f in found if f), key=lambda pair: pair[0])]
+
+
+def _dated(plain: JsonObject, where: str) -> tuple[str, Registration]:
+    return str(plain.get("at", "")), build_known(Registration, plain, where)
 
 
 def _make_version(
@@ -117,9 +121,9 @@ def _find_weights(
     """In the last state of a study; with a hash, of that very stage in the last state with it."""
     study, cell, stage = split_address(reference, records)
     found: list[PlannedStage] = []
-    states = kept_states(records, study)
+    states = list(kept_states(records, study).values())
     for state in reversed(states if science_hash else states[-1:]):
-        plan, _ = kept_plan(records, study, state)
+        plan, _ = kept_plan(records, state)
         cells = {s.cell.address for s in plan.stages}
         found = [s for s in plan.stages if s.cell.address == cell]
         if not science_hash or any(s.identity.science_hash == science_hash for s in found):

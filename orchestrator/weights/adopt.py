@@ -26,6 +26,7 @@ from orchestrator.store.adopted import (
     Adopted,
     adopted_key,
     find_adopted,
+    held_by,
     name_key,
 )
 from orchestrator.store.attempts import AttemptEnd, AttemptStart
@@ -62,23 +63,22 @@ def adopt(
     if class_names and len(class_names) != classes:
         raise UserError(f"{len(class_names)} class names for a head of {classes or 0} classes")
     sha256 = tensors_digest(conversion.network)
-    held = records.store.read_json(name_key(name))
-    if held is not None and held["sha256"] != sha256:
+    held = held_by(records, name)
+    if held is not None and held != sha256:
         raise UserError(
-            f"--name {name} stands for the encoder {held['sha256'][:12]} already, and this one is "
+            f"--name {name} stands for the encoder {held[:12]} already, and this one is "
             f"{sha256[:12]}: choose another name"
         )
     if records.store.read_json(f"{adopted_key(sha256)}/record.json") is None:
         _keep(conversion, sha256, records, class_names)
-    held_by = {
+    named = {
         "sha256": sha256,
         "source": str(source.absolute()),
         "source_sha256": conversion.source.digests,
         "layout": conversion.layout,
-        **_facts(conversion),
         "at": now_iso(),
     }
-    records.store.create_json(name_key(name), held_by)
+    records.store.create_json(name_key(name), named)
     return find_adopted(records, name)
 
 
@@ -179,8 +179,6 @@ def _record(conversion: Conversion, sha256: str, files: dict[str, str]) -> dict[
         "source_sha256": source.digests,
         "layout": conversion.layout,
         "container": source.container,
-        "prefix": source.prefix,
-        **_facts(conversion),
         "encoder": asdict(network.encoder),
         "decoder": network.decoder and asdict(network.decoder),
         "num_classes": network.num_classes,
@@ -190,21 +188,10 @@ def _record(conversion: Conversion, sha256: str, files: dict[str, str]) -> dict[
         "files": files,
         "notes": list(conversion.notes),
         "left_out": list(conversion.left_out),
-        "left_out_of_the_pickle": list(source.left_out),
+        "left_out_of_the_pickle": [k for k in source.left_out if k != source.container],
         "mapping": {ours: list(theirs) for ours, theirs in conversion.mapping.items()},
         "code": code_version(),
         "adopted_at": now_iso(),
-    }
-
-
-def _facts(conversion: Conversion) -> dict[str, Any]:
-    """What is known of the pretraining and its images, null where nobody says it."""
-    facts = conversion.facts
-    return {
-        "norm_pix_loss": facts.norm_pix_loss,
-        "mask_ratio": facts.mask_ratio,
-        "pixel_mean": facts.pixel_mean,
-        "pixel_std": facts.pixel_std,
     }
 
 

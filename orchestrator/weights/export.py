@@ -32,8 +32,6 @@ class Exported:
     sha256: str
     """Digest of the tensors, as `adopt` counts it; read back from the files."""
     has_decoder: bool
-    notes: tuple[str, ...]
-    """What the files do not say, and what follows."""
 
 
 def export(
@@ -61,11 +59,7 @@ def export(
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
     decoder_heads = network.decoder.num_heads if network.decoder else None
     hints = Hints(num_heads=network.encoder.num_heads, decoder_heads=decoder_heads)
-    back = replace(
-        import_weights(out, layout, hints).network,
-        encoder=network.encoder,
-        norm_pix_loss=network.norm_pix_loss,
-    )
+    back = replace(import_weights(out, layout, hints).network, encoder=network.encoder)
     sha256 = tensors_digest(back)
     if sha256 != tensors_digest(network):
         raise UserError(
@@ -77,7 +71,6 @@ def export(
         files=tuple(files),
         sha256=sha256,
         has_decoder=network.decoder is not None,
-        notes=tuple(_unsaid(network, layout)),
     )
 
 
@@ -161,23 +154,10 @@ def _with_recipe(network: Network, source: Path, records: Records) -> Network:
     )
 
 
-def _unsaid(network: Network, layout: LayoutName) -> Iterator[str]:
-    """Facts of the pretraining that nobody knows, and what a reader of the files will take."""
-    if network.decoder is None or layout != "hf":
-        return
-    for name, value, default in (
-        ("norm_pix_loss", network.norm_pix_loss, "false"),
-        ("mask_ratio", network.mask_ratio, "0.75"),
-    ):
-        if value is None:
-            yield f"{name} is unknown and not in config.json, where transformers takes {default}"
-
-
 def _science_of(source: Path, records: Records) -> dict[str, Any]:
     """Identity of the stage that left a file, empty for a file outside the store."""
     root = records.store.path("").absolute()
     path = source.absolute()
     if not path.is_relative_to(root) or len(path.relative_to(root).parts) <= _STAGE_ABOVE_FILE:
         return {}
-    stage = path.parents[_STAGE_ABOVE_FILE].relative_to(root)
-    return records.store.read_json(f"{stage.as_posix()}/identity.json") or {}
+    return records.identity(path.parents[_STAGE_ABOVE_FILE].name)

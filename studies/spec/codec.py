@@ -116,7 +116,7 @@ def _is_recipe(hint: type) -> bool:
 def _recipe(plain: Mapping[str, object], where: str) -> Recipe:
     rest = dict(plain)
     kind = rest.pop("kind", None)
-    if kind not in RECIPES:
+    if not isinstance(kind, str) or kind not in RECIPES:
         raise unknown("stage kind", str(kind), RECIPES, where=where)
     return build(RECIPES[kind], rest, where)
 

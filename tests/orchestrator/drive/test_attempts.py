@@ -23,7 +23,7 @@ from orchestrator.rank.faults import Fault
 from orchestrator.rank.payload import StagePayload, StageResult
 from orchestrator.store.attempts import AttemptStart, DecisionRecord, Driver, Remedies
 from orchestrator.store.data_facts import Datasets
-from orchestrator.store.driver import LocalStore
+from orchestrator.store.driver import SEAL, LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalWriter
 from orchestrator.store.lease import hold
 from orchestrator.store.lineage import interventions, level_of, steps_of
@@ -124,7 +124,7 @@ def test_records_of_before_interventions_were_kept_are_read(bench: Bench) -> Non
     bench.records.complete(done_record(key, 1))
     [path] = bench.store.root.glob("stages/*/*/done.json")
     old = json.loads(path.read_text())
-    del old["intervened"]
+    del old["intervened"], old[SEAL]
     path.write_text(json.dumps(old))
     found = bench.records.done(key)
     assert found is not None and found.intervened == []

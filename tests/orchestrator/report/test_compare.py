@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from support.store_damage import rewrite
 
 from mae_core.evaluate.scores import Predictions, write_predictions
 from orchestrator.cli.main import main
@@ -215,7 +216,8 @@ def test_sides_are_read() -> None:
 def test_a_result_that_is_no_number_is_left_out(tmp_path: Path) -> None:
     study, store = fill(tmp_path, 2, 0.1)
     done = next((tmp_path / "store" / "stages").glob("*/*/done.json"))
-    done.write_text(json.dumps(json.loads(done.read_text()) | {"metrics": {"top1": float("nan")}}))
+    key = str(done.relative_to(store))
+    rewrite(LocalStore(Path(store)), key, metrics={"top1": float("nan")})
     (found,) = json.loads(compare(study, store).stdout)["comparisons"][0]["differences"]
     assert found["seeds"] == 1 and found["difference"] is not None
 

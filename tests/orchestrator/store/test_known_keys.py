@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ WINNER = {
     "score": 1.0,
     "objective": "x",
     "num_trials": 2,
-    "decided_at": "t",
+    "decided_at": "2026-01-01T00:00:00+00:00",
 }
 MODEL = {"name": "m", "reference": "s/c", "features": "cls", "science_hash": "ab12"}
 MORE = {"mood": 1}
@@ -82,13 +83,15 @@ def test_a_record_that_lacks_a_key_is_named(records: Records) -> None:
     records.store.create_json(end, {"cause": "hang", "hang": without(HANG, "ranks")})
     records.store.create_json(f"{key}/done.json", without(DONE, "metrics"))
     records.store.append_numbered("models/m", without(MODEL, "reference"))
-    with pytest.raises(StoreError, match=f"{end} is damaged: it lacks ranks"):
-        records.attempts("ab12")
-    with pytest.raises(StoreError, match="completion record of ab12 is damaged: it lacks metrics"):
-        records.done("ab12")
-    with pytest.raises(StoreError, match=r"models/m/000001.json is damaged: it lacks reference"):
-        registrations(records)
-    with pytest.raises(StoreError, match="w is damaged: it lacks values"):
+    said: list[str] = []
+    found = Records(records.store, said.append)
+    assert found.attempts("ab12")[0].end is None
+    with pytest.raises(StoreError, match=f"{key}/done.json is damaged: it lacks metrics"):
+        found.done("ab12")
+    assert registrations(found) == []
+    assert re.search(f"{end}: hang is damaged: it lacks ranks; .* attempt 1 ended is lost", said[0])
+    assert "models/m/000001.json is damaged: it lacks reference" in said[1]
+    with pytest.raises(StoreError, match="w: front is damaged: it lacks values"):
         Winner.from_json(WINNER | {"front": [without(POINT, "values")]}, "w")
     with pytest.raises(StoreError, match="p is damaged: 'x' is no mapping"):
         build_known(Registered, "x", "p")

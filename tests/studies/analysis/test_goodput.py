@@ -26,7 +26,7 @@ from orchestrator.store.journal import (
     JournalWriter,
     read_events,
 )
-from orchestrator.store.records import Records, stage_key
+from orchestrator.store.records import DoneRecord, Records, stage_key
 from studies.analysis.goodput.accounting import (
     AT_THE_SAME_PLACE,
     BUCKETS,
@@ -49,6 +49,7 @@ from studies.analysis.goodput.interval_law import (
     failure_rate,
     young,
 )
+from studies.spec.canonical_json import digest
 
 NOW = 10_000.0
 
@@ -271,7 +272,7 @@ def test_stages_add_up() -> None:
 
 def test_the_store_and_plain_records_give_the_same(tmp_path: Path) -> None:
     records = Records(LocalStore(tmp_path))
-    science_hash = "ab" * 10
+    science_hash = digest({"kind": "pretrain"})
     records.write_identity(science_hash, {"kind": "pretrain"})
     number = records.begin_attempt(science_hash, AttemptStart(address="a#pretrain"))
     journal = JournalWriter(records.attempt_dir(science_hash, number) / JOURNAL_FILE)
@@ -303,8 +304,18 @@ def test_an_archived_result_is_computed_again_and_not_replayed(tmp_path: Path) -
     training.run()
     keep(records, science_hash, training)
     assert from_store(records, science_hash, kind="pretrain").seconds["replayed"] > 100
-    folder = f"{stage_key(science_hash)}/superseded"
-    records.store.append_numbered(folder, {"attempt": 1})
+    record = DoneRecord(
+        science_hash=science_hash,
+        kind="pretrain",
+        attempt=1,
+        metrics={},
+        outputs={},
+        parents={},
+        seconds=1.0,
+        world_size=1,
+    )
+    records.complete(record)
+    records.supersede(science_hash)
     found = from_store(records, science_hash, kind="pretrain")
     assert found.seconds["replayed"] == found.seconds["waiting"] == 0
     assert found.seconds["useful"] == pytest.approx(2 * 200 * 2, rel=0.1)

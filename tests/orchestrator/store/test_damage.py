@@ -1,0 +1,257 @@
+"""Damaged records: each is named or passed over, none is believed, none ends in a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from support.store_damage import BYTES, as_older_version, edit, variants
+
+from cluster.hang import Hang
+from mae_core.data.facts import facts_for_digits
+from orchestrator.errors import DamagedRecord, exit_code
+from orchestrator.plan.accepted import load_accepted
+from orchestrator.plan.history import kept_plans
+from orchestrator.store.adopted import adopted_key, find_adopted, held_by, name_key
+from orchestrator.store.attempts import AttemptEnd, AttemptStart, DecisionRecord, Driver, Remedies
+from orchestrator.store.data_facts import keep, read_facts
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.generations import generations, milliseconds
+from orchestrator.store.records import DoneRecord, Intervention, Records, stage_key
+from orchestrator.sweep.trials import Winner
+from orchestrator.tracking.registered_models import Registration, registrations
+from studies.load import load_study
+from studies.spec.canonical_json import digest
+from studies.spec.codec import to_plain
+
+SCIENCE = {"kind": "pretrain", "data": "f" * 64}
+KEY = digest(SCIENCE)
+FOLDER = stage_key(KEY)
+SHA = "cd" * 32
+TIME = "2026-01-01T00:00:00+00:00"
+DONE = DoneRecord(
+    science_hash=KEY,
+    kind="pretrain",
+    attempt=1,
+    metrics={"top1": 12.5, "loss": 0.5, "details": {"mce": 1.0}},
+    outputs={"encoder.safetensors": SHA},
+    parents={"ab": {"encoder.safetensors": SHA}},
+    seconds=2.0,
+    world_size=1,
+    provenance={"code": {"commit": "c"}, "versions": {"torch": "2"}, "level": "bit-exact"},
+    intervened=[Intervention(cause="numerics", attempt=1, step=4, rollback=1)],
+)
+START = AttemptStart(
+    address="a#pretrain",
+    driver=Driver(host="h", pid=1, process_started=1.0, since=TIME, heartbeat="k"),
+    epoch=1,
+    world_size=2,
+    remedies=Remedies(micro_batch=8, avoid_nodes=("n",)),
+    code={"commit": "c", "dirty": False},
+)
+END = AttemptEnd(
+    cause="hang", hang=Hang(ranks=(1,), section="step", waited_s=9.0, limit_s=3.0), last_step=3
+)
+WINNER = Winner(
+    trial=1, settings={"pretrain.lr": 0.1}, score=1.0, objective="x", num_trials=2, decided_at=TIME
+)
+MODEL = Registration(name="m", reference="s/c", features="cls", science_hash=KEY)
+ADOPTED = {
+    "sha256": SHA,
+    "source": "f.pth",
+    "layout": "hf",
+    "encoder": {"width": 8, "depth": 1, "num_heads": 1, "patch_size": 2},
+    "decoder": None,
+    "num_classes": None,
+    "image_size": 8,
+    "num_channels": 1,
+    "files": {"encoder.safetensors": SHA},
+    "notes": ["n"],
+    "left_out": [],
+    "left_out_of_the_pickle": [],
+    "mapping": {"a": ["b"]},
+}
+
+
+def write_all(store: LocalStore) -> Records:
+    """One record of every kind."""
+    records = Records(store, lambda text: None)
+    records.write_identity(KEY, SCIENCE)
+    records.end_attempt(KEY, records.begin_attempt(KEY, START), END)
+    decision = DecisionRecord(decision="start", world_size=1, remedies=Remedies(micro_batch=8))
+    records.decide(KEY, decision)
+    records.complete(DONE)
+    store.append_numbered(f"{FOLDER}/superseded", DONE.to_json())
+    whole = load_study("quickstart")
+    study = to_plain(replace(whole, cells=whole.cells[:1], sweep=None))
+    known = {"hash": KEY, "science": SCIENCE}
+    resolved = {"study": study, "stages": {"N4/e240/s0#pretrain": known}}
+    store.append_numbered("studies/quickstart/resolved", resolved)
+    store.create_json(f"{adopted_key(SHA)}/record.json", ADOPTED)
+    store.create_json(name_key("mae"), {"sha256": SHA, "source": "f.pth", "at": TIME})
+    store.append_numbered("models/m", asdict(MODEL) | {"at": TIME})
+    store.create_json("sweeps/s/winner-0002.json", WINNER.to_json())
+    keep(store, "datasets/facts-f.json", facts_for_digits())
+    records.store_id()
+    return records
+
+
+def _winner(records: Records) -> None:
+    plain = records.store.read_json("sweeps/s/winner-0002.json")
+    assert plain is not None
+    Winner.from_json(plain, "w")
+
+
+def _done(records: Records) -> None:
+    record = records.done(KEY)
+    assert record is not None
+    milliseconds(record.finished_at)
+
+
+def _history(records: Records) -> None:
+    for generation in generations(records, KEY):
+        assert milliseconds(generation.opened_at) + milliseconds(generation.ended_at) >= 0
+        assert isinstance(generation.commit + generation.state + generation.last_message, str)
+        assert len([a.to_json() for a in generation.attempts]) < 3
+    records.lineage(KEY)
+
+
+def _states(records: Records) -> None:
+    if load_accepted(records, "quickstart"):
+        assert list(kept_plans(records, "quickstart"))
+
+
+READERS: dict[str, Callable[[Records], object]] = {
+    f"{FOLDER}/done.json": _done,
+    f"{FOLDER}/identity.json": lambda records: records.identity(KEY),
+    f"{FOLDER}/attempts/000001.json": _history,
+    f"{FOLDER}/ends/000001.json": _history,
+    f"{FOLDER}/decisions/000001.json": _history,
+    f"{FOLDER}/superseded/000001.json": _history,
+    "studies/quickstart/resolved/000001.json": _states,
+    f"{adopted_key(SHA)}/record.json": lambda records: find_adopted(records, SHA).encoder,
+    name_key("mae"): lambda records: held_by(records, "mae"),
+    "models/m/000001.json": registrations,
+    "sweeps/s/winner-0002.json": _winner,
+    "datasets/facts-f.json": lambda r: read_facts(r.store, "datasets/facts-f.json"),
+    "store.json": lambda records: records.store_id(),
+}
+SIDE = ("attempts/", "ends/", "decisions/", "superseded/", "resolved/", "models/", "store.json")
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return write_all(LocalStore(tmp_path))
+
+
+def test_every_kind_of_record_is_read_back(records: Records, tmp_path: Path) -> None:
+    made = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.json")}
+    assert made == set(READERS)
+    for key, read in READERS.items():
+        assert records.store.read_sealed(key)[1], f"{key} bears its digest"
+        read(records)
+    assert records.passed_over == {}
+
+
+@pytest.mark.parametrize("key", READERS)
+def test_damaged_bytes_are_found_before_use(tmp_path: Path, key: str) -> None:
+    draw, store = random.Random(0), write_all(LocalStore(tmp_path)).store
+    whole, plain = store.read(key) or b"", store.read_json(key) or {}
+    path = tmp_path / key
+    for name in [n for n in BYTES for _ in range(20 if n == "one bit" else 1)]:
+        damaged = BYTES[name](whole, draw)
+        is_same = False
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):
+            # A bit of its white space, or of the name of the digest.
+            is_same = plain.items() <= json.loads(damaged).items()
+        path.write_bytes(damaged)
+        fresh = Records(LocalStore(tmp_path), lambda text: None)
+        with_damage = _reads(key, fresh)
+        assert is_same or with_damage, f"{name}: believed"
+        path.write_bytes(whole)
+
+
+def _reads(key: str, records: Records) -> bool:
+    """Read a record; True if it was refused or passed over as damaged."""
+    try:
+        READERS[key](records)
+    except DamagedRecord as error:
+        assert exit_code(error) == 8
+        return True
+    is_facts = key.startswith("datasets/") and read_facts(records.store, key) is None
+    return is_facts or key in records.passed_over or key == "store.json"
+
+
+@pytest.mark.parametrize("key", READERS)
+def test_no_value_of_a_record_ends_in_a_traceback(tmp_path: Path, key: str) -> None:
+    """Edited, and so other than its digest; and of a version that kept none."""
+    whole = write_all(LocalStore(tmp_path)).store.read_json(key)
+    path, count = tmp_path / key, 0
+    found = list(variants(whole))
+    tried = found[:: max(1, len(found) // 200)]
+    for variant in tried:
+        as_older_version(path, variant)
+        fresh = Records(LocalStore(tmp_path), lambda text: None)
+        try:
+            READERS[key](fresh)
+        except Exception as error:
+            assert exit_code(error) is not None, f"{variant}: {error!r}"
+            count += 1
+        count += bool(fresh.passed_over)
+        if key.startswith("datasets/"):
+            count += read_facts(fresh.store, key) is None
+    assert count > len(tried) / 4 or key == "store.json", "types are checked"
+
+
+@pytest.mark.parametrize("key", READERS)
+def test_an_edited_record_and_one_of_another_place_are_damaged(tmp_path: Path, key: str) -> None:
+    store = write_all(LocalStore(tmp_path)).store
+    path = tmp_path / key
+    path.with_name("copy.json").write_bytes(path.read_bytes())
+    edit(path, **{"metrics": {"top1": 99.9}})
+    with pytest.raises(DamagedRecord, match="its own digest differs: it was edited"):
+        store.read_json(key)
+    with pytest.raises(DamagedRecord, match="is of another place"):
+        store.read_json(f"{Path(key).parent.as_posix()}/copy.json".removeprefix("./"))
+
+
+def test_a_completion_record_of_another_stage_is_refused(records: Records) -> None:
+    other = stage_key("ab12")
+    as_older = DONE.to_json()
+    records.store.create_json(f"{other}/done.json", as_older)
+    with pytest.raises(DamagedRecord, match=f"it is of {KEY}"):
+        records.done("ab12")
+
+
+def test_side_records_are_named_set_apart_and_numbers_are_not_used_again(tmp_path: Path) -> None:
+    write_all(LocalStore(tmp_path))
+    said: list[str] = []
+    records = Records(LocalStore(tmp_path), said.append)
+    side = [key for key in READERS if any(part in key for part in SIDE)]
+    for key in side:
+        (tmp_path / key).write_bytes(b"{torn")
+        READERS[key](records)
+    records.set_apart()
+    assert f"damaged/{FOLDER}/attempts/000001.json" in "".join(said)
+    assert any("how attempt 1 ended is lost, its result is whole" in text for text in said)
+    for key in side:
+        assert (tmp_path / "damaged" / key).read_bytes() == b"{torn"
+    assert records.begin_attempt(KEY, START) == 2
+    assert records.decide(KEY, DecisionRecord(decision="start")) == 2
+    fresh = Records(LocalStore(tmp_path), said.append)
+    before = len(said)
+    for key in side:
+        READERS[key](fresh)
+    assert fresh.done(KEY) is not None and len(said) == before
+
+
+def test_a_study_is_planned_from_the_states_that_are_whole(tmp_path: Path) -> None:
+    records = write_all(LocalStore(tmp_path))
+    (tmp_path / "studies/quickstart/resolved/000002.json").write_text("[]")
+    assert len(list(kept_plans(records, "quickstart"))) == 1
+    assert load_accepted(records, "quickstart")["N4/e240/s0", "pretrain"].science_hash == KEY
