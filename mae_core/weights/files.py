@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -143,7 +144,7 @@ def write_layout(network: Network, layout: LayoutName, out: Path) -> list[Path]:
     if out.suffix == ".safetensors":
         save_file(tensors, temporary, metadata={"format": "pt"})
     else:
-        torch.save({"model": tensors} if layout == "official" else tensors, temporary)
+        torch.save(_official(network, tensors) if layout == "official" else tensors, temporary)
     os.replace(temporary, out)
     return [out]
 
@@ -151,12 +152,15 @@ def write_layout(network: Network, layout: LayoutName, out: Path) -> list[Path]:
 def tensors_digest(network: Network) -> str:
     """SHA-256 of a network's content, hex: its shape in words, then every tensor by name.
 
-    Independent of the layout it came from and of how its file was written.
+    Independent of the layout it came from and of how its file was written. `norm_pix_loss`, where
+    it is known, is a part of a decoder: it says what the decoder's numbers mean.
     """
     encoder, decoder = asdict(network.encoder), network.decoder and asdict(network.decoder)
     del encoder["name"]
     sha = hashlib.sha256()
     words = [encoder, decoder, network.image_size, network.num_channels]
+    if decoder and network.norm_pix_loss is not None:
+        words.append({"norm_pix_loss": network.norm_pix_loss})
     sha.update(json.dumps(words, sort_keys=True).encode())
     for name, value in sorted(network.state.items()):
         value = value.detach().cpu().float().contiguous()
@@ -193,6 +197,21 @@ def _check_epsilon(network: Network, layout: LayoutName) -> None:
         f"{NORM_EPS:g} and cannot say another: features would differ by {effect:.1g}; use "
         "--layout hf",
     )
+
+
+def _official(network: Network, tensors: dict[str, Tensor]) -> dict[str, object]:
+    """The official checkpoint: `model`, and in `args` what is known of a decoder's pretraining.
+
+    The official code keeps an `argparse.Namespace`, which torch refuses to load by default. This
+    has the same attributes and loads.
+    """
+    known = {"norm_pix_loss": network.norm_pix_loss, "mask_ratio": network.mask_ratio}
+    known = {k: v for k, v in known.items() if v is not None}
+    if network.decoder is None or not known:
+        return {"model": tensors}
+    settings: OrderedDict[str, object] = OrderedDict(known, input_size=network.image_size)
+    vars(settings).update(settings)
+    return {"model": tensors, "args": settings}
 
 
 _DECODER_FACTS = ("mask_ratio", "norm_pix_loss")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,16 +11,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mae_core.config import require
 from mae_core.errors import ConfigError
-from mae_core.weights import huggingface
+from mae_core.model.vit import NORM_EPS
+from mae_core.weights import huggingface, mmpretrain
+from mae_core.weights.config_checks import check_pooling
 from mae_core.weights.infer import Hints, infer
 from mae_core.weights.layout import Layout, to_ours
-from mae_core.weights.network import DECODER, Network, position_error
+from mae_core.weights.lookalikes import ACCEPTED
+from mae_core.weights.network import DECODER, POSITIONS, Network, position_error, with_positions
+from mae_core.weights.pretraining_facts import Facts, read_facts
 from mae_core.weights.source import Source, read_source
 from mae_core.weights.timm import OFFICIAL, TIMM
 
-LayoutName = Literal["official", "hf", "timm"]
-LAYOUTS: tuple[LayoutName, ...] = ("official", "hf", "timm")
+LayoutName = Literal["official", "hf", "timm", "mmpretrain"]
+LAYOUTS: tuple[LayoutName, ...] = ("official", "hf", "timm", "mmpretrain")
 SAME_POSITIONS = 1e-5
 """Largest difference at which a table is called sin-cos: float32 roundings of another program."""
 
@@ -30,10 +37,11 @@ class Conversion:
     network: Network
     layout: LayoutName
     source: Source
+    facts: Facts
     mapping: dict[str, tuple[str, ...]]
-    """Our name → their keys."""
+    """Our name → their keys; none for positions that were computed."""
     left_out: tuple[str, ...]
-    """Their keys that take no part."""
+    """Their keys that take no part; many of one module as `module.*`."""
     position_error: float
     """Largest difference of the encoder's positions from the fixed sin-cos table."""
     notes: tuple[str, ...]
@@ -45,33 +53,40 @@ def import_weights(path: Path, layout: str = "auto", hints: Hints | None = None)
 
     Raises:
         ConfigError: it is not of that layout; the message lists what is missing, unexpected or of
-            another shape, key by key. Or a pickle holds what is no tensor.
+            another shape, key by key. Or a pickle holds what is no tensor, there are several
+            networks and `hints` names none, or what is said of it contradicts itself.
         CheckpointError: the file is damaged.
     """
-    source = read_source(path)
+    hints = hints or Hints()
+    source = read_source(path, hints.part)
     name = detect_layout(source) if layout == "auto" else layout
     naming = _naming(name, source)
-    inferred = infer(source.tensors, naming, source.config, hints or Hints())
+    facts = read_facts(source, hints.norm_pix_loss, hints.image_size)
+    inferred = infer(source.tensors, naming, source.config, hints, facts)
     state, left_out = to_ours(source.tensors, inferred.shapes, naming, inferred.num_channels)
     _check_values(state, naming)
+    grid = inferred.image_size // inferred.encoder.patch_size
+    plain = {name: value.float() for name, value in state.items()}
     network = Network(
         encoder=inferred.encoder,
         image_size=inferred.image_size,
         num_channels=inferred.num_channels,
-        state={name: value.float() for name, value in state.items()},
+        state=with_positions(plain, inferred.encoder, inferred.decoder, grid),
         decoder=inferred.decoder,
-        mask_ratio=inferred.mask_ratio,
-        norm_pix_loss=inferred.norm_pix_loss,
+        mask_ratio=facts.mask_ratio,
+        norm_pix_loss=facts.norm_pix_loss,
     )
-    error = position_error(network.state["encoder.positions"], network.grid_size)
+    if network.num_classes is not None:
+        check_pooling({"config.json": source.config, **source.arguments}, network.pools_patches)
     return Conversion(
         network=network,
         layout=name,  # type: ignore[arg-type]
         source=source,
-        mapping={ours: naming.theirs(ours) for ours in network.state},
-        left_out=left_out,
-        position_error=error,
-        notes=(*inferred.notes, *_notes(network, source, error)),
+        facts=facts,
+        mapping={ours: naming.theirs(ours) if ours in state else () for ours in network.state},
+        left_out=(*left_out, *_grouped(source.outside)),
+        position_error=position_error(network.state["encoder.positions"], grid),
+        notes=(*source.notes, *inferred.notes, *facts.notes, *_notes(network, source, state)),
     )
 
 
@@ -82,16 +97,14 @@ def detect_layout(source: Source) -> LayoutName:
     `model`, distinguishes them, and nothing depends on it.
     """
     keys = source.tensors
+    if any("patch_embed.projection." in key for key in keys):
+        return "mmpretrain"
     if any("embeddings.patch_embeddings." in key for key in keys):
         return "hf"
     if "patch_embed.proj.weight" in keys:
         is_official = source.container == "model" or "decoder_embed.weight" in keys
         return "official" if is_official else "timm"
-    some = ", ".join(sorted(keys)[:6])
-    raise ConfigError(
-        f"{source.path}: its {len(keys)} tensors match no known layout ({some} …); known are "
-        "the official MAE code's, Hugging Face's ViT and ViTMAE, and timm's VisionTransformer"
-    )
+    raise ConfigError(f"{source.path} matches no known layout; {ACCEPTED}")
 
 
 def naming_for_export(layout: LayoutName, network: Network) -> Layout:
@@ -99,6 +112,7 @@ def naming_for_export(layout: LayoutName, network: Network) -> Layout:
     if layout == "hf":
         is_bare = network.decoder is None and network.num_classes is None
         return huggingface.HuggingFace(4, "" if is_bare else "vit.")
+    require(layout in ("official", "timm"), f"the layout {layout} is read, not written")
     return OFFICIAL if layout == "official" else TIMM
 
 
@@ -107,6 +121,8 @@ def _naming(name: str, source: Source) -> Layout:
         raise ConfigError(f"layout {name!r}: use auto, {', '.join(LAYOUTS)}")
     if name == "hf":
         return huggingface.detect(source.tensors)
+    if name == "mmpretrain":
+        return mmpretrain.detect(source.tensors)
     return OFFICIAL if name == "official" else TIMM
 
 
@@ -123,18 +139,31 @@ def _is_integer(value: Tensor) -> bool:
 
 
 def _is_poisoned(value: Tensor) -> bool:
-    return not bool(value.isfinite().all())
+    return not bool(value.float().isfinite().all())
 
 
-def _notes(network: Network, source: Source, error: float) -> list[str]:
-    notes = [_position_note(error)]
+def _grouped(keys: Sequence[str]) -> list[str]:
+    """Keys by their first name, those of a module as one."""
+    modules = Counter(key.partition(".")[0] for key in keys)
+    single = [key for key in keys if modules[key.partition(".")[0]] == 1]
+    return sorted([*single, *(f"{name}.*" for name, count in modules.items() if count > 1)])
+
+
+def _notes(network: Network, source: Source, state: Mapping[str, Tensor]) -> list[str]:
+    notes = [
+        _position_note(name, network.state[name], network.grid_size)
+        for name in sorted(POSITIONS & set(state), reverse=True)
+    ]
     types = {str(v.dtype).removeprefix("torch.") for v in source.tensors.values()}
     if foreign := sorted(types - {str(torch.float32).removeprefix("torch.")}):
         notes.append(f"stored as float32, was {', '.join(foreign)}")
-    if "layer_norm_eps" not in source.config:
+    eps = network.encoder.norm_eps
+    if "layer_norm_eps" in source.config:
+        notes += [f"LN epsilon {eps:g}, by config.json; it is kept"] if eps != NORM_EPS else []
+    elif eps != NORM_EPS:
+        notes.append(f"LN epsilon {eps:g}, which transformers takes where config.json says none")
+    else:
         notes.append("LN epsilon 1e-06, as in the official code and timm (assumed)")
-    elif network.encoder.norm_eps != 1e-6:
-        notes.append(f"LN epsilon {network.encoder.norm_eps:g}, by config.json; it is kept")
     if network.pools_patches:
         notes.append(
             "no final LN: as an encoder it gets the classifier's (fc_norm), applied to each token "
@@ -142,12 +171,19 @@ def _notes(network: Network, source: Source, error: float) -> list[str]:
             "fine-tuning on the mean (which starts a new LN) is not affected"
         )
     if any(k.startswith(DECODER) for k in network.state) and network.norm_pix_loss is None:
-        notes.append("unknown whether its targets were normalised per patch")
+        notes.append(
+            "unknown whether its targets were normalised per patch; say it with --norm-pix-loss or "
+            "--no-norm-pix-loss"
+        )
     return notes
 
 
-def _position_note(error: float) -> str:
+def _position_note(name: str, table: Tensor, grid: int) -> str:
+    whose = "decoder's positions" if name.startswith(DECODER) else "positions"
+    if not table.any():  # as transformers 5 builds a ViTMAE that is not loaded from a file
+        return f"{whose} are all zero: the network sees no places; kept as they are"
+    error = position_error(table, grid)
     if error == 0:
-        return "positions are the fixed sin-cos table, bit by bit"
+        return f"{whose} are the fixed sin-cos table, bit by bit"
     kind = "the fixed sin-cos table" if error <= SAME_POSITIONS else "learned"
-    return f"positions are {kind} (largest difference {error:.2g}), kept as they are"
+    return f"{whose} are {kind} (largest difference {error:.2g}), kept as they are"

@@ -1,7 +1,8 @@
 """Names and configurations of Hugging Face's `ViTModel` and `ViTMAEForPreTraining`.
 
-transformers 5 names a block's parts otherwise than 4 did; it still reads the names of 4, in which
-all published files are, so files are written in those.
+transformers 5 names a block's parts otherwise than 4 did in memory. It reads and writes the names
+of 4, in which all published files are, so files are written in those; its `save_pretrained` gives
+the decoder's blocks a third name, `decoder.decoder_encoder.layer.`.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ _BLOCK: dict[int, dict[str, tuple[str, ...]]] = {
     },
 }
 _BLOCKS = {4: "encoder.layer.", 5: "layers."}
+_DECODER_BLOCKS = ("decoder.decoder_layers.", "decoder.decoder_encoder.layer.")
+"""In memory and in published files; what `save_pretrained` of transformers 5 writes."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,18 @@ class HuggingFace:
 
     version: Literal[4, 5] = 4
     prefix: Literal["", "vit."] = "vit."
+    decoder_version: Literal[4, 5] | None = None
+    """Of the decoder's blocks, where they are named otherwise than the encoder's."""
+    decoder_blocks: str = _DECODER_BLOCKS[0]
     name: str = "hf"
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The pooler of `ViTModel`: a layer after the features, random in most files."""
-        return (self.prefix + "pooler.",)
+        """What takes no part in the features.
+
+        The pooler of `ViTModel`, random in most files, and what `ViTForMaskedImageModeling` adds.
+        """
+        return (self.prefix + "pooler.", self.prefix + "embeddings.mask_token", "decoder.0.")
 
     def theirs(self, ours: str) -> tuple[str, ...]:
         """Their key for a tensor of ours; three for q, k, v; none for an LN after pooling."""
@@ -78,19 +87,30 @@ class HuggingFace:
         side, found, rest = ours.partition(".blocks.")
         if not found:
             return ()
-        blocks = self.prefix + _BLOCKS[self.version]
+        blocks, version = self.prefix + _BLOCKS[self.version], self.version
         if side == "decoder":
-            blocks = "decoder.decoder_layers."
+            blocks, version = self.decoder_blocks, self.decoder_version or self.version
         index, _, inner = rest.partition(".")
         layer, _, kind = inner.rpartition(".")
-        return tuple(f"{blocks}{index}.{key}.{kind}" for key in _BLOCK[self.version].get(layer, ()))
+        return tuple(f"{blocks}{index}.{key}.{kind}" for key in _BLOCK[version].get(layer, ()))
 
 
 def detect(keys: Iterable[str]) -> HuggingFace:
-    """Which version and prefix a file's keys have."""
+    """Which names a file's keys have, encoder and decoder each for itself."""
+    names = list(keys)
+    decoder = [key for key in names if key.startswith("decoder.")]
+    forms = [form for form in _DECODER_BLOCKS if any(key.startswith(form) for key in decoder)]
+    return HuggingFace(
+        _version(key for key in names if not key.startswith("decoder.")),
+        "vit." if any(key.startswith("vit.") for key in names) else "",
+        _version(decoder),
+        forms[0] if forms else _DECODER_BLOCKS[0],
+    )
+
+
+def _version(keys: Iterable[str]) -> Literal[4, 5]:
     is_new = any(".attention.q_proj." in key or key.endswith(".o_proj.weight") for key in keys)
-    is_wrapped = any(key.startswith("vit.") for key in keys)
-    return HuggingFace(5 if is_new else 4, "vit." if is_wrapped else "")
+    return 5 if is_new else 4
 
 
 def config_of(network: Network) -> dict[str, Json]:
@@ -106,8 +126,7 @@ def config_of(network: Network) -> dict[str, Json]:
             "model_type": "vit_mae",
             **plain,
             **_decoder_config(network.decoder),
-            "mask_ratio": binary_ratio(network.grid_size**2, network.mask_ratio or 0.75),
-            "norm_pix_loss": bool(network.norm_pix_loss),
+            **_pretraining_config(network),
         }
     plain |= {"model_type": "vit", "encoder_stride": network.encoder.patch_size}
     if network.num_classes is None:
@@ -143,6 +162,16 @@ def _decoder_config(decoder: DecoderConfig) -> dict[str, Json]:
         "decoder_num_attention_heads": decoder.num_heads,
         "decoder_intermediate_size": hidden_width(decoder.width),
     }
+
+
+def _pretraining_config(network: Network) -> dict[str, Json]:
+    """What is known of the pretraining; what is not is left out, never written as a default."""
+    config: dict[str, Json] = {}
+    if network.mask_ratio is not None:
+        config["mask_ratio"] = binary_ratio(network.grid_size**2, network.mask_ratio)
+    if network.norm_pix_loss is not None:
+        config["norm_pix_loss"] = network.norm_pix_loss
+    return config
 
 
 def binary_ratio(num_patches: int, mask_ratio: float) -> float:

@@ -16,15 +16,30 @@ from mae_core.config import DecoderConfig, EncoderConfig, require
 from mae_core.errors import ConfigError
 from mae_core.model.sizes import ENCODERS, hidden_width
 from mae_core.model.sizes import encoder as named_encoder
+from mae_core.weights.config_checks import check_config
 from mae_core.weights.layout import PATCHES, Layout
+from mae_core.weights.lookalikes import advice
 from mae_core.weights.network import Shape, decoder_shapes, encoder_shapes, head_shapes
+from mae_core.weights.pretraining_facts import Facts
 
 HEAD_WIDTH = 64
-HEADS_OF_H = {1280: 16}
+HEADS_OF = {1280: 16, 1408: 16, 1664: 16}
+"""Heads of the widths that are not cut in 64: H, g and G (arXiv 2106.04560 Table 2)."""
+TWO_READINGS = {1152: "16 (SO400M) or 18 (64 each)", 768: "8 (the older ViT-S) or 12 (ViT-B)"}
+"""Widths that were published with two numbers of heads; 768 with a depth of 8 alone."""
+OLDER_SMALL = (768, 8)
+OFFICIAL_SIZE = 224
+"""Pixels, where neither positions nor words say it: the default of the official code."""
 DECODER_HEADS = 16
 """Of the paper's code, at every decoder width."""
 MAX_DEPTH = 256
-_ANCHORS = (PATCHES, "encoder.positions", "encoder.blocks.0.mlp.fc1.weight")
+HF_DEFAULTS = {
+    "num_attention_heads": 12,
+    "decoder_num_attention_heads": 16,
+    "layer_norm_eps": 1e-12,
+}
+"""Of `ViTConfig` and `ViTMAEConfig`."""
+_ANCHORS = (PATCHES, "encoder.blocks.0.mlp.fc1.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +50,12 @@ class Hints:
     decoder_heads: int | None = None
     size: str | None = None
     """Named size (`B`) that the file must have."""
+    image_size: int | None = None
+    """Pixels, for a file without positions."""
+    norm_pix_loss: bool | None = None
+    """Whether the pretraining's targets were normalised per patch."""
+    part: str | None = None
+    """Address of the network in a file that holds several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,31 +68,31 @@ class Inferred:
     decoder: DecoderConfig | None
     shapes: dict[str, Shape]
     """Of every tensor that it must have, in our names."""
-    mask_ratio: float | None
-    """Of the pretraining, where the config says it."""
-    norm_pix_loss: bool | None
     notes: tuple[str, ...]
     """What was assumed, for the record."""
 
 
 def infer(
-    tensors: Mapping[str, Tensor], layout: Layout, config: Mapping[str, object], hints: Hints
+    tensors: Mapping[str, Tensor],
+    layout: Layout,
+    config: Mapping[str, object],
+    hints: Hints,
+    facts: Facts,
 ) -> Inferred:
     """Read the sizes off the shapes of a file's tensors.
 
-    `config` is its `config.json` in Hugging Face's words, empty if there is none. Raises
-    `ConfigError` if the shapes describe no square ViT, or another one than config or hints say.
+    `config` is its `config.json`, empty if there is none. Raises `ConfigError` if the shapes
+    describe no square ViT, or another one than config, settings or hints say.
     """
     _check_anchors(tensors, layout)
-    numbers = _numbers_of(config)
+    numbers = _numbers_of(config, layout)
     width, num_channels, patch, across = _shape(tensors, layout, PATCHES, 4)
     require(patch == across, f"patches of {patch}x{across} pixels: only square ones are supported")
-    require(min(width, num_channels, patch) >= 1, f"an empty tensor: {layout.theirs(PATCHES)[0]}")
-    grid = _grid(_shape(tensors, layout, "encoder.positions", 3)[1])
+    grid, absent, grid_note = _grid(tensors, layout, patch, facts)
     hidden = _shape(tensors, layout, "encoder.blocks.0.mlp.fc1.weight", 2)[0]
     depth = _depth(tensors, layout, "encoder")
     _check_size(hints, width, depth)
-    heads, note = _heads(width, numbers, hints)
+    heads, note = _heads(width, depth, numbers, hints)
     encoder = EncoderConfig(
         width=width,
         depth=depth,
@@ -81,23 +102,19 @@ def infer(
         norm_eps=float(numbers.get("layer_norm_eps", 1e-6)),
     )
     encoder = replace(encoder, name=_name(encoder))
-    image_size = grid * patch
     decoder, decoder_note = _decoder(tensors, layout, numbers, hints)
-    shapes = encoder_shapes(encoder, image_size, num_channels)
+    shapes = encoder_shapes(encoder, grid * patch, num_channels)
     if decoder is not None:
         shapes |= decoder_shapes(decoder, encoder, grid, num_channels)
     shapes = _with_head(shapes, tensors, layout, width)
-    _check_config(config, encoder, image_size, num_channels)
-    mask_ratio, norm_pix = config.get("mask_ratio"), config.get("norm_pix_loss")
+    check_config(config, encoder, grid * patch, num_channels)
     return Inferred(
         encoder=encoder,
-        image_size=image_size,
+        image_size=grid * patch,
         num_channels=num_channels,
         decoder=decoder,
-        shapes=shapes,
-        mask_ratio=mask_ratio if isinstance(mask_ratio, int | float) else None,
-        norm_pix_loss=norm_pix if isinstance(norm_pix, bool) else None,
-        notes=tuple(n for n in (note, decoder_note) if n),
+        shapes={name: shape for name, shape in shapes.items() if name not in absent},
+        notes=tuple(n for n in (note, decoder_note, grid_note) if n),
     )
 
 
@@ -107,8 +124,15 @@ def _check_anchors(tensors: Mapping[str, Tensor], layout: Layout) -> None:
         some = ", ".join(sorted(tensors)[:6])
         raise ConfigError(
             f"not the {layout.name} layout of a ViT: missing {', '.join(absent)}; the file has "
-            f"{len(tensors)} tensors: {some} … Name its layout with --layout, or convert it first"
+            f"{len(tensors)} tensors: {some} … Name its layout with --layout, or convert it first: "
+            f"{advice(tensors)}"
         )
+    [key] = layout.theirs(PATCHES)
+    require(
+        tensors[key].numel() > 0,
+        f"{key} holds no values: these are the shards of ZeRO-3 or FSDP; gather them first "
+        "(DeepSpeed's zero_to_fp32.py, or a full state_dict)",
+    )
 
 
 def _shape(tensors: Mapping[str, Tensor], layout: Layout, ours: str, rank: int) -> Shape:
@@ -118,7 +142,56 @@ def _shape(tensors: Mapping[str, Tensor], layout: Layout, ours: str, rank: int) 
     return shape
 
 
-def _grid(num_positions: int) -> int:
+def _grid(
+    tensors: Mapping[str, Tensor], layout: Layout, patch: int, facts: Facts
+) -> tuple[int, set[str], str]:
+    """Patches a side, which tables are not in the file, and a sentence on them.
+
+    A table that is absent is the fixed sin-cos one where the layout says so: the official code's,
+    and every network with a decoder. Anywhere else it may mean rotary or relative positions.
+    """
+    wanted = [p for p in ("encoder.positions", "decoder.positions") if _is_used(p, tensors, layout)]
+    absent = {p for p in wanted if layout.theirs(p)[0] not in tensors}
+    there = [p for p in wanted if p not in absent]
+    grids = {_square(_shape(tensors, layout, p, 3)[1]) for p in there}
+    require(len(grids) <= 1, f"the two tables of positions have grids of {sorted(grids)} patches")
+    said = facts.image_size
+    if grids:
+        [grid] = grids
+        require(
+            said in (None, grid * patch),
+            f"image_size = {said}, but the tensors say {grid * patch} ({'; '.join(facts.notes)}); "
+            "if the tensors are right, name it with --image-size",
+        )
+    else:
+        size = said or OFFICIAL_SIZE
+        require(size % patch == 0, f"{size} pixels are no multiple of the patch, {patch}")
+        grid = size // patch
+    if not absent:
+        return grid, absent, ""
+    names = " and ".join(layout.theirs(p)[0] for p in sorted(absent))
+    is_fixed = layout.name == "official" or len(wanted) > 1
+    require(
+        is_fixed,
+        f"not the {layout.name} layout of a ViT: missing {names}; if its positions are the fixed "
+        "sin-cos table of the official code, say --layout official",
+    )
+    assumed = (
+        "" if grids or said else f", image size {OFFICIAL_SIZE} as in the official code (assumed)"
+    )
+    return (
+        grid,
+        absent,
+        f"no {names} in the file: the sin-cos table of {grid}x{grid} patches{assumed}",
+    )
+
+
+def _is_used(positions: str, tensors: Mapping[str, Tensor], layout: Layout) -> bool:
+    keys = layout.theirs("decoder.embed.weight")
+    return positions.startswith("encoder.") or (bool(keys) and keys[0] in tensors)
+
+
+def _square(num_positions: int) -> int:
     side = math.isqrt(max(num_positions - 1, 0))
     require(
         num_positions > 1 and side * side == num_positions - 1,
@@ -147,7 +220,7 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if hidden_width(width, ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _heads(width: int, numbers: Mapping[str, float], hints: Hints) -> tuple[int, str]:
+def _heads(width: int, depth: int, numbers: Mapping[str, float], hints: Hints) -> tuple[int, str]:
     said = numbers.get("num_attention_heads")
     named = named_encoder(hints.size).num_heads if hints.size else None
     for given, where in ((hints.num_heads, "--heads"), (said, "config.json"), (named, "--size")):
@@ -157,8 +230,14 @@ def _heads(width: int, numbers: Mapping[str, float], hints: Hints) -> tuple[int,
                 f"{where} says {given} heads, and the file's config.json {said}",
             )
             return int(given), f"{given} heads, by {where}"
-    if width in HEADS_OF_H:
-        return HEADS_OF_H[width], f"{HEADS_OF_H[width]} heads of 80, as in ViT-H (assumed)"
+    if width in HEADS_OF:
+        heads = HEADS_OF[width]
+        return heads, f"{heads} heads of {width // heads}, as in ViT-H, g and G (assumed)"
+    require(
+        width not in TWO_READINGS or (width == OLDER_SMALL[0] and (width, depth) != OLDER_SMALL),
+        f"two readings of width {width} at depth {depth}: {TWO_READINGS.get(width)} heads; name "
+        "them with --heads",
+    )
     require(
         width % HEAD_WIDTH == 0,
         f"no file of this layout says its number of heads, and width {width} is not a multiple of "
@@ -230,45 +309,22 @@ def _with_head(
     return shapes | head_shapes(width, classes, pools)
 
 
-def _numbers_of(config: Mapping[str, object]) -> dict[str, float]:
-    """The numbers that a config says; refuse what should be one above 0 and is none."""
-    found: dict[str, float] = {}
-    for key in ("num_attention_heads", "decoder_num_attention_heads", "layer_norm_eps"):
-        value = config.get(key)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-        require(
-            value is None or is_number, f"config.json: {key} = {value!r} is not a number above 0"
-        )
-        if isinstance(value, int | float):
-            found[key] = value
+def _numbers_of(config: Mapping[str, object], layout: Layout) -> dict[str, float]:
+    """The numbers that a config says; refuse what should be one above 0 and is none.
+
+    Where a Hugging Face config says none, its program takes its own default.
+    """
+    changes = config.get("model_args")  # timm's
+    changes = changes if isinstance(changes, Mapping) else {}
+    found: dict[str, float] = dict(HF_DEFAULTS) if config and layout.name == "hf" else {}
+    for key in HF_DEFAULTS:
+        value = config.get(key, changes.get("num_heads") if key == "num_attention_heads" else None)
+        kind = float if key == "layer_norm_eps" else int
+        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+        if value is not None:
+            require(
+                is_number and 0 < value < math.inf,  # type: ignore[operator]
+                f"config.json: {key} = {value!r} is not a number above 0",
+            )
+            found[key] = value  # type: ignore[assignment]
     return found
-
-
-def _said(config: Mapping[str, object], key: str, otherwise: object) -> object:
-    value = config.get(key)
-    return otherwise if value is None else value
-
-
-_EXPECTED = {"hidden_act": "gelu", "qkv_bias": True}
-
-
-def _check_config(
-    config: Mapping[str, object], encoder: EncoderConfig, image_size: int, num_channels: int
-) -> None:
-    """Refuse a config that says something else than the tensors, or a network we cannot compute."""
-    for key, wanted in _EXPECTED.items():
-        said = _said(config, key, wanted)
-        require(said == wanted, f"config.json: {key} = {said!r}: only {wanted!r} is supported")
-    shapes = {
-        "hidden_size": encoder.width,
-        "num_hidden_layers": encoder.depth,
-        "patch_size": encoder.patch_size,
-        "image_size": image_size,
-        "num_channels": num_channels,
-    }
-    for key, found in shapes.items():
-        said = _said(config, key, found)
-        require(
-            said in (found, [found, found]),
-            f"config.json: {key} = {said!r}, but the tensors say {found}",
-        )

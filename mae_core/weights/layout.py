@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mae_core.errors import ConfigError
+from mae_core.weights.lookalikes import advice
 from mae_core.weights.network import POSITIONS, Network, Shape, shapes_of
 
 PATCHES = "encoder.patch_embed.weight"
@@ -108,7 +109,9 @@ def to_ours(
         missing=tuple(missing), unexpected=tuple(unexpected), wrong_shape=tuple(wrong)
     )
     if mismatch:
-        raise ConfigError(f"not the {layout.name} layout of a plain ViT: {mismatch}")
+        raise ConfigError(
+            f"not the {layout.name} layout of a plain ViT: {mismatch}; {advice(tensors)}"
+        )
     return state, left_out
 
 

@@ -2,7 +2,7 @@
 
 No code of a file ever runs. `torch.load` builds nothing but tensors and plain containers
 (`weights_only`); one type is allowed beyond its own list, `argparse.Namespace`, in which the
-official fine-tuned checkpoints keep their command line: an empty object whose attributes are set.
+official checkpoints keep their command line: an empty object whose attributes are set.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,18 +23,22 @@ from torch import Tensor
 from mae_core.checkpoint.shards import foreign_types
 from mae_core.checkpoint.tensor_file import read_tensors
 from mae_core.errors import CheckpointError, ConfigError
+from mae_core.weights.lookalikes import advice
+from mae_core.weights.readings import Reading, choose, find_readings, mappings
 
 INERT = (argparse.Namespace,)
 """Types beyond torch's own list that a pickle may hold: building them runs no code."""
-INDEX, SAFETENSORS, PICKLE = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin",
+CONFIG, ADAPTER, PIXELS = "config.json", "adapter_config.json", "preprocessor_config.json"
+INDEX = ".index.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Hugging Face's names, whole or with `INDEX` behind them, in the order of transformers."""
+ARGUMENTS = ("args", "hyper_parameters")
+"""Keys under which a training checkpoint keeps its settings (official code, timm; Lightning)."""
+_STARTS = (
+    (b"version https://git-lfs", "a pointer of Git LFS instead of the weights: run `git lfs pull`"),
+    (b"<", "a web page or XML, not weights: download it again"),
+    (b"\x89HDF", "an HDF5 file of Keras: save it from PyTorch"),
 )
-CONTAINERS = ("model", "state_dict")
-"""Keys under which a training checkpoint keeps its weights (official code; timm and others)."""
-WRAPPER = "module."
-"""Prefix that PyTorch's data-parallel wrapper puts before every key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,30 +47,69 @@ class Source:
 
     path: Path
     tensors: dict[str, Tensor]
+    """Of one network, without what stood before their keys."""
     config: Mapping[str, object]
     """Its `config.json`, empty if there is none."""
     digests: dict[str, str]
     """SHA-256 of each file that was read, by name."""
     container: str = ""
-    """Key of the pickle under which the tensors were."""
+    """Keys of the pickle under which the tensors were, joined by dots."""
+    prefix: str = ""
+    """What stood before every key."""
+    arguments: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Settings of the training that the pickle keeps, by the key they were under."""
+    pixels: Mapping[str, object] = field(default_factory=dict)
+    """Its `preprocessor_config.json`, empty if there is none."""
     left_out: tuple[str, ...] = ()
     """Other keys of the pickle, such as `optimizer`."""
+    outside: tuple[str, ...] = ()
+    """Tensors beside the network in the same mapping."""
+    notes: tuple[str, ...] = ()
+    """Which of several files was read, and which names of wrappers were dropped."""
 
 
-def read_source(path: Path) -> Source:
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """Content of the files of weights, before a network is looked for."""
+
+    content: Mapping[object, object]
+    digests: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def read_source(path: Path, part: str | None = None) -> Source:
     """Read a checkpoint file, or a folder as Hugging Face writes it.
 
+    `part` names the network where there are several, as the refusal without it lists them.
+
     Raises:
-        ConfigError: there is no such file, or a pickle holds what is no tensor.
+        ConfigError: there is no such file, a pickle holds what is no tensor, there is no network
+            that is known, or there are several.
         CheckpointError: the file is damaged.
     """
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; name a checkpoint, or a folder with config.json")
-    beside = path.parent / "config.json"
-    config = _read_json(beside) if path.name in (SAFETENSORS, PICKLE) and beside.is_file() else {}
-    return _read_file(path, config)
+    is_folder = path.is_dir()
+    if not is_folder and not path.is_file():
+        raise ConfigError(f"{path}: no such file; name a checkpoint, or a folder with {CONFIG}")
+    files = _read_folder(path) if is_folder else _read_named(path)
+    folder = path if is_folder else path.parent
+    is_standard = is_folder or path.name.removesuffix(INDEX) in WEIGHTS
+    readings = find_readings(files.content)
+    if not readings:
+        raise ConfigError(_nothing(path, files.content))
+    reading = choose(path, readings, part)
+    return Source(
+        path=path,
+        tensors=reading.tensors,
+        config=_optional(folder / CONFIG) if is_standard else {},
+        digests=files.digests,
+        container=".".join(reading.container),
+        prefix=reading.prefix,
+        arguments={k: s for k in ARGUMENTS if (s := _settings(files.content.get(k))) is not None},
+        pixels=_optional(folder / PIXELS) if is_standard else {},
+        left_out=_other_keys(files.content, reading),
+        outside=reading.outside,
+        notes=(*files.notes, *_notes(reading)),
+    )
 
 
 def digest_file(path: Path) -> str:
@@ -75,50 +118,82 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_folder(folder: Path) -> Source:
-    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if (folder / INDEX).is_file():
-        return _read_shards(folder, config)
-    for name in (SAFETENSORS, PICKLE):
-        if (folder / name).is_file():
-            return _read_file(folder / name, config)
-    raise ConfigError(f"{folder}: has neither {SAFETENSORS} nor {PICKLE}; name the file itself")
-
-
-def _read_shards(folder: Path, config: Mapping[str, object]) -> Source:
-    places = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(n, str) for n in places.values()):
-        raise CheckpointError(f"{folder / INDEX}: has no weight_map of file names")
-    names = sorted(set(places.values()))
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"{folder / INDEX}: file {name!r} is not in the folder")
-        tensors |= read_tensors(folder / name)[0]
-    digests = {name: digest_file(folder / name) for name in names}
-    return Source(path=folder, tensors=tensors, config=config, digests=digests)
-
-
-def _read_file(path: Path, config: Mapping[str, object]) -> Source:
-    digests = {path.name: digest_file(path)}
-    if path.suffix == ".safetensors":
-        tensors, metadata = read_tensors(path)
-        if "format" in metadata:
-            raise ConfigError(
-                f"{path} is a file of mae-study itself ({metadata['format']}): there is nothing to "
-                "convert"
-            )
-        return Source(path=path, tensors=tensors, config=config, digests=digests)
-    content = _unpickle(path)
-    container, mapping = _weights(path, content)
-    return Source(
-        path=path,
-        tensors=_unwrapped(mapping),
-        config=config,
-        digests=digests,
-        container=container,
-        left_out=tuple(sorted(map(str, content))) if container else (),
+def _read_folder(folder: Path) -> _Files:
+    if (folder / ADAPTER).is_file():
+        raise ConfigError(
+            f"{folder} is an adapter ({ADAPTER}), not a whole network: merge it into its base "
+            "model first (merge_and_unload), and save that"
+        )
+    names = [name + end for name in WEIGHTS for end in ("", INDEX)]
+    there = [name for name in names if (folder / name).is_file()]
+    if not there:
+        raise ConfigError(
+            f"{folder}: has neither {' nor '.join(WEIGHTS)}; name the file of weights itself"
+        )
+    files = _read_named(folder / there[0])
+    beside = (f"read {there[0]}, as transformers does; not {', '.join(there[1:])} beside it",)
+    return _Files(
+        content=files.content,
+        digests=files.digests,
+        notes=(*files.notes, *(beside if there[1:] else ())),
     )
+
+
+def _read_named(path: Path) -> _Files:
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
+    return _Files(content=_read_file(path), digests={path.name: digest_file(path)})
+
+
+def _read_shards(index: Path) -> _Files:
+    """All shards of an index, which must say of each tensor the one file that has it."""
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(n, str) for n in places.values()):
+        raise CheckpointError(f"{index}: has no weight_map of file names")
+    names = sorted(set(places.values()))
+    for name in names:
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(f"{index}: file {name!r} is not in the folder")
+        if "\0" in name or not index.with_name(name).is_file():
+            raise CheckpointError(f"{index}: shard {name!r} is missing; copy it beside the index")
+    content: dict[object, object] = {}
+    for name in names:
+        shard = _read_file(index.with_name(name))
+        wanted = {key for key, place in places.items() if place == name}
+        if doubled := sorted(map(str, shard.keys() & content.keys())):
+            raise CheckpointError(f"{index}: in more than one shard: {', '.join(doubled[:8])}")
+        if strange := sorted(map(str, shard.keys() ^ wanted)):
+            raise CheckpointError(
+                f"{index.with_name(name)} has not the tensors that {index.name} says: "
+                f"{', '.join(strange[:8])}; the files are not of one checkpoint"
+            )
+        content |= shard
+    digests = {name: digest_file(index.with_name(name)) for name in (index.name, *names)}
+    return _Files(content=content, digests=digests)
+
+
+def _read_file(path: Path) -> Mapping[object, object]:
+    _check_start(path)
+    if path.suffix != ".safetensors":
+        return _unpickle(path)
+    tensors, metadata = read_tensors(path)
+    if "format" in metadata:
+        raise ConfigError(
+            f"{path} is a file of mae-study itself ({metadata['format']}): there is nothing to "
+            "convert"
+        )
+    return dict[object, object](tensors.items())
+
+
+def _check_start(path: Path) -> None:
+    """Name what is often found in place of weights."""
+    with path.open("rb") as stream:
+        start = stream.read(64)
+    if not start:
+        raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
+    for sign, kind in _STARTS:
+        if start.lstrip().startswith(sign):
+            raise ConfigError(f"{path} is {kind}")
 
 
 def _unpickle(path: Path) -> Mapping[object, object]:
@@ -138,6 +213,9 @@ def _unpickle(path: Path) -> Mapping[object, object]:
 def _refusal(path: Path, error: Exception) -> Exception:
     """Say which types a pickle asks for, or that it is no checkpoint at all."""
     if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                return ConfigError(f"{path} is a TorchScript program: save its state_dict() alone")
         with path.open("rb") as stream:
             foreign = foreign_types(stream, INERT)
     else:  # the format before torch 1.6 cannot be searched: the message names the first type
@@ -150,29 +228,47 @@ def _refusal(path: Path, error: Exception) -> Exception:
     return CheckpointError(f"{path}: not a readable checkpoint of torch: {type(error).__name__}")
 
 
-def _weights(path: Path, content: Mapping[object, object]) -> tuple[str, Mapping[object, object]]:
-    """The mapping of tensors in a checkpoint, and the key under which it is."""
-    for name in CONTAINERS:
-        if isinstance(found := content.get(name), Mapping):
-            return name, found
-    if any(isinstance(value, Tensor) for value in content.values()):
-        return "", content
-    keys = ", ".join(sorted(map(str, content))[:8])
-    raise ConfigError(f"{path} has no weights under {' or '.join(CONTAINERS)}, only: {keys}")
+def _nothing(path: Path, content: Mapping[object, object]) -> str:
+    """Why no network was found: what the file has instead."""
+    keys = [str(k) for _, m in mappings(content) for k, v in m.items() if isinstance(v, Tensor)]
+    if not keys:
+        top = ", ".join(sorted(map(str, content))[:8])
+        return (
+            f"{path} holds no tensors{f', only: {top}' if top else ''}; {advice(map(str, content))}"
+        )
+    is_optimizer = {"state", "param_groups"} <= {str(key) for key in content}
+    some = ", ".join(sorted(keys)[:6])
+    signs = ("param_groups",) if is_optimizer else keys
+    return f"{path}: its {len(keys)} tensors match no known layout ({some} …); {advice(signs)}"
 
 
-def _unwrapped(mapping: Mapping[object, object]) -> dict[str, Tensor]:
-    tensors = {k: v for k, v in mapping.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if strangers := [str(k) for k in mapping if k not in tensors]:
-        raise ConfigError(f"not tensors among the weights: {', '.join(strangers[:8])}")
-    is_wrapped = all(key.startswith(WRAPPER) for key in tensors)
-    return {(k.removeprefix(WRAPPER) if is_wrapped else k): v for k, v in tensors.items()}
+def _settings(found: object) -> Mapping[str, object] | None:
+    """Settings as a mapping, None if the value holds none."""
+    values = vars(found) if isinstance(found, argparse.Namespace) else found
+    return {str(k): v for k, v in values.items()} if isinstance(values, Mapping) else None
+
+
+def _other_keys(content: Mapping[object, object], reading: Reading) -> tuple[str, ...]:
+    """Keys of a pickle beside the container that was taken."""
+    if not reading.container:
+        return ()
+    return tuple(sorted(key for key in map(str, content) if key != reading.container[0]))
+
+
+def _notes(reading: Reading) -> list[str]:
+    if not reading.wrappers:
+        return []
+    return [f"names of wrappers in its keys are dropped: {', '.join(reading.wrappers)}"]
+
+
+def _optional(path: Path) -> Mapping[str, object]:
+    return _read_json(path) if path.is_file() else {}
 
 
 def _read_json(path: Path) -> dict[str, object]:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: expected a mapping")

@@ -21,7 +21,7 @@ LAYOUTS = ("official", "hf", "timm")
 @click.option("--name", required=True, help="Its name in studies, such as mae_b.")
 @click.option(
     "--layout",
-    type=click.Choice(["auto", *LAYOUTS]),
+    type=click.Choice(["auto", *LAYOUTS, "mmpretrain"]),
     default="auto",
     show_default=True,
     help="Whose names the file's keys have.",
@@ -40,6 +40,22 @@ LAYOUTS = ("official", "hf", "timm")
     help="Heads of the decoder, where no config.json says; default: 16.",
 )
 @click.option(
+    "--part",
+    metavar="NAME",
+    help="Which network of a file that holds several, such as model_ema or teacher.backbone.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    help="Pixels a side, for a file without positions; default: 224, as in the official code.",
+)
+@click.option(
+    "--norm-pix-loss/--no-norm-pix-loss",
+    default=None,
+    help="Whether its pretraining normalised targets per patch; default: as the file says, "
+    "unknown if it does not.",
+)
+@click.option(
     "--classes",
     metavar="TEXTFILE",
     help="Names of a classifier's classes, one per line; default: 0, 1, 2 ...",
@@ -53,6 +69,9 @@ def adopt(
     size: str | None,
     heads: int | None,
     decoder_heads: int | None,
+    part: str | None,
+    image_size: int | None,
+    norm_pix_loss: bool | None,
     classes: str | None,
     store: str,
     as_json: bool,
@@ -60,7 +79,8 @@ def adopt(
     """Import a checkpoint of another library into the store, for use in studies.
 
     FILE is a .pth of the official MAE code, a folder or safetensors of Hugging Face's ViT or
-    ViTMAE, or a state dict of timm. Nothing in a pickle is run.
+    ViTMAE, or a checkpoint of timm or mmpretrain, in whatever containers and prefixes a training
+    program put them. Nothing in a pickle is run.
     """
     from mae_core.weights import Hints
     from orchestrator.store.driver import LocalStore
@@ -74,7 +94,14 @@ def adopt(
         name,
         Records(local),
         layout=layout,
-        hints=Hints(num_heads=heads, decoder_heads=decoder_heads, size=size),
+        hints=Hints(
+            num_heads=heads,
+            decoder_heads=decoder_heads,
+            size=size,
+            image_size=image_size,
+            norm_pix_loss=norm_pix_loss,
+            part=part,
+        ),
         class_names=_lines(classes),
     )
     if as_json:
@@ -120,6 +147,8 @@ def export(
         print_json(done)
     else:
         click.echo("\n".join(map(str, done.files)))
+        for note in done.notes:
+            click.echo(f"note: {note}", err=True)
 
 
 def recipe_text(name: str, adopted: Adopted) -> str:

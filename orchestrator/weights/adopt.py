@@ -76,6 +76,7 @@ def adopt(
         "source": str(source.absolute()),
         "source_sha256": conversion.source.digests,
         "layout": conversion.layout,
+        **_facts(conversion),
         "at": now_iso(),
     }
     records.store.create_json(name_key(name), named)
@@ -179,6 +180,8 @@ def _record(conversion: Conversion, sha256: str, files: dict[str, str]) -> dict[
         "source_sha256": source.digests,
         "layout": conversion.layout,
         "container": source.container,
+        "prefix": source.prefix,
+        **_facts(conversion),
         "encoder": asdict(network.encoder),
         "decoder": network.decoder and asdict(network.decoder),
         "num_classes": network.num_classes,
@@ -188,10 +191,21 @@ def _record(conversion: Conversion, sha256: str, files: dict[str, str]) -> dict[
         "files": files,
         "notes": list(conversion.notes),
         "left_out": list(conversion.left_out),
-        "left_out_of_the_pickle": [k for k in source.left_out if k != source.container],
+        "left_out_of_the_pickle": list(source.left_out),
         "mapping": {ours: list(theirs) for ours, theirs in conversion.mapping.items()},
         "code": code_version(),
         "adopted_at": now_iso(),
+    }
+
+
+def _facts(conversion: Conversion) -> dict[str, Any]:
+    """What is known of the pretraining and its images, null where nobody says it."""
+    facts = conversion.facts
+    return {
+        "norm_pix_loss": facts.norm_pix_loss,
+        "mask_ratio": facts.mask_ratio,
+        "pixel_mean": facts.pixel_mean,
+        "pixel_std": facts.pixel_std,
     }
 
 

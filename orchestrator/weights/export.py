@@ -32,6 +32,8 @@ class Exported:
     sha256: str
     """Digest of the tensors, as `adopt` counts it; read back from the files."""
     has_decoder: bool
+    notes: tuple[str, ...]
+    """What the files do not say, and what follows."""
 
 
 def export(
@@ -59,7 +61,11 @@ def export(
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
     decoder_heads = network.decoder.num_heads if network.decoder else None
     hints = Hints(num_heads=network.encoder.num_heads, decoder_heads=decoder_heads)
-    back = replace(import_weights(out, layout, hints).network, encoder=network.encoder)
+    back = replace(
+        import_weights(out, layout, hints).network,
+        encoder=network.encoder,
+        norm_pix_loss=network.norm_pix_loss,
+    )
     sha256 = tensors_digest(back)
     if sha256 != tensors_digest(network):
         raise UserError(
@@ -71,6 +77,7 @@ def export(
         files=tuple(files),
         sha256=sha256,
         has_decoder=network.decoder is not None,
+        notes=tuple(_unsaid(network, layout)),
     )
 
 
@@ -152,6 +159,18 @@ def _with_recipe(network: Network, source: Path, records: Records) -> Network:
         mask_ratio=recipe.get("mask_ratio", 0.75),
         norm_pix_loss=recipe.get("norm_pix_loss", True),
     )
+
+
+def _unsaid(network: Network, layout: LayoutName) -> Iterator[str]:
+    """Facts of the pretraining that nobody knows, and what a reader of the files will take."""
+    if network.decoder is None or layout != "hf":
+        return
+    for name, value, default in (
+        ("norm_pix_loss", network.norm_pix_loss, "false"),
+        ("mask_ratio", network.mask_ratio, "0.75"),
+    ):
+        if value is None:
+            yield f"{name} is unknown and not in config.json, where transformers takes {default}"
 
 
 def _science_of(source: Path, records: Records) -> dict[str, Any]:

@@ -121,3 +121,32 @@ def reference_features(
 
 def images(number: int = 3) -> Tensor:
     return torch.randn(number, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(7))
+
+
+def mmpretrain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The official keys as mmpretrain names them (`VisionTransformer`, `MAEPretrainDecoder`)."""
+    renames = (
+        ("decoder_norm.", "neck.ln1."),
+        ("decoder_", "neck.decoder_"),
+        ("mask_token", "neck.mask_token"),
+        ("fc_norm.", "backbone.ln2."),
+        ("norm1.", "ln1."),
+        ("norm2.", "ln2."),
+        ("mlp.fc1.", "ffn.layers.0.0."),
+        ("mlp.fc2.", "ffn.layers.1."),
+        ("patch_embed.proj.", "patch_embed.projection."),
+        ("head.", "head.fc."),
+    )
+    found = {}
+    for key, value in state.items():
+        for old, new in renames:
+            key = (
+                new + key.removeprefix(old)
+                if key.startswith(old)
+                else key.replace("." + old, "." + new)
+            )
+        key = f"ln1.{key.removeprefix('norm.')}" if key.startswith("norm.") else key
+        key = f"layers.{key.removeprefix('blocks.')}" if key.startswith("blocks.") else key
+        is_outside = key.startswith(("neck.", "head.", "backbone."))
+        found[key if is_outside else f"backbone.{key}"] = value
+    return found

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mae_core.config import PretrainRecipe
@@ -44,3 +49,57 @@ def mae_to_hf(state_dict: Mapping[str, Tensor], recipe: PretrainRecipe) -> dict[
     if foreign:
         raise ConfigError(f"weight {foreign[0]!r} is not an MAE's: expected encoder.* or decoder.*")
     return to_theirs(network_of(state_dict, recipe), HuggingFace(5))
+
+
+def small_vit(**options: Any) -> dict[str, Any]:
+    """Sizes of a tiny ViT for 16 pixels, as keyword arguments of `ViTConfig`."""
+    return {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 96,
+        "image_size": 16,
+        "patch_size": 4,
+        "num_channels": 3,
+    } | options
+
+
+def randomised(model: torch.nn.Module) -> Any:
+    """The model with normal weights, in eval mode."""
+    draw = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=draw)
+    return model.eval()
+
+
+def legacy_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The key names of transformers 4, in which published files are."""
+    renames = (
+        ("vit.layers.", "vit.encoder.layer."),
+        (".attention.q_proj.", ".attention.attention.query."),
+        (".attention.k_proj.", ".attention.attention.key."),
+        (".attention.v_proj.", ".attention.attention.value."),
+        (".attention.o_proj.", ".attention.output.dense."),
+        (".mlp.fc1.", ".intermediate.dense."),
+        (".mlp.fc2.", ".output.dense."),
+    )
+    found = {}
+    for key, value in state.items():
+        for new, old in renames:
+            key = key.replace(new, old)
+        found[key] = value.contiguous()
+    return found
+
+
+def legacy_folder(model: Any, folder: Path, *, is_pickle: bool) -> None:
+    """A model's folder as `save_pretrained` of transformers 4 wrote it."""
+    folder.mkdir()
+    tensors = legacy_names(model.state_dict())
+    if is_pickle:
+        torch.save(OrderedDict(tensors), folder / "pytorch_model.bin")
+    else:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    config |= {"architectures": [type(model).__name__], "transformers_version": "4.57.1"}
+    kept = {k: v for k, v in config.items() if k != "dtype"} | {"torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(kept, indent=2))

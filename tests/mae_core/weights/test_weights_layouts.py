@@ -17,6 +17,7 @@ from support.foreign_weights import (
     reference_features,
     timm_state,
 )
+from support.hugging_face_mae import legacy_names, randomised, small_vit
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -50,44 +51,6 @@ def adopted(source: Path, folder: Path, **options: Any) -> Path:
 def features(path: Path) -> Tensor:
     with torch.no_grad():
         return load_encoder(path).forward_features(images())
-
-
-def vit_config(**options: Any) -> dict[str, Any]:
-    return {
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "intermediate_size": 96,
-        "image_size": 16,
-        "patch_size": 4,
-        "num_channels": 3,
-    } | options
-
-
-def randomised(model: torch.nn.Module) -> Any:
-    draw = torch.Generator().manual_seed(5)
-    for parameter in model.parameters():
-        parameter.data = 0.2 * torch.randn(parameter.shape, generator=draw)
-    return model.eval()
-
-
-def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The key names of transformers 4, in which published files are."""
-    renames = (
-        ("vit.layers.", "vit.encoder.layer."),
-        (".attention.q_proj.", ".attention.attention.query."),
-        (".attention.k_proj.", ".attention.attention.key."),
-        (".attention.v_proj.", ".attention.attention.value."),
-        (".attention.o_proj.", ".attention.output.dense."),
-        (".mlp.fc1.", ".intermediate.dense."),
-        (".mlp.fc2.", ".output.dense."),
-    )
-    found = {}
-    for key, value in state.items():
-        for new, old in renames:
-            key = key.replace(new, old)
-        found[key] = value.contiguous()
-    return found
 
 
 def test_timm_features_with_learned_positions_equal_a_vit_written_out(tmp_path: Path) -> None:
@@ -130,7 +93,7 @@ def test_fixed_positions_are_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [4, 5])
 def test_vit_mae_pretraining_files_of_both_versions(tmp_path: Path, version: int) -> None:
     config = ViTMAEConfig(
-        **vit_config(),
+        **small_vit(),
         decoder_hidden_size=32,
         decoder_num_hidden_layers=1,
         decoder_num_attention_heads=2,
@@ -139,7 +102,7 @@ def test_vit_mae_pretraining_files_of_both_versions(tmp_path: Path, version: int
     )
     model = randomised(ViTMAEForPreTraining(config))
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
-    save_file(old_names(state) if version == 4 else state, tmp_path / "model.safetensors")
+    save_file(legacy_names(state) if version == 4 else state, tmp_path / "model.safetensors")
     config.save_pretrained(tmp_path)
     conversion = import_weights(tmp_path)
     own = adopted(tmp_path, tmp_path / "own")
@@ -154,7 +117,7 @@ def test_vit_mae_pretraining_files_of_both_versions(tmp_path: Path, version: int
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-3])
 def test_the_epsilon_of_a_hugging_face_vit_is_kept(tmp_path: Path, eps: float) -> None:
-    model = randomised(ViTModel(ViTConfig(**vit_config(layer_norm_eps=eps))))
+    model = randomised(ViTModel(ViTConfig(**small_vit(layer_norm_eps=eps))))
     model.save_pretrained(tmp_path)
     own = adopted(tmp_path, tmp_path / "own")
     with torch.no_grad():
@@ -247,7 +210,7 @@ def test_exported_files_are_plain(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["shards", "bin", "bare"])
 def test_hugging_face_folders_of_every_kind(tmp_path: Path, kind: str) -> None:
-    model = randomised(ViTModel(ViTConfig(**vit_config(layer_norm_eps=1e-6))))
+    model = randomised(ViTModel(ViTConfig(**small_vit(layer_norm_eps=1e-6))))
     model.save_pretrained(tmp_path / "whole")
     expected = import_weights(tmp_path / "whole")
     folder = tmp_path / kind

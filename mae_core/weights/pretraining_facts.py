@@ -1,0 +1,131 @@
+"""What no tensor shows: how the network was pretrained, by the words that came with it.
+
+Where nobody says it, it is unknown: None, and never a default of some program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mae_core.config import require
+from mae_core.weights.source import PIXELS, Source
+
+Said = tuple[str, object]
+"""Where something is said, and the value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Of the pretraining and its images; None where it is unknown."""
+
+    norm_pix_loss: bool | None = None
+    """Whether the targets were normalised per patch (paper section 3)."""
+    mask_ratio: float | None = None
+    """Share of hidden patches."""
+    image_size: int | None = None
+    """Pixels a side, where words say it."""
+    pixel_mean: tuple[float, ...] | None = None
+    """Mean of the pixels that the images were normalised with, by channel."""
+    pixel_std: tuple[float, ...] | None = None
+    """Their deviation."""
+    notes: tuple[str, ...] = ()
+    """Who said what."""
+
+
+def read_facts(
+    source: Source, norm_pix_loss: bool | None = None, image_size: int | None = None
+) -> Facts:
+    """Read them off a file's words; the arguments are the caller's, and go before the file's.
+
+    Raises `ConfigError` if the words contradict each other, or if one is no such value.
+    """
+    found: dict[str, object] = {}
+    notes: list[str] = []
+    for name, keys, option, given in (
+        ("norm_pix_loss", ("norm_pix_loss",), "--norm-pix-loss", norm_pix_loss),
+        ("mask_ratio", ("mask_ratio",), "", None),
+        ("image_size", ("image_size", "input_size"), "--image-size", image_size),
+    ):
+        said = [one for key in keys for one in _sayings(source, key, _CHECKS[name])]
+        found[name], note = _agreed(name, said, option, given)
+        notes += [note] if note else []
+    return Facts(
+        **found,  # type: ignore[arg-type]
+        pixel_mean=_channels(source, "image_mean", "mean"),
+        pixel_std=_channels(source, "image_std", "std"),
+        notes=tuple(notes),
+    )
+
+
+def _agreed(name: str, said: Sequence[Said], option: str, given: object) -> tuple[object, str]:
+    """The one value that is said, and a sentence on who says it; the caller's if there is one."""
+    listed = " and ".join(f"{where} says {_word(value)}" for where, value in said)
+    values = {value for _, value in said}
+    if given is not None:
+        other = f" ({listed})" if values - {given} else ""
+        return given, f"{name} {_word(given)}, by {option}{other}"
+    advice = f"; say which with {option}" if option else ""
+    require(len(values) <= 1, f"two readings of {name}: {listed}{advice}")
+    if not said:
+        return None, ""
+    return said[0][1], f"{name} {_word(said[0][1])}, by {said[0][0]}"
+
+
+def _sayings(source: Source, key: str, check: _Check) -> list[Said]:
+    words = {"config.json": source.config, **source.arguments}
+    said: list[Said] = []
+    for where, settings in words.items():
+        value = settings.get(key)
+        if isinstance(value, list) and value and all(one == value[0] for one in value):
+            value = value[0]  # a square, side by side
+        if value is not None:
+            require(check.holds(value), f"{where}: {key} = {value!r} is not {check.what}")
+            said.append((where, value))
+    return said
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class _Check:
+    what: str
+    holds: Callable[[object], bool]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_CHECKS = {
+    "norm_pix_loss": _Check("true or false", lambda value: isinstance(value, bool)),
+    "mask_ratio": _Check(
+        "a number from 0 to less than 1",
+        lambda value: _is_number(value) and 0 <= value < 1,  # type: ignore[operator]
+    ),
+    "image_size": _Check(
+        "a number of pixels",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
+    ),
+}
+
+
+def _channels(source: Source, theirs: str, timms: str) -> tuple[float, ...] | None:
+    """One number per channel, of `preprocessor_config.json` or of timm's `pretrained_cfg`."""
+    timm = source.config.get("pretrained_cfg")
+    for where, settings, key in (
+        (PIXELS, source.pixels, theirs),
+        ("config.json", timm if isinstance(timm, Mapping) else {}, timms),
+    ):
+        value = settings.get(key)
+        if value is not None:
+            listed = value if isinstance(value, list | tuple) else []
+            numbers = tuple(float(one) for one in listed if _is_number(one))
+            require(
+                len(numbers) == len(listed) > 0, f"{where}: {key} = {value!r} is no list of numbers"
+            )
+            return numbers
+    return None
