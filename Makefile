@@ -12,7 +12,7 @@ FAST := -m "not process and not slow" -n 2 --dist loadfile
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart test fast check format lint types docs docs-picture clean bench-handover bench-cli bench-feature-probe bench-laws \
-	bench-coverage bench-advice bench-report bars reliability
+	bench-coverage bench-advice bench-report bars recipe-values reliability
 
 quickstart: $(STAMP)
 	$(BIN)/mae-study run quickstart --store $(STORE)
@@ -78,6 +78,10 @@ bench-cli: $(STAMP)
 # The figures of the house that are kept: circles, sizes, types, names.
 bars: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python tests/bench/bars.py
+
+# Recipes of the paper's studies beside the published ones; writes the table of docs/deviations.md.
+recipe-values: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python tests/bench/recipe_values.py
 
 # Sections can be run alone: make reliability SECTIONS="corruption stall"
 reliability: $(STAMP)

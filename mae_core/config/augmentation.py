@@ -152,4 +152,4 @@ class ViewConfig:
 
 
 MOCO_V3_VIEWS = (ViewConfig(blur=1.0, solarize=0.0), ViewConfig(blur=0.1, solarize=0.2))
-"""The two unequal views of MoCo v3; both crop 20–100 % of the area before and may be mirrored."""
+"""The two unequal views of MoCo v3; both crop 8–100 % of the area before and may be mirrored."""

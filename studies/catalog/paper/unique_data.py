@@ -12,8 +12,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mae_core.config import Duration
-from studies.catalog.evaluations import IMAGENET
-from studies.catalog.paper.stages import evaluations, mae
+from studies.catalog.evaluations import (
+    IMAGENET,
+    paper_finetune,
+    paper_linear_probe,
+    stage,
+)
+from studies.catalog.paper.stages import EVALUATION, mae
 from studies.spec.cell import Cell
 from studies.spec.study import Study
 
@@ -50,5 +55,7 @@ def _cell(size: str, fraction: float, passes: int) -> Cell:
         duration=Duration.images(passes * NUM_IMAGES),
         norm_pix_loss=True,
     )
+    probe = stage("linear_probe", paper_linear_probe(size, IMAGENET, 0), EVALUATION)
+    tuned = stage("finetune", paper_finetune(size, IMAGENET, 0), EVALUATION)
     address = f"{size}/f{100 * fraction:g}/p{passes}/s0"
-    return Cell(address=address, stages=(pretrain, *evaluations(size)))
+    return Cell(address=address, stages=(pretrain, probe, tuned))
