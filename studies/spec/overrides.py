@@ -84,11 +84,17 @@ def with_settings(
 
 
 def check_section(key: str, stages: list[Stage], *, what: str = "key") -> None:
-    """Refuse a key whose first part names no stage, kind or global section."""
-    section = key.partition(".")[0]
+    """Refuse a key whose first part names no stage, kind or global section, or that ends there."""
+    section, _, rest = key.partition(".")
     known = {s.name for s in stages} | {s.kind for s in stages} | set(GLOBAL_SECTIONS)
     if section not in known:
         raise unknown(what, key, _known_keys(stages))
+    is_whole = rest in ("", "execution") and section != "data"
+    if is_whole or not all(key.split(".")):
+        whole = ".".join(filter(None, key.split(".")))
+        of_it = [k for k in _known_keys(stages) if k.startswith(f"{whole}.")]
+        example = f", such as {of_it[0]}" if of_it else ""
+        raise StudyError(f"{what} {key!r} names no setting: write one of {whole}{example}")
 
 
 def _known_keys(stages: list[Stage]) -> list[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 
 from studies.errors import StudyError, unknown
 from studies.reference import published_set
-from studies.spec.axes import MEASURES, axis, size_name
+from studies.spec.axes import AXES, MEASURES, axis, parts_of, size_name
 from studies.spec.cell import Cell, Stage, check_address, map_cell
 from studies.spec.overrides import check_section, override_cell
 from studies.spec.sweep import Sweep, with_value
@@ -88,11 +88,28 @@ def check_figures(study: Study) -> None:
     """Refuse an axis, a measure or an unknown published set; raises `StudyError`."""
     for name in study.axes:
         axis(name)
+        for part in parts_of(name):
+            if part not in AXES:
+                _check_setting(part, list(study.all_stages()))
     for measure in study.measures:
         if measure not in MEASURES:
             raise unknown("measure", measure, MEASURES, where=f"study {study.name}")
     for name in study.published:
         published_set(name)
+
+
+def _check_setting(key: str, stages: list[Stage]) -> None:
+    """Refuse an axis that is a setting of no stage here, at whatever depth it is misspelt."""
+    where, _, path = key.partition(".")
+    at: list[object] = [s.recipe for s in stages if where in (s.name, s.kind)]
+    if not at:
+        raise unknown("axis", key, [*AXES, *(f"{s.name}.{path}" for s in stages)])
+    for name in path.split("."):
+        found = [value for value in at if hasattr(value, name)]
+        if not found and None not in at:
+            below = {f for value in at if is_dataclass(value) for f in vars(value)}
+            raise unknown("axis", key, [f"{where}.{f}" for f in below])
+        where, at = f"{where}.{name}", [getattr(value, name) for value in found]
 
 
 def check_sizes(sweep: Sweep, cells: Iterable[Cell]) -> None:

@@ -72,11 +72,32 @@ def test_overrides_reach_stages_by_name_kind_and_section() -> None:
         ("execution.zero_stage=4", "0, 1, 2"),
         ("nonsense", "key=value"),
         ("pretrain.mask_ratio.deeper=1", "no settings below"),
+        ("pretrain=1", "write one of pretrain, such as pretrain.augmentation"),
+        ("execution=1", "write one of execution, such as execution.checkpoint_every_s"),
+        ("pretrain.execution=1", "'pretrain.execution' names no setting"),
+        ("pretrain..mask_ratio=0.5", "write one of pretrain.mask_ratio"),
     ],
 )
 def test_a_bad_setting_says_what_and_what_to_do(setting: str, expected: str) -> None:
     with pytest.raises((StudyError, ConfigError)) as caught:
         override_study(load_study("quickstart"), parse((setting,)))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("axis", "expected"),
+    [
+        ("pretrain.decoder.num_head", "did you mean 'pretrain.decoder.num_heads'"),
+        ("mask_ratio+pretrain.mask.samplng", "did you mean 'pretrain.mask.sampling'"),
+        ("pretrain.mask_ratio.deeper", "unknown axis"),
+        ("pretrian.mask_ratio", "did you mean 'pretrain.mask_ratio'"),
+        ("data.image_size", "unknown axis"),
+    ],
+)
+def test_an_axis_that_no_stage_has_is_refused(axis: str, expected: str) -> None:
+    study = replace(load_study("quickstart"), axes=("knn.k", "pretrain.decoder.num_heads"))
+    with pytest.raises(StudyError, match="unknown axis") as caught:
+        replace(study, axes=(axis,))
     assert expected in str(caught.value)
 
 
