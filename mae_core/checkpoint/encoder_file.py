@@ -19,7 +19,7 @@ from mae_core.checkpoint.tensor_file import (
     read_tensors,
     write_tensors,
 )
-from mae_core.config import DataConfig, EncoderConfig, num_patches, require
+from mae_core.config import DataConfig, EncoderConfig, check_patches, num_patches, require
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.vit import Encoder
 
@@ -87,6 +87,7 @@ def read_encoder(path: Path) -> EncoderFile:
 
 def check_fits(encoder: Encoder, data: DataConfig) -> None:
     """Refuse (`ConfigError`) images of another size or channel count than the encoder's."""
+    check_patches(data, encoder.config)
     patch_size = encoder.config.patch_size
     has = (encoder.num_patches, encoder.patch_embed.in_features)
     wants = (num_patches(data.image_size, patch_size), patch_size**2 * data.num_channels)

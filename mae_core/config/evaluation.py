@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from mae_core.config.base import (
     Precision,
     require,
 )
+from mae_core.config.execution import BatchSplit, Execution
 from mae_core.config.parts import (
     PROBE_CROP,
     SUPERVISED_CROP,
@@ -24,9 +26,18 @@ from mae_core.config.parts import (
     EncoderConfig,
     LrScheduleConfig,
     OptimizerConfig,
+    check_channels,
     check_global_batch,
+    check_patches,
 )
-from mae_core.config.recipe import EncoderUse, Family, Recipe, Training
+from mae_core.config.recipe import (
+    EncoderUse,
+    Family,
+    Recipe,
+    Training,
+    check_frozen,
+    encoder_parent,
+)
 
 Option = tuple[str, float | int | str]
 """Name and value."""
@@ -85,6 +96,10 @@ class EvalRecipe(Recipe):
     def tuned_blocks(self, depth: int) -> float | None:
         """Blocks of an encoder of `depth` blocks that it tunes; None if that says nothing."""
         return None
+
+    def check_parents(self, parents: Mapping[str, Recipe]) -> None:
+        """Refuse images that the encoder of a parent does not take."""
+        check_frozen(self.data, parents)
 
     def check_labels(self, num_labelled: int, num_train: int, num_classes: int) -> None:
         """Refuse (`ConfigError`) labels that a data set does not have; counts of 0 are unknown."""
@@ -192,6 +207,30 @@ class FinetuneRecipe(EvalRecipe):
     def tuned_blocks(self, depth: int) -> float | None:
         """All blocks."""
         return float(depth)
+
+    def check_parents(self, parents: Mapping[str, Recipe]) -> None:
+        """Refuse images that do not divide into patches; another size of them is fine.
+
+        The positions are resized to it, and tuned.
+        """
+        if found := encoder_parent(parents):
+            check_patches(self.data, found[0])
+            check_channels(self.data, found[1])
+
+    def check_execution(self, execution: Execution) -> None:
+        """Refuse to average weights that no rank has as a whole."""
+        require(
+            self.ema_decay is None or execution.zero_stage < 3,
+            "ema_decay needs whole weights: use execution.zero_stage 0, 1 or 2",
+        )
+
+    def check_split(self, split: BatchSplit) -> None:
+        """Refuse a rank's share of a step that does not divide into the pairs that are mixed."""
+        require(
+            self.mix is None or split.micro * split.accumulation % 2 == 0,
+            f"mixing pairs the {split.micro * split.accumulation} samples that a rank has of a "
+            "step: make the global batch divisible by twice the number of ranks",
+        )
 
     def __post_init__(self) -> None:
         check_global_batch(self.global_batch)

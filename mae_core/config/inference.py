@@ -16,7 +16,7 @@ from mae_core.config.base import (
     require,
 )
 from mae_core.config.evaluation import EvalRecipe
-from mae_core.config.parts import num_keep, num_patches
+from mae_core.config.parts import check_spread, check_takes, num_keep, num_patches
 from mae_core.config.pretraining import PretrainRecipe
 from mae_core.config.recipe import EncoderUse, Family, Recipe
 
@@ -65,6 +65,9 @@ class InferenceRecipe(EvalRecipe):
                 f"data.{name} is {has}, the classifier was trained with {wants}: set the same",
             )
 
+    def check_classes(self, of_set: tuple[str, ...], of_classifier: tuple[str, ...]) -> None:
+        """Refuse (`ConfigError`) a set with classes that the classifier cannot be scored on."""
+
     def __post_init__(self) -> None:
         require(self.num_labels is None, "num_labels: inference uses no labels for training")
 
@@ -99,11 +102,33 @@ class CorruptionRecipe(InferenceRecipe):
                 len(values) > 0 and not unknown and len(set(values)) == len(values),
                 f"{name} {values}: use different ones of {', '.join(map(str, known))}",
             )
-        whole = len(self.families) == len(FAMILIES) and len(self.severities) == len(SEVERITIES)
         require(
-            whole or self.baseline == "none",
+            self.is_whole or self.baseline == "none",
             f"baseline {self.baseline!r} needs all {len(FAMILIES)} families at all severities",
         )
+
+    def check_parents(self, parents: Mapping[str, Recipe]) -> None:
+        """Refuse a baseline that no parent has measured as a whole, too."""
+        super().check_parents(parents)
+        found = [p for p in parents.values() if isinstance(p, CorruptionRecipe)]
+        require(
+            self.baseline != "parent" or (bool(found) and found[0].is_whole),
+            "baseline 'parent' needs a stage of kind corruptions among the parents, with all "
+            f"{len(FAMILIES)} families at all severities",
+        )
+
+    def check_classes(self, of_set: tuple[str, ...], of_classifier: tuple[str, ...]) -> None:
+        """Refuse other classes than the classifier's."""
+        require(
+            of_set == of_classifier,
+            f"the classifier knows {len(of_classifier)} classes, the set has {len(of_set)} or "
+            "other ones: corruptions are of the set it was tuned for",
+        )
+
+    @property
+    def is_whole(self) -> bool:
+        """All families at all severities, which a relative error needs."""
+        return len(self.families) == len(FAMILIES) and len(self.severities) == len(SEVERITIES)
 
     @property
     def label(self) -> str:
@@ -124,6 +149,34 @@ class ShiftRecipe(InferenceRecipe):
     themselves. Scores are taken among the mapped classes only, as published for -A and -R."""
     name: str = ""
     """Of the set, for people, such as `ImageNet-R`."""
+
+    def check_classes(self, of_set: tuple[str, ...], of_classifier: tuple[str, ...]) -> None:
+        """Refuse classes that cannot be mapped."""
+        self.columns(of_set, of_classifier)
+
+    def columns(self, of_set: tuple[str, ...], of_classifier: tuple[str, ...]) -> tuple[int, ...]:
+        """Number among the classifier's classes of each class of the set.
+
+        Raises:
+            ConfigError: a class maps to none, two map to one, or a pair names no class.
+        """
+        column = {name: number for number, name in enumerate(of_classifier)}
+        renamed = dict(self.class_pairs)
+        strangers = sorted(set(renamed) - set(of_set))
+        stranger = repr(strangers[0]) if strangers else ""
+        require(not strangers, f"class_pairs name {stranger}, which is not a class of the set")
+        missing = [name for name in of_set if renamed.get(name, name) not in column]
+        shown = ", ".join(map(repr, missing[:5])) + (", …" if len(missing) > 5 else "")
+        require(
+            not missing,
+            f"{len(missing)} of the set's {len(of_set)} classes are none of the classifier's: "
+            f"{shown}; the classifier has {', '.join(map(repr, of_classifier[:3]))}, …: map them "
+            "with class_pairs",
+        )
+        found = tuple(column[renamed.get(name, name)] for name in of_set)
+        is_double = len(set(found)) < len(found)
+        require(not is_double, "two classes of the set map to one of the classifier's: join them")
+        return found
 
     @property
     def label(self) -> str:
@@ -178,6 +231,8 @@ class ReconstructionRecipe(Recipe):
         """Refuse networks that do not predict pixels, and ratios that leave no patch."""
         for parent in parents.values():
             if isinstance(parent, PretrainRecipe):
+                check_takes(self.data, parent.encoder, parent.data)
+                check_spread(parent.encoder.patch_size, parent.data.num_channels)
                 check_pixels(parent.target, parent.objective)
                 self.check_ratios(parent.encoder.patch_size)
 

@@ -33,6 +33,11 @@ class EncoderConfig:
         _check_transformer("encoder", self.width, self.depth, self.num_heads)
         require(self.patch_size >= 1, f"patch size {self.patch_size}: must be ≥ 1")
         require(self.norm_eps > 0, f"norm_eps {self.norm_eps}: must be > 0")
+        ratio = self.mlp_ratio
+        require(
+            math.isfinite(ratio) and self.width * ratio >= 1,
+            f"mlp_ratio {ratio}: must be a number above 0, such as 4",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,8 @@ def _check_transformer(part: str, width: int, depth: int, num_heads: int) -> Non
     )
 
 
+CHANNELS = (1, 3)
+"""What readers give: grey or RGB."""
 SMALL_IMAGE = 128
 """Pixels of a side; sets below are evaluated on whole images."""
 
@@ -108,6 +115,13 @@ class DataConfig:
             f"num_channels {channels[0]} with {channels[1]} pixel means and {channels[2]} stds: "
             "must be equal",
         )
+        require(
+            self.num_channels in CHANNELS,
+            f"num_channels {self.num_channels}: images are read as 1 (grey) or 3 (RGB)",
+        )
+        for name, values in (("mean", self.pixel_mean), ("std", self.pixel_std)):
+            require(all(map(math.isfinite, values)), f"pixel_{name} {values}: use finite numbers")
+        require(min(self.pixel_std) > 0, f"pixel_std {self.pixel_std}: each must be > 0")
 
     @property
     def evaluation_crop(self) -> float:
@@ -142,6 +156,11 @@ class AugmentationConfig:
         low, high = self.crop_scale or (1.0, 1.0)
         require(0 < low <= high <= 1, f"crop scale {self.crop_scale}: must satisfy 0 < a ≤ b ≤ 1")
         margin, jitter = self.fixed_crop_margin, self.color_jitter
+        narrow, wide = self.crop_aspect
+        require(
+            0 < narrow <= wide < math.inf,
+            f"crop aspect {self.crop_aspect}: must satisfy 0 < a ≤ b",
+        )
         if margin is not None:
             require(
                 margin >= 1, f"fixed_crop_margin {margin}: must be ≥ 1, such as 1.143 (256/224)"
@@ -183,8 +202,16 @@ class OptimizerConfig:
     """Global gradient norm; None = no clipping, as in the paper."""
 
     def __post_init__(self) -> None:
-        require(self.base_lr >= 0, f"base_lr {self.base_lr}: must be ≥ 0")
-        require(self.weight_decay >= 0, f"weight decay {self.weight_decay}: must be ≥ 0")
+        for name in ("base_lr", "weight_decay"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"{name} {value}: must be a number ≥ 0")
+        for name, values in (("betas", self.betas), ("momentum", (self.momentum,))):
+            require(
+                all(0 <= value < 1 for value in values),
+                f"{name} {getattr(self, name)}: must be in [0, 1)",
+            )
+        clip = self.clip_grad_norm
+        require(clip is None or clip > 0, f"clip_grad_norm {clip}: must be > 0, or none")
 
     def lr(self, global_batch: int) -> float:
         """Peak learning rate."""
@@ -197,6 +224,9 @@ class LrScheduleConfig:
 
     warmup: Duration = field(default_factory=lambda: Duration.epochs(40))
     min_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.min_lr < math.inf, f"min_lr {self.min_lr}: must be a number ≥ 0")
 
 
 def check_global_batch(global_batch: int) -> None:
@@ -224,4 +254,33 @@ def check_patches(data: DataConfig, encoder: EncoderConfig) -> None:
         data.image_size % encoder.patch_size == 0,
         f"image size {data.image_size} is not divisible by the patch size {encoder.patch_size}: "
         f"choose a multiple of {encoder.patch_size}, or another patch size",
+    )
+
+
+def check_takes(data: DataConfig, encoder: EncoderConfig, of: DataConfig) -> None:
+    """Refuse images of another size or channel count than those (`of`) an encoder was made for."""
+    check_patches(data, encoder)
+    require(
+        data.image_size == of.image_size,
+        f"the encoder takes images of {of.image_size} px, and these have {data.image_size} px: a "
+        "frozen encoder is judged at its own size; set data.image_size alike, or fine-tune",
+    )
+    check_channels(data, of)
+
+
+def check_channels(data: DataConfig, of: DataConfig) -> None:
+    """Refuse images of another channel count than an encoder's."""
+    require(
+        data.num_channels == of.num_channels,
+        f"the encoder takes {of.num_channels} channels, and these images have "
+        f"{data.num_channels}: set data.num_channels alike",
+    )
+
+
+def check_spread(patch_size: int, num_channels: int) -> None:
+    """Refuse patches of one value, which have no variance to be normalised by."""
+    require(
+        patch_size**2 * num_channels > 1,
+        "a patch of one value cannot be normalised (its variance is of one number, the loss would "
+        "be NaN): use larger patches or norm_pix_loss=false",
     )

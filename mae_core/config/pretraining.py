@@ -27,6 +27,7 @@ from mae_core.config.parts import (
     OptimizerConfig,
     check_global_batch,
     check_patches,
+    check_spread,
     num_keep,
     num_patches,
 )
@@ -143,6 +144,8 @@ class PretrainRecipe(Recipe):
             f"target {self.target!r} with norm_pix_loss: only pixels are normalised per patch; "
             "set norm_pix_loss=false",
         )
+        if self.norm_pix_loss:
+            check_spread(self.encoder.patch_size, self.data.num_channels)
         values = self.encoder.patch_size**2 * self.data.num_channels
         require(
             self.target != "pca" or 1 <= self.target_dim <= values,
@@ -251,6 +254,14 @@ class BasisRecipe(Recipe):
             f"{self.patch_size}",
         )
 
+    def check_images(self, num_images: int) -> None:
+        """Refuse (`ConfigError`) as many components as these images have patches, or more."""
+        count = num_images * num_patches(self.data.image_size, self.patch_size)
+        require(
+            count > self.num_components,
+            f"{self.num_components} principal components of only {count} patches: use more images",
+        )
+
     @property
     def protocol(self) -> str:
         """Name for people."""
@@ -333,6 +344,14 @@ class AdoptedRecipe(Recipe):
     def new_encoder(self) -> EncoderConfig:
         """The encoder that it makes."""
         return self.encoder
+
+    @property
+    def absence(self) -> str:
+        """What to do where the store has no such encoder."""
+        return (
+            f"encoder {self.name or self.sha256!r} has not been adopted into this store: "
+            f"mae-study adopt FILE --name {self.name or 'NAME'}"
+        )
 
     @property
     def protocol(self) -> str:

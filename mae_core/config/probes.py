@@ -17,7 +17,14 @@ from mae_core.config.parts import (
     OptimizerConfig,
     check_global_batch,
 )
-from mae_core.config.recipe import EncoderUse, Family, Recipe, Training
+from mae_core.config.recipe import (
+    EncoderUse,
+    Family,
+    Recipe,
+    Training,
+    check_frozen,
+    encoder_parent,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,8 @@ class FeaturesRecipe(Recipe):
         return (ENCODER_FILE,)
 
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
-        """Refuse layers that the encoder does not have."""
+        """Refuse other images than the encoder's, and layers that it does not have."""
+        check_frozen(self.data, parents)
         depth = encoder_depth(parents)
         for layer in self.layers:
             check_depth("layer", layer, depth)
@@ -150,10 +158,8 @@ def check_depth(what: str, number: float, depth: int | None) -> None:
 
 def encoder_depth(parents: Mapping[str, Recipe]) -> int | None:
     """Blocks of the encoder that a parent leaves, as far as its recipe says."""
-    for parent in parents.values():
-        if ENCODER_FILE in parent.YIELDS and parent.new_encoder is not None:
-            return parent.new_encoder.depth
-    return None
+    found = encoder_parent(parents)
+    return found[0].depth if found else None
 
 
 def layers_text(layers: tuple[int, ...]) -> str:
@@ -201,10 +207,10 @@ class AttentiveProbeRecipe(EvalRecipe):
         require(self.layer is None or self.layer >= 1, f"layer {self.layer}: the first is 1")
 
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
-        """Refuse a layer that the encoder does not have, and heads that do not divide its width."""
-        for parent in parents.values():
-            if ENCODER_FILE in parent.YIELDS and parent.new_encoder is not None:
-                self.check_encoder(parent.new_encoder)
+        """Refuse other images, layers and widths than the encoder's."""
+        super().check_parents(parents)
+        if found := encoder_parent(parents):
+            self.check_encoder(found[0])
 
     def check_encoder(self, encoder: EncoderConfig) -> None:
         """Refuse (`ConfigError`) an encoder without the layer, or of another width."""
@@ -252,6 +258,7 @@ class PartialFinetuneRecipe(FinetuneRecipe):
 
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
         """Refuse more blocks than the encoder has."""
+        super().check_parents(parents)
         check_depth("num_blocks", self.num_blocks, encoder_depth(parents))
 
     def tuned_blocks(self, depth: int) -> float:
@@ -317,6 +324,7 @@ class KnnRecipe(EvalRecipe):
 
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
         """Refuse features of another kind, other images, or without the layer."""
+        super().check_parents(parents)
         check_features_parent(self, (self.layer,), parents)
 
     def check_labels(self, num_labelled: int, num_train: int, num_classes: int) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from mae_core.config.base import Duration, EvalSplit, Precision
-from mae_core.config.parts import DataConfig, EncoderConfig
+from mae_core.config.base import ENCODER_FILE, Duration, EvalSplit, Precision
+from mae_core.config.execution import Execution
+from mae_core.config.parts import DataConfig, EncoderConfig, check_takes
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -110,6 +111,9 @@ class Recipe:
     def check_parents(self, parents: Mapping[str, Recipe]) -> None:
         """Refuse (`ConfigError`) parents, given by the name of their stage, that do not fit."""
 
+    def check_execution(self, execution: Execution) -> None:
+        """Refuse (`ConfigError`) an execution that it cannot be computed with."""
+
     @property
     def protocol(self) -> str:
         """What a reader must know to compare two of its results: `k-NN (k=20), class token`."""
@@ -119,6 +123,20 @@ class Recipe:
     def extensions(self) -> tuple[str, ...]:
         """Code of the user's that takes part: `module:name` of each, sorted."""
         return tuple(sorted(set(_dotted(self))))
+
+
+def encoder_parent(parents: Mapping[str, Recipe]) -> tuple[EncoderConfig, DataConfig] | None:
+    """Shape of the encoder that a parent leaves, and the images it is for; None without one."""
+    for parent in parents.values():
+        if ENCODER_FILE in parent.YIELDS and parent.new_encoder is not None:
+            return parent.new_encoder, parent.data
+    return None
+
+
+def check_frozen(data: DataConfig, parents: Mapping[str, Recipe]) -> None:
+    """Refuse (`ConfigError`) images that a parent's encoder does not take as it is."""
+    if found := encoder_parent(parents):
+        check_takes(data, *found)
 
 
 def _dotted(value: DataclassInstance) -> list[str]:

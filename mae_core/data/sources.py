@@ -268,8 +268,6 @@ def open_data(config: DataConfig, facts: DataFacts | None = None) -> ImageData:
     """
     if facts is not None and facts.num_bad:
         raise DataError(bad_images_message(config.path, facts))
-    if config.num_channels not in MODES:
-        raise DataError(f"{config.num_channels} channels: use 1 (grey) or 3 (RGB)")
     disk = open_samples(config.path, config.num_channels)
     splits = _cut(config, disk)
     if facts is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from mae_core.config import CLASSIFIER_FILE, ENCODER_FILE, Execution, FinetuneRecipe, require
+from mae_core.config import CLASSIFIER_FILE, ENCODER_FILE, Execution, FinetuneRecipe
 from mae_core.data.loader import Batch
 from mae_core.data.sources import ImageData, Split
 from mae_core.evaluate.classifier import Classifier, build_classifier, evaluate, save_classifier
@@ -38,7 +38,7 @@ def run_finetune(
     split = labelled_split(recipe, data)
     model = build_classifier(recipe, encoder_path, num_classes=len(split.class_names))
     if recipe.ema_decay is not None:
-        require(execution.zero_stage < 3, "ema_decay needs whole weights: use ZeRO 0, 1 or 2")
+        recipe.check_execution(execution)
         model.average = WeightAverage(model, recipe.ema_decay)
     job = _job(recipe, execution, model, split)
     result = train(job, execution, ctx)

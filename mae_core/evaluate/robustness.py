@@ -22,7 +22,6 @@ from mae_core.config import (
     DataConfig,
     Execution,
     ShiftRecipe,
-    require,
 )
 from mae_core.config.inference import FAMILIES
 from mae_core.corruptions.corrupt import corrupt
@@ -66,11 +65,7 @@ def run_corruptions(
     """
     model, class_names = _classifier(ctx, recipe.data)
     split = data.split(recipe.eval_split)
-    require(
-        tuple(split.class_names) == class_names,
-        f"the classifier knows {len(class_names)} classes, the set has "
-        f"{len(split.class_names)} or other ones: corruptions are of the set it was tuned for",
-    )
+    recipe.check_classes(tuple(split.class_names), class_names)
     conditions = [CLEAN, *((f, s) for f in recipe.families for s in recipe.severities)]
     parts: dict[Condition, list[Predictions]] = {condition: [] for condition in conditions}
     for batch in _batches(split, recipe.data, ctx):
@@ -113,7 +108,7 @@ def run_shift(
     """
     model, class_names = _classifier(ctx, recipe.data)
     split = data.split(recipe.eval_split)
-    columns_S = map_classes(split.class_names, class_names, recipe.class_pairs)
+    columns_S = np.array(recipe.columns(tuple(split.class_names), class_names), dtype=np.int64)
     parts = [
         _predict(model, recipe.data, batch.images, batch, columns_S)
         for batch in _batches(split, recipe.data, ctx)
@@ -121,32 +116,6 @@ def run_shift(
     scores = finish(concatenate(parts), split.class_names, ctx)
     details = {"num_classes": len(columns_S), "of_classes": len(class_names)}
     return scores.metrics(num_train_images=0, details=details)
-
-
-def map_classes(
-    of_set: tuple[str, ...], of_classifier: tuple[str, ...], pairs: tuple[tuple[str, str], ...]
-) -> npt.NDArray[np.int64]:
-    """Column of the classifier for each class of a set: int64 (S,).
-
-    Raises:
-        ConfigError: a class maps to none, two map to one, or a pair names no class.
-    """
-    columns = {name: number for number, name in enumerate(of_classifier)}
-    renamed = dict(pairs)
-    if strangers := sorted(set(renamed) - set(of_set)):
-        raise ConfigError(f"class_pairs name {strangers[0]!r}, which is not a class of the set")
-    missing = [name for name in of_set if renamed.get(name, name) not in columns]
-    if missing:
-        shown = ", ".join(map(repr, missing[:5])) + (", …" if len(missing) > 5 else "")
-        raise ConfigError(
-            f"{len(missing)} of the set's {len(of_set)} classes are none of the classifier's: "
-            f"{shown}; the classifier has {', '.join(map(repr, of_classifier[:3]))}, …: map them "
-            "with class_pairs"
-        )
-    found = np.array([columns[renamed.get(name, name)] for name in of_set], dtype=np.int64)
-    if len(set(found.tolist())) < len(found):
-        raise ConfigError("two classes of the set map to one of the classifier's: join them")
-    return found
 
 
 def _classifier(ctx: RunContext, data: DataConfig) -> tuple[Classifier, tuple[str, ...]]:

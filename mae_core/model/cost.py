@@ -19,6 +19,7 @@ from mae_core.config import (
     Execution,
     FeatureProbeRecipe,
     FeaturesRecipe,
+    FinetuneRecipe,
     InferenceRecipe,
     LinearProbeRecipe,
     PretrainRecipe,
@@ -124,6 +125,7 @@ def stage_cost(recipe: Recipe, at: Setting) -> Cost:
 @stage_cost.register
 def _pretrain_cost(recipe: PretrainRecipe, at: Setting) -> Cost:
     split, steps = _steps(recipe, recipe.training, at)
+    _check_monitor(at)
     return _trained(
         recipe, at, split, steps, pretrain_params(recipe), pretrain_flops_per_image(recipe)
     )
@@ -132,7 +134,7 @@ def _pretrain_cost(recipe: PretrainRecipe, at: Setting) -> Cost:
 @stage_cost.register
 def _contrastive_cost(recipe: ContrastiveRecipe, at: Setting) -> Cost:
     split, steps = _steps(recipe, recipe.training, at)
-    recipe.check_execution(at.execution)
+    _check_monitor(at)
     per_image = contrastive_flops_per_image(recipe, split)
     return _trained(recipe, at, split, steps, contrastive_params(recipe), per_image)
 
@@ -178,6 +180,8 @@ def _adopted_cost(recipe: AdoptedRecipe, at: Setting) -> Cost:
 @stage_cost.register
 def _basis_cost(recipe: BasisRecipe, at: Setting) -> Cost:
     images, world = min(recipe.num_images, at.size.num_train), at.execution.world_size
+    if images:
+        recipe.check_images(images)
     return Cost(images=images, is_known=images > 0, world_size=world, on_gpu=at.on_gpu)
 
 
@@ -254,8 +258,10 @@ def _passes(recipe: EvalRecipe, labelled: int, execution: Execution) -> _Passes:
     if recipe.training is None:
         return _Passes(labelled, labelled)
     steps, batch = _eval_steps(recipe.training, labelled)
-    trained = (steps or 0) * batch
-    return _Passes(trained, trained, steps, split_batch(batch, execution))
+    trained, split = (steps or 0) * batch, split_batch(batch, execution)
+    if isinstance(recipe, FinetuneRecipe):
+        recipe.check_split(split)
+    return _Passes(trained, trained, steps, split)
 
 
 @_passes.register(BestOfRecipe)
@@ -308,6 +314,13 @@ def _check_eval(recipe: EvalRecipe, labelled: int, size: DataSize) -> None:
         "it chooses on dev, which has no image: set data.dev_fraction",
     )
     _check_scored(recipe.eval_split, size)
+
+
+def _check_monitor(at: Setting) -> None:
+    require(
+        at.execution.monitor_every_steps is None or at.size.num_dev > 0 or not at.size.is_measured,
+        "execution.monitor_every_steps looks at dev, which has no image: set data.dev_fraction",
+    )
 
 
 def _check_scored(eval_split: EvalSplit, size: DataSize) -> None:

@@ -31,8 +31,4 @@ def save_trained(
 
 def run_adopted(recipe: AdoptedRecipe, *_: object) -> NoReturn:
     """Raise `ConfigError`: an imported encoder is not computed."""
-    name = recipe.name or recipe.sha256
-    raise ConfigError(
-        f"encoder {name!r} has not been adopted into this store: "
-        f"mae-study adopt FILE --name {recipe.name or 'NAME'}"
-    )
+    raise ConfigError(recipe.absence)

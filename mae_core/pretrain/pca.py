@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mae_core.checkpoint.tensor_file import expect_format, read_tensors, write_tensors
-from mae_core.config import BASIS_FILE, BasisRecipe, Execution, require
+from mae_core.config import BASIS_FILE, BasisRecipe, Execution
 from mae_core.data.loader import rank_batches
 from mae_core.data.sources import ImageData, Split
 from mae_core.errors import CheckpointError
@@ -37,11 +37,8 @@ def run_basis(
         ConfigError: fewer patches than components.
     """
     split = data.split("train").sample(recipe.num_images, recipe.seed)
+    recipe.check_images(len(split))
     count, total_P, products_PP = _moments(recipe, split)
-    require(
-        count > recipe.num_components,
-        f"{recipe.num_components} principal components of only {count} patches: use more images",
-    )
     basis = fit_basis(count, total_P, products_PP, recipe.num_components)
     if ctx.rank == 0:
         tensors = {n: getattr(basis, n) for n in ("mean", "components", "explained")}

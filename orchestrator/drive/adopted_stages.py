@@ -26,7 +26,7 @@ def take_adopted(stages: Iterable[PlannedStage], records: Records) -> bool:
             and _is_held(recipe, records)
         ):
             finish_adopted(
-                records, identity.science_hash, identity.science, recipe.sha256, recipe.encoder
+                records, identity.science_hash, identity.science, recipe.sha256, recipe
             )
             taken = True
     return taken

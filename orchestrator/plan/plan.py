@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from mae_core.config import AdoptedRecipe, EncoderConfig
+from mae_core.config import CLASSIFIER_FILE, AdoptedRecipe, EncoderConfig, InferenceRecipe
 from mae_core.errors import ConfigError
 from mae_core.model.cost import Cost
 from orchestrator.plan.accepted import (
@@ -319,7 +319,23 @@ class Planner:
     def cost(self, cell: Cell, stage: Stage) -> Cost:
         """Parameters, steps and FLOPs of a stage."""
         split = stage.recipe.scored_on or "test"
+        self._check_classes(cell, stage)
         return cost_of(cell, stage, self._datasets.size(stage.recipe.data, split))
+
+    def _check_classes(self, cell: Cell, stage: Stage) -> None:
+        """Refuse a set that a classifier cannot be scored on, where the classes are known."""
+        recipe = stage.recipe
+        if not isinstance(recipe, InferenceRecipe):
+            return
+        parents = [cell.stage(name).recipe for name in stage.parents]
+        tuned = next(p for p in parents if CLASSIFIER_FILE in p.YIELDS)
+        own, its = (self._datasets.facts(r.data.path) for r in (recipe, tuned))
+        if own is None or its is None:
+            return
+        try:
+            recipe.check_classes(own.class_names, its.class_names)
+        except ConfigError as error:
+            raise ConfigError(f"{cell.address}#{stage.name}: {error}") from error
 
     def num_train(self, stage: Stage) -> int:
         """Training images of a stage's data."""

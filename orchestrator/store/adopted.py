@@ -11,7 +11,7 @@ from mae_core.config import AdoptedRecipe, EncoderConfig
 from orchestrator.errors import DamagedRecord
 from orchestrator.store.known_keys import build_known
 from orchestrator.store.records import Records
-from studies.errors import unknown
+from studies.errors import StudyError, unknown
 from studies.spec.cell import Stage
 from studies.spec.study import Study
 
@@ -102,6 +102,9 @@ def with_digests(study: Study, records: Records) -> Study:
     """Fill in the digest of every adopted encoder that a study knows by name only.
 
     A name that has not been adopted yet is left alone: the plan says so, and a run stops there.
+
+    Raises:
+        StudyError: one has another shape than the study says.
     """
     held = adopted_names(records) if _adopts(study) else []
 
@@ -109,10 +112,28 @@ def with_digests(study: Study, records: Records) -> Study:
         recipe = stage.recipe
         if not isinstance(recipe, AdoptedRecipe) or recipe.sha256 or recipe.name not in held:
             return stage
-        sha256 = find_adopted(records, recipe.name).sha256
-        return replace(stage, recipe=replace(recipe, sha256=sha256))
+        adopted = find_adopted(records, recipe.name)
+        check_shape(adopted, recipe)
+        return replace(stage, recipe=replace(recipe, sha256=adopted.sha256))
 
     return study.map_stages(change) if held else study
+
+
+def check_shape(adopted: Adopted, recipe: AdoptedRecipe) -> None:
+    """Refuse (`StudyError`) an encoder of another shape, or for other images, than a study says."""
+    has, says = adopted.encoder, recipe.encoder
+    if replace(says, name="") != replace(has, name=""):
+        raise StudyError(
+            f"the adopted encoder {adopted.sha256[:12]} is {has}, and the study says {says}: "
+            "correct the study"
+        )
+    for key in ("image_size", "num_channels"):
+        wants, said = adopted.record[key], getattr(recipe.data, key)
+        if wants != said:
+            raise StudyError(
+                f"the adopted encoder {adopted.sha256[:12]} takes images of {key} {wants}, and the "
+                f"study says {said}: set data.{key} of its stage alike"
+            )
 
 
 def _adopts(study: Study) -> bool:

@@ -14,17 +14,18 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.verdict import Cause
-from mae_core.config import EncoderConfig
+from mae_core.config import AdoptedRecipe
 from orchestrator.errors import StoreError, UserError
 from orchestrator.store.adopted import (
     KIND,
     Adopted,
     adopted_key,
+    check_shape,
     find_adopted,
     held_by,
     name_key,
@@ -32,7 +33,6 @@ from orchestrator.store.adopted import (
 from orchestrator.store.attempts import AttemptEnd, AttemptStart
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import DoneRecord, Records, digest_outputs, now_iso
-from studies.errors import StudyError
 from studies.spec.cell import check_address
 
 if TYPE_CHECKING:
@@ -88,11 +88,11 @@ def finish_adopted(
     science_hash: str,
     science: Mapping[str, object],
     sha256: str,
-    encoder: EncoderConfig | None = None,
+    recipe: AdoptedRecipe | None = None,
 ) -> DoneRecord:
     """Make the stage of that identity a finished one, whose outputs are the adopted files.
 
-    Does nothing if it is finished. `encoder` is what its recipe says of the shape, if it does.
+    Does nothing if it is finished. `recipe` is of the stage, if a study has it.
 
     Raises:
         StudyError: the store has no such encoder, or it has another shape.
@@ -102,7 +102,8 @@ def finish_adopted(
     if done is not None:
         return done
     adopted = find_adopted(records, sha256)
-    _check_shape(adopted, encoder)
+    if recipe is not None:
+        check_shape(adopted, recipe)
     records.write_identity(science_hash, science)
     start = AttemptStart(adopted=adopted.sha256, code=code_version())
     number = records.begin_attempt(science_hash, start)
@@ -130,15 +131,6 @@ def finish_adopted(
     )
     records.complete(record)
     return records.done(science_hash) or record
-
-
-def _check_shape(adopted: Adopted, said: EncoderConfig | None) -> None:
-    has = adopted.encoder
-    if said is not None and replace(said, name="") != replace(has, name=""):
-        raise StudyError(
-            f"the adopted encoder {adopted.sha256[:12]} is {has}, and the study says {said}: "
-            "correct the study"
-        )
 
 
 def _check_name(name: str) -> None:

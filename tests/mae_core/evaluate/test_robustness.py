@@ -26,7 +26,7 @@ from mae_core.data.sources import open_data
 from mae_core.errors import ConfigError
 from mae_core.evaluate import robustness
 from mae_core.evaluate.classifier import build_classifier, save_classifier
-from mae_core.evaluate.robustness import map_classes, run_corruptions, run_shift
+from mae_core.evaluate.robustness import run_corruptions, run_shift
 from mae_core.runtime.context import RunContext
 from mae_core.runtime.inputs import Parent
 from studies.errors import StudyError
@@ -120,14 +120,15 @@ def test_another_set_is_scored_among_its_own_classes(
 
 def test_classes_map_by_name_or_by_pair() -> None:
     known = ("cat", "dog", "fox", "owl")
-    assert map_classes(("owl", "cat"), known, ()).tolist() == [3, 0]
-    assert map_classes(("hund", "cat"), known, (("hund", "dog"),)).tolist() == [1, 0]
+    shift = ShiftRecipe(data=DIGITS, class_pairs=(("hund", "dog"),))
+    assert ShiftRecipe(data=DIGITS).columns(("owl", "cat"), known) == (3, 0)
+    assert shift.columns(("hund", "cat"), known) == (1, 0)
     with pytest.raises(ConfigError, match=r"2 of the set's 3 classes .* 'bee', 'ant'"):
-        map_classes(("bee", "cat", "ant"), known, ())
+        ShiftRecipe(data=DIGITS).check_classes(("bee", "cat", "ant"), known)
     with pytest.raises(ConfigError, match="two classes of the set map to one"):
-        map_classes(("hund", "dog"), known, (("hund", "dog"),))
-    with pytest.raises(ConfigError, match="'katze', which is not a class of the set"):
-        map_classes(("cat",), known, (("katze", "cat"),))
+        shift.check_classes(("hund", "dog"), known)
+    with pytest.raises(ConfigError, match="'hund', which is not a class of the set"):
+        shift.check_classes(("cat",), known)
 
 
 @pytest.mark.slow

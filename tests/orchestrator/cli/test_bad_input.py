@@ -105,6 +105,14 @@ def test_unknown_names(arguments: tuple[str, ...], expected: str, store: Path) -
         ("linear_probe.global_batch=1", "BatchNorm needs at least two"),
         ("data.dev_fraction=0.99999", "nothing is left to train on"),
         ("data.dev_fraction=0", "scored on dev, which has no image: set data.dev_fraction"),
+        ("knn.data.image_size=16", "knn: the encoder takes images of 8 px, and these have 16 px"),
+        ("linear_probe.data.image_size=9", "image size 9 is not divisible by the patch size 2"),
+        ("finetune.data.image_size=9", "image size 9 is not divisible by the patch size 2"),
+        ("pretrain.encoder.patch_size=1", "a patch of one value cannot be normalised"),
+        ('data={"path":"digits","num_channels":2,"pixel_mean":[0,0],"pixel_std":[1,1]}', "3 (RGB)"),
+        ("pretrain.optimizer.betas=[0.9,1.0]", "must be in [0, 1)"),
+        ("pretrain.lr_schedule.min_lr=-1", "min_lr -1.0: must be a number ≥ 0"),
+        ("data.pixel_std=[0.0]", "each must be > 0"),
     ],
 )
 def test_settings_that_cannot_run_are_refused_by_the_plan(

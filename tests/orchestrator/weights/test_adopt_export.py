@@ -16,14 +16,14 @@ from transformers import ViTMAEForPreTraining
 
 from mae_core.checkpoint.encoder_file import load_encoder, save_encoder
 from mae_core.checkpoint.tensor_file import write_tensors
-from mae_core.config import DECODER_FILE, ENCODER_FILE, DataConfig, FinetuneRecipe
+from mae_core.config import DECODER_FILE, ENCODER_FILE, AdoptedRecipe, DataConfig, FinetuneRecipe
 from mae_core.evaluate.classifier import build_classifier
 from mae_core.model.mae import MAE
 from mae_core.model.masking import mask_noise
 from orchestrator.cli.main import main
 from orchestrator.errors import StoreError
 from orchestrator.plan.plan import accept, make_plan
-from orchestrator.store.adopted import find_adopted
+from orchestrator.store.adopted import check_shape, find_adopted
 from orchestrator.store.attempts import AttemptStart
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
@@ -122,9 +122,14 @@ def test_unknown_or_damaged_adopted_encoders_are_refused(store: Path, full: Path
         find_adopted(records, "mae_x")
     with pytest.raises(StudyError, match="unknown adopted encoder"):
         finish_adopted(records, "cd" * 10, SCIENCE, "f" * 64)
-    other = replace(find_adopted(records, "mae_t").encoder, depth=5)
+    held = find_adopted(records, "mae_t")
+    data = DataConfig(path="digits", image_size=held.record["image_size"])
+    recipe = AdoptedRecipe(data=data, name="mae_t", encoder=replace(held.encoder, depth=5))
     with pytest.raises(StudyError, match="the study says .*depth=5"):
-        finish_adopted(records, "cd" * 10, SCIENCE, found["sha256"], other)
+        finish_adopted(records, "cd" * 10, SCIENCE, found["sha256"], recipe)
+    larger = replace(data, image_size=2 * data.image_size)
+    with pytest.raises(StudyError, match="takes images of image_size"):
+        check_shape(held, replace(recipe, encoder=held.encoder, data=larger))
     with (find_adopted(records, "mae_t").folder / ENCODER_FILE).open("ab") as stream:
         stream.write(b"x")
     with pytest.raises(StoreError, match="adopt .* again"):
