@@ -115,13 +115,16 @@ class DataConfig:
             f"num_channels {channels[0]} with {channels[1]} pixel means and {channels[2]} stds: "
             "must be equal",
         )
+        for name, values in (("mean", self.pixel_mean), ("std", self.pixel_std)):
+            require(all(map(math.isfinite, values)), f"pixel_{name} {values}: use finite numbers")
+        require(min(self.pixel_std) > 0, f"pixel_std {self.pixel_std}: each must be > 0")
+
+    def check_channels(self) -> None:
+        """Refuse (`ConfigError`) channels that no reader gives; a network may have them."""
         require(
             self.num_channels in CHANNELS,
             f"num_channels {self.num_channels}: images are read as 1 (grey) or 3 (RGB)",
         )
-        for name, values in (("mean", self.pixel_mean), ("std", self.pixel_std)):
-            require(all(map(math.isfinite, values)), f"pixel_{name} {values}: use finite numbers")
-        require(min(self.pixel_std) > 0, f"pixel_std {self.pixel_std}: each must be > 0")
 
     @property
     def evaluation_crop(self) -> float:

@@ -268,6 +268,7 @@ def open_data(config: DataConfig, facts: DataFacts | None = None) -> ImageData:
     """
     if facts is not None and facts.num_bad:
         raise DataError(bad_images_message(config.path, facts))
+    config.check_channels()
     disk = open_samples(config.path, config.num_channels)
     splits = _cut(config, disk)
     if facts is not None:

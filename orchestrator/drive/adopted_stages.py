@@ -25,9 +25,7 @@ def take_adopted(stages: Iterable[PlannedStage], records: Records) -> bool:
             and planned.record is None
             and _is_held(recipe, records)
         ):
-            finish_adopted(
-                records, identity.science_hash, identity.science, recipe.sha256, recipe
-            )
+            finish_adopted(records, identity.science_hash, identity.science, recipe.sha256, recipe)
             taken = True
     return taken
 

@@ -36,6 +36,7 @@ def cost_of(cell: Cell, stage: Stage, size: DataSize) -> Cost:
     )
     try:
         stage.recipe.check_execution(stage.execution)
+        stage.recipe.data.check_channels()
         return _cost(stage.recipe, setting)
     except ConfigError as error:
         raise ConfigError(f"{cell.address}#{stage.name}: {error}") from error

@@ -20,7 +20,7 @@ from mae_core.data.facts import SIDECAR, DataFacts, find_facts, split_sizes, wri
 from mae_core.data.parquet import Rows, find_files, open_source
 from mae_core.data.scan import inspect, scan
 from mae_core.data.sources import open_data
-from mae_core.errors import DataError
+from mae_core.errors import ConfigError, DataError
 
 
 def config(path: Path, **changes: object) -> DataConfig:
@@ -163,7 +163,7 @@ def test_grey_and_colour(tmp_path: Path) -> None:
     one = config(tmp_path, num_channels=1, pixel_mean=(0.5,), pixel_std=(0.5,))
     np.testing.assert_array_equal(open_data(one).split("train").decode(0)[..., 0], grey)
     two = config(tmp_path, num_channels=2, pixel_mean=(0.5,) * 2, pixel_std=(0.5,) * 2)
-    with pytest.raises(DataError, match="2 channels: use 1"):
+    with pytest.raises(ConfigError, match="read as 1 .grey. or 3"):
         open_data(two)
 
 

@@ -21,6 +21,7 @@ from orchestrator.sweep.trials import Trials, apply_winner
 from studies.catalog import quickstart
 from studies.errors import StudyError
 from studies.load import study_from_plain
+from studies.spec.cell import map_cell
 from studies.spec.codec import to_plain
 from studies.spec.identity import identify
 from studies.spec.study import Study, override_study
@@ -340,7 +341,7 @@ AXES = [
     (Choices(key="pretrian.mask_ratio", values=(0.5,)), "did you mean 'pretrain.mask_ratio'"),
     (Choices(key="pretrain.mask_ration", values=(0.5,)), "did you mean 'mask_ratio'"),
     (Choices(key="pretrain.decoder.dept", values=(1,)), "did you mean 'depth'"),
-    (Choices(key="pretrain", values=(1,)), "unknown key"),
+    (Choices(key="pretrain", values=(1,)), "names no setting"),
     (Choices(key="pretrain.mask_ratio", values=(0.5, 0.97)), "'pretrain.mask_ratio' = 0.97"),
     (Choices(key="pretrain.mask_ratio", values=("high",)), "'pretrain.mask_ratio' = 'high'"),
     (Choices(key="pretrain.decoder.width", values=(32, 33)), "not divisible by its 2 heads"),
@@ -380,9 +381,9 @@ def test_a_value_that_a_grid_cell_cannot_use_is_refused() -> None:
     study = quickstart.study()
     with pytest.raises(StudyError, match=r"'pretrain.mask_ratio' = 0.875 in cell N1/e0/s0"):
         data = replace(study.cells[3].stages[0].recipe.data, image_size=4)
-        stage = study.cells[3].stages[0]
-        stage = replace(stage, recipe=replace(stage.recipe, data=data))
-        cell = replace(study.cells[3], stages=(stage, *study.cells[3].stages[1:]))
+        cell = map_cell(
+            study.cells[3], lambda stage: replace(stage, recipe=replace(stage.recipe, data=data))
+        )
         replace(study, cells=(cell,))
 
 
