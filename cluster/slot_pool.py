@@ -13,6 +13,7 @@ import json
 import time
 import uuid
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cluster.connect import Capacity
 from cluster.errors import ClusterError, ResourcesUnavailable
@@ -26,13 +27,16 @@ from cluster.ray_outcome import must_retire, outcome_of
 from cluster.slots import Slot, SlotShape, Starter, answered, max_slots
 from cluster.supervision import HeartbeatWatch, end_if_hung, pass_drain_on
 
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
 SUCCESSOR_DELAY_S = 4.0
 """With a spare at hand a successor lets the gang recover first: importing torch takes its cores."""
 COLLATERAL_GRACE_S = 3.0
 """After one rank failed, the others get this long to fail by themselves before they are killed."""
 SLICE_S = 0.2
 """How long `wait` waits at once; slots, heartbeats and nodes are looked after in between."""
-PORT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 10.0
 
 
 class SlotPool:
@@ -139,8 +143,8 @@ class SlotPool:
             avoid_nodes: ids of nodes that are not used, even if the gang must wait for others.
         """
         slots = _choose([s for s in self.idle if s.node not in avoid_nodes], num_ranks)
-        port = self._meeting_port(slots) if slots else None
-        if slots is None or port is None:
+        meeting = self._meeting(slots) if slots else None
+        if slots is None or meeting is None:
             return None
         text, now = json.dumps(payload), time.time()
         gang = Gang(slots, [], uuid.uuid4().hex)
@@ -153,8 +157,8 @@ class SlotPool:
                 # A GPU slot sees its own device only, as number 0.
                 local_rank=0 if self.shape.gpus else peers.index(slot),
                 local_world=len(peers),
-                address=slots[0].process.node_ip,
-                port=port,
+                store=meeting[0],
+                listener=None if rank else meeting[1],
             )
             gang.heartbeats[rank] = Heartbeat("", 0, now, None, 0.0, answered_at=now)
             gang.refs.append(slot.actor.run.remote(gang.run_id, entry, text, environment))
@@ -213,19 +217,22 @@ class SlotPool:
             "cluster is busy; free it, wait, or ask for fewer --slots"
         )
 
-    def _meeting_port(self, slots: Sequence[Slot]) -> int | None:
-        """A port on the first slot's node; None if a slot is dead or silent."""
+    def _meeting(self, slots: Sequence[Slot]) -> tuple[str, int | None] | None:
+        """Where the slots meet, opened by the first; None if a slot is dead or silent."""
         import ray
 
-        refs = [slot.actor.free_port.remote() for slot in slots]
-        ray.wait(refs, num_returns=len(refs), timeout=PORT_TIMEOUT_S)
-        ports: list[int] = []
+        first = slots[0]
+        address = first.process.node_ip if len({slot.node for slot in slots}) > 1 else None
+        refs: list[ObjectRef[Any]] = [first.actor.open_meeting.remote(address)]
+        refs += [slot.actor.heartbeat.remote() for slot in slots[1:]]
+        ray.wait(refs, num_returns=len(refs), timeout=ANSWER_TIMEOUT_S)
+        answers = []
         for slot, ref in zip(slots, refs, strict=True):
             try:
-                ports.append(ray.get(ref, timeout=0))
+                answers.append(ray.get(ref, timeout=0))
             except ray.exceptions.RayError:
                 self._retire(slot)
-        return ports[0] if len(ports) == len(slots) else None
+        return answers[0] if len(answers) == len(slots) else None
 
     def _tend(self) -> None:
         """Look after slots, heartbeats and nodes; never blocks."""

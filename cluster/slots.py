@@ -12,6 +12,7 @@ from cluster.connect import Capacity
 from cluster.errors import ClusterError
 from cluster.ranks.actor import ProcessInfo, RankAnswer, RankProcess
 from cluster.ranks.environment import process_environment
+from cluster.ranks.meeting_point import use_interface_of
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -226,5 +227,6 @@ class _RankActor(RankProcess):
     def info(self) -> ProcessInfo:
         import ray
 
-        node = ray.get_runtime_context().get_node_id()
-        return replace(super().info(), node=node, node_ip=ray.util.get_node_ip_address())
+        node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        use_interface_of(address)
+        return replace(super().info(), node=node, node_ip=address)

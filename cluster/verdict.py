@@ -153,12 +153,17 @@ _LOST_CONNECTION_TEXTS = (
     "connection was likely closed",
     "broken pipe",
     "socket closed",
-    "gloo/transport",
-    "[c10d]",
     "remote process exited",
     "ncclremoteerror",
+    "gloo/transport",
+    "gloo connectfullmesh failed",
+    "[c10d]",
     "nccl communicator was aborted",
 )
+_LOST_CONNECTION_TYPES = frozenset(
+    {"torch.distributed.DistNetworkError", "torch.distributed.DistStoreError"}
+)
+_LOST_CONNECTION_CLAIM = "rendezvous"
 _LOST_CONNECTION = frozenset(
     {errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ESHUTDOWN}
 )
@@ -245,9 +250,8 @@ def _told(link: Raised) -> Cause | None:
     named = next((_BY_TYPE[name] for name in link.types if name in _BY_TYPE), None)
     if named is not None:
         return named
-    if _is_torch(link):
-        is_own = link.types[0].startswith("torch.") or _FROM_TORCH.search(link.message.lower())
-        return _by_text(link, _TORCH_TEXTS) if is_own else None
+    if _is_of_torch(link):
+        return _by_text(link, _TORCH_TEXTS)
     is_rust = link.types[0].startswith("safetensors.")
     return _by_text(link, _SAFETENSORS_TEXTS) if is_rust else None
 
@@ -257,10 +261,11 @@ def _by_text(link: Raised, texts: Sequence[tuple[str, Cause]]) -> Cause | None:
     return next((cause for text, cause in texts if text in message), None)
 
 
-def _is_torch(link: Raised) -> bool:
-    """True for a type of torch's own, or the plain one that its C++ raises everything as."""
+def _is_of_torch(link: Raised) -> bool:
+    """True for a type of torch's own, or the plain one of its C++ if the text shows that."""
     own = link.types[0]
-    return own == "builtins.RuntimeError" or own.startswith("torch.")
+    is_plain = own == "builtins.RuntimeError" and _FROM_TORCH.search(link.message.lower())
+    return bool(is_plain) or own.startswith("torch.")
 
 
 def _weight(error: RankError) -> int:
@@ -290,9 +295,12 @@ def _says_nothing(error: RankError) -> bool:
 def _lost_connection(error: RankError) -> bool:
     """True for what a rank says because a peer is gone."""
     first = error.chain[0]
-    if first.errno in _LOST_CONNECTION:
+    if first.errno in _LOST_CONNECTION or first.claim == _LOST_CONNECTION_CLAIM:
         return True
-    return _is_torch(first) and any(t in first.message.lower() for t in _LOST_CONNECTION_TEXTS)
+    if not _LOST_CONNECTION_TYPES.isdisjoint(first.types):
+        return True
+    said = first.message.lower()
+    return _is_of_torch(first) and any(text in said for text in _LOST_CONNECTION_TEXTS)
 
 
 def _stop_reason(outcomes: Sequence[RankOutcome]) -> str | None:

@@ -29,6 +29,12 @@ class CheckpointError(MaeCoreError):
     attempt_cause = "checkpoint"
 
 
+class RendezvousError(MaeCoreError):
+    """A rank that does not meet the other ranks of its gang."""
+
+    attempt_cause = "rendezvous"
+
+
 class NumericsError(MaeCoreError):
     """A loss or gradient that is not a finite number."""
 

@@ -14,9 +14,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cluster.ranks.environment import free_port, visible_devices
+from cluster.ranks.environment import visible_devices
 from cluster.ranks.heartbeat import Heartbeat, HeartbeatRecorder
 from cluster.ranks.inspect_process import STACKS_LIMIT, register_stacks
+from cluster.ranks.meeting_point import MeetingPoint
 from cluster.ranks.outcome import JsonObject, RankError, RankOutcome, describe
 from cluster.ranks.stop_request import StopRequests
 
@@ -75,6 +76,7 @@ class RankProcess:
         self._stacks = register_stacks()
         self._run_id = ""
         self._recorder = HeartbeatRecorder()
+        self._meeting: MeetingPoint | None = None
 
     def info(self) -> ProcessInfo:
         """Say which process this is and which devices it has."""
@@ -86,9 +88,15 @@ class RankProcess:
         load_entry(entry)({}, RankControl(0, 1, lambda: False))
         return time.monotonic() - began
 
-    def free_port(self) -> int:
-        """A free port on this node, for the gang to meet at."""
-        return free_port()
+    def open_meeting(self, address: str | None) -> tuple[str, int | None]:
+        """Open a meeting point for the next run, of which this is rank 0: URL and listener.
+
+        Args:
+            address: of this node, where the gang has ranks on others too.
+        """
+        self._close_meeting()
+        self._meeting = MeetingPoint(address)
+        return self._meeting.url, self._meeting.listener
 
     def stop(self, run_id: str, reason: str = "cancelled", grace_s: float | None = None) -> None:
         """Ask a run to stop at the next step, also one that has not begun yet."""
@@ -121,6 +129,7 @@ class RankProcess:
             beat=self._recorder.beat,
         )
         value, error = _call(entry, payload, control)
+        self._close_meeting()
         reason, is_going = self._stop_requests.reason(run_id), self._stop_requests.is_process_going
         self._run_id = ""
         self._stop_requests.forget(run_id)
@@ -133,6 +142,11 @@ class RankProcess:
             is_going=is_going,
             rss_bytes=resident_bytes(),
         ).to_json()
+
+    def _close_meeting(self) -> None:
+        if self._meeting is not None:
+            self._meeting.close()
+            self._meeting = None
 
 
 def _call(

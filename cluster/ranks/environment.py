@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 from pathlib import Path
 
 from cluster.ranks.stop_request import GRACE_VARIABLE
@@ -51,28 +50,28 @@ def _ray_jemalloc() -> Path | None:
 
 
 def stage_environment(
-    *, rank: int, world: int, local_rank: int, local_world: int, address: str, port: int
+    *,
+    rank: int,
+    world: int,
+    local_rank: int,
+    local_world: int,
+    store: str = "",
+    listener: int | None = None,
 ) -> dict[str, str]:
-    """Variables with which a rank finds its gang."""
-    environment = {
+    """Variables with which a rank finds its gang: see `mae_core.runtime.rendezvous`.
+
+    Args:
+        store: URL of the gang's `MeetingPoint`; a rank that is alone needs none.
+        listener: of rank 0, the file of the listening socket there.
+    """
+    return {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(local_world),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
+        "GANG_STORE": store,
+        "GANG_LISTENER": "" if listener is None else str(listener),
     }
-    if address.startswith("127."):
-        # Else gloo listens on the address that the host name resolves to.
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
-    return environment
-
-
-def free_port() -> int:
-    """A port that was free a moment ago; the caller retries if another process was faster."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def visible_devices() -> list[str]:

@@ -26,7 +26,7 @@ from mae_core.checkpoint.universal import ShardReader, restricted
 from mae_core.checkpoint.weights_checksum import combine, partial_sums
 from mae_core.config import BatchSplit, OptimizerConfig, Precision
 from mae_core.errors import CheckpointError
-from mae_core.runtime import collectives
+from mae_core.runtime import collectives, rendezvous
 from mae_core.train.optim import ParamGroup, build_optimizer, set_lr
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -89,17 +89,26 @@ def _uncompiled() -> Iterator[None]:
 
 
 def join_gang() -> None:
-    """Open the process group that the RANK, WORLD_SIZE and MASTER_* variables describe."""
-    deepspeed = boot()
+    """Open the process group that the variables of `mae_core.runtime.rendezvous` describe.
+
+    Raises:
+        ConfigError: GLOO_SOCKET_IFNAME names no interface of this machine.
+        RendezvousError: the ranks do not find, or do not reach, each other.
+    """
+    deepspeed, init_method = boot(), rendezvous.init_method()
     if torch.cuda.is_available():
         torch.cuda.set_device(collectives.device())
-    deepspeed.init_distributed(
-        dist_backend=collectives.backend(),
-        auto_mpi_discovery=False,
-        timeout=COLLECTIVE_TIMEOUT,
-        verbose=False,
-    )
-    collectives.open_control_group()
+    try:
+        deepspeed.init_distributed(
+            dist_backend=collectives.backend(),
+            auto_mpi_discovery=False,
+            timeout=COLLECTIVE_TIMEOUT,
+            verbose=False,
+            init_method=init_method,
+        )
+        collectives.open_control_group()
+    except RuntimeError as error:  # torch's DistError, and what gloo's C++ raises
+        raise rendezvous.not_met(error) from error
 
 
 def leave_gang() -> None:

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.ranks.actor import RankControl
-from cluster.ranks.environment import free_port, stage_environment
+from cluster.ranks.environment import stage_environment
+from cluster.ranks.meeting_point import use_interface_of
 from cluster.ranks.outcome import JsonObject
 from mae_core.config import ENCODER_FILE
 from mae_core.runtime.inputs import Parent
@@ -132,7 +133,6 @@ def _left_by_debug(
 def _join_environment() -> int:
     """World size; sets up a gang of one unless torchrun has set up one."""
     if "WORLD_SIZE" not in os.environ:
-        os.environ |= stage_environment(
-            rank=0, world=1, local_rank=0, local_world=1, address="127.0.0.1", port=free_port()
-        )
+        os.environ |= stage_environment(rank=0, world=1, local_rank=0, local_world=1)
+        use_interface_of("127.0.0.1")
     return int(os.environ["WORLD_SIZE"])

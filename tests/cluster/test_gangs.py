@@ -99,6 +99,17 @@ def test_everything_listens_on_loopback(pool: SlotPool) -> None:
     ), listening
 
 
+def test_ranks_of_a_node_meet_where_nobody_else_can(pool: SlotPool) -> None:
+    """Not by a store that listens: what does is gloo's, on loopback."""
+    for world in (2, 1):
+        gang = launched(pool, "support.rank_entries:meet", {}, world)
+        assert finish(pool, gang).cause is Cause.SUCCESS
+        for found in values(gang):
+            assert found["ranks"] == list(range(world)) and found["interface"] == "lo"
+            assert found["store"].startswith("file:///proc/")
+            assert {ip.removeprefix("::ffff:") for ip in found["listening"]} == {"127.0.0.1"}
+
+
 def test_a_pool_removes_its_placement_group(capacity: Capacity, pool: SlotPool) -> None:
     from ray.util import placement_group_table
 

@@ -135,8 +135,22 @@ def test_a_node_that_drains_and_one_that_dies(nodes: Any) -> None:
         assert (capacity.cpus, capacity.is_local) == (2, False)
         with SlotPool("nodes", 2, capacity, shape=ONE_CPU) as pool:
             assert len({slot.node for slot in pool.idle}) == 2
+            _ranks_of_two_nodes_meet_at_an_address(pool)
             _a_drained_node_stops_its_gang(pool)
             _a_dead_node_is_named_and_its_successor_used(pool, nodes)
+
+
+def _ranks_of_two_nodes_meet_at_an_address(pool: SlotPool) -> None:
+    gang = pool.launch("support.rank_entries:meet", {}, 2)
+    assert gang is not None
+    until(pool, lambda: gang.is_finished, gang)
+    for outcome in gang.outcomes.values():
+        assert outcome.value is not None, outcome.error
+        assert outcome.value["ranks"] == [0, 1]
+        assert outcome.value["store"].startswith("tcp://127.0.0.1:")
+        listening = {ip.removeprefix("::ffff:") for ip in outcome.value["listening"]}
+        assert listening == {"127.0.0.1"}
+    pool.release(gang)
 
 
 def _a_drained_node_stops_its_gang(pool: SlotPool) -> None:

@@ -11,7 +11,13 @@ from safetensors import SafetensorError
 
 from cluster.ranks.outcome import Loss, Raised, RankError, RankOutcome, describe, lost
 from cluster.verdict import Cause, cause_of, judge
-from mae_core.errors import CheckpointError, ConfigError, DataError, NumericsError
+from mae_core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NumericsError,
+    RendezvousError,
+)
 from mae_core.train.loop import Stopped
 
 QUALIFIED = {
@@ -20,7 +26,10 @@ QUALIFIED = {
     "SafetensorError": "safetensors._safetensors_rust.SafetensorError",
 }
 """Types of libraries; others are Python's or ours."""
-OURS = {c.__name__: c for c in (CheckpointError, ConfigError, DataError, NumericsError, Stopped)}
+OURS = {
+    c.__name__: c
+    for c in (CheckpointError, ConfigError, DataError, NumericsError, RendezvousError, Stopped)
+}
 
 
 def ok(rank: int, stop: str | None = None) -> RankOutcome:
@@ -66,6 +75,7 @@ def raised(error: Exception) -> RankOutcome:
 
 
 RESET = "[../third_party/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3"
+PIPE = "[../third_party/gloo/gloo/transport/tcp/pair.cc:598] writev [::1]:4: Broken pipe"
 FULL = "[Errno 28] No space left on device: '/store/checkpoints/x'"
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
 ZIP = "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
@@ -307,9 +317,21 @@ TABLE: list[tuple[str, list[RankOutcome], Cause, int | None]] = [
     ),
     (
         "they lost each other and nobody died",
-        [bad(0, "RuntimeError", RESET, 2.0), bad(1, "RuntimeError", "Broken pipe", 1.0)],
+        [bad(0, "RuntimeError", RESET, 2.0), bad(1, "RuntimeError", PIPE, 1.0)],
         Cause.RENDEZVOUS,
         1,
+    ),
+    (
+        "who did not meet the others lost them",
+        [bad(0, "RankDied", DEATH, 2.0), bad(1, "RendezvousError", "rank 1 did not meet", 1.0)],
+        Cause.RANK_DIED,
+        0,
+    ),
+    (
+        "a download that was broken off is user code's",
+        [bad(0, "RuntimeError", "Connection reset while reading http://x/y.zip")],
+        Cause.ERROR,
+        0,
     ),
     # Anything else is user code, the earliest.
     ("an exception on one rank", [ok(0), bad(1, "KeyError LookupError", "'x'")], Cause.ERROR, 1),
@@ -410,6 +432,8 @@ def full() -> OSError:
         (MemoryError(), Cause.HOST_OUT_OF_MEMORY),
         (full(), Cause.DISK),
         (FileNotFoundError(errno.ENOENT, "x"), Cause.ERROR),
+        (RendezvousError("x"), Cause.RENDEZVOUS),
+        (torch.distributed.DistStoreError("wait timeout"), Cause.RENDEZVOUS),
         (ConnectionResetError(errno.ECONNRESET, "x"), Cause.RENDEZVOUS),
         (RuntimeError(CUDA), Cause.DEVICE_OUT_OF_MEMORY),
     ],

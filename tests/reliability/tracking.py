@@ -30,7 +30,6 @@ from support.mlflow_servers import (  # noqa: E402
     Server,
     compare,
     compare_points,
-    free_port,
     journal_points,
     runs_of,
     touch_at_once,
@@ -199,9 +198,7 @@ def rank(folder: Path) -> dict[str, Any]:
         directory=folder / "attempt",
         checkpoints=folder / "checkpoints",
     )
-    os.environ |= stage_environment(
-        rank=0, world=1, local_rank=0, local_world=1, address="127.0.0.1", port=free_port()
-    )
+    os.environ |= stage_environment(rank=0, world=1, local_rank=0, local_world=1)
     (folder / "attempt" / "outputs").mkdir(parents=True)
     control = RankControl(0, 1, lambda: False)
     rank_main.warm({}, control)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 from support import changes
 
 from cluster.ranks.actor import RankControl
@@ -22,8 +23,25 @@ def echo(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
         "rank": control.rank,
         "world": control.world,
         "pid": os.getpid(),
-        "master": os.environ["MASTER_ADDR"],
     }
+
+
+def meet(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    """Join the gang; say who is in it, and where this process listens meanwhile."""
+    from mae_core.runtime import collectives
+    from mae_core.train.deepspeed_engine import join_gang, leave_gang
+
+    join_gang()
+    try:
+        connections = psutil.Process().net_connections("inet")
+        return {
+            "ranks": collectives.all_gather_object(control.rank),
+            "listening": [c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN],
+            "store": os.environ["GANG_STORE"],
+            "interface": os.environ["GLOO_SOCKET_IFNAME"],
+        }
+    finally:
+        leave_gang()
 
 
 def fail_on_rank_1(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:

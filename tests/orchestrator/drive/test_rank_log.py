@@ -12,14 +12,12 @@ import pytest
 SCRIPT = """
 import json, os, sys
 from cluster.ranks.actor import RankControl
-from cluster.ranks.environment import free_port
 from orchestrator.rank.entry import run_stage
 from mae_core.runtime import collectives
 from mae_core.train.deepspeed_engine import join_gang
 
 if __name__ == "__main__":
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    os.environ["MASTER_PORT"] = str(free_port())
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     join_gang()
     try:
         run_stage(json.loads(sys.argv[1]), RankControl(0, 1, lambda: False))
