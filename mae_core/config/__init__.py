@@ -15,6 +15,7 @@ from mae_core.config.base import FEATURES_FILE as FEATURES_FILE
 from mae_core.config.base import GALLERY_FILE as GALLERY_FILE
 from mae_core.config.base import IMAGENET_MEAN as IMAGENET_MEAN
 from mae_core.config.base import IMAGENET_STD as IMAGENET_STD
+from mae_core.config.base import PRECISION_VERSION as PRECISION_VERSION
 from mae_core.config.base import STATE_FILE as STATE_FILE
 from mae_core.config.base import TOKENIZER_FILE as TOKENIZER_FILE
 from mae_core.config.base import Duration as Duration

@@ -11,7 +11,24 @@ from mae_core.errors import ConfigError
 EXECUTION: dict[str, bool] = {"execution": True}
 """Field metadata: the field changes how a result is computed, never the result."""
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16-mixed", "bf16"]
+"""Number format of a training. Science: it changes results.
+
+`fp32`: all of it.
+`bf16-mixed`: fp32 weights and gradients; matrix products and convolutions of the forward pass in
+    bf16 (torch.autocast), norms, softmax, residual stream and loss in fp32. The official MAE and
+    MoCo v3 code trains so in fp16 with a loss scaler, which bf16's range makes unnecessary.
+`bf16`: weights, activations and gradients in bf16, also where gradients are added over
+    micro-batches and ranks; fp32 masters and optimizer state. Least memory and traffic.
+
+All keep averages (EMA, momentum encoders) of the fp32 weights, write fp32 files, and evaluate in
+fp32.
+"""
+PRECISION_VERSION: dict[Precision, int] = {"bf16": 2}
+"""Raised when a bug fix changes what a precision computes: its old results become stale.
+
+bf16 2: masters start at the weights as given, not rounded to bf16.
+"""
 FeatureKind = Literal["cls", "mean", "pixels"]
 EvalSplit = Literal["dev", "test"]
 

@@ -185,6 +185,7 @@ class FinetuneRecipe(EvalRecipe):
     """Stochastic depth rate of the last block, linear from 0 (paper Table 9)."""
     label_smoothing: float = 0.1
     precision: Precision = "fp32"
+    """`bf16-mixed` as the paper's code, `bf16` for less memory; see `mae_core.config.base`."""
     rand_augment: RandAugmentConfig | None = None
     """RandAugment after the crop (paper Table 9: `rand-m9-mstd0.5-inc1`)."""
     mix: MixConfig | None = None

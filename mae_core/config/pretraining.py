@@ -105,6 +105,7 @@ class PretrainRecipe(Recipe):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LrScheduleConfig = field(default_factory=LrScheduleConfig)
     precision: Precision = "fp32"
+    """`bf16-mixed` as the paper's code, `bf16` for less memory; see `mae_core.config.base`."""
 
     def __post_init__(self) -> None:
         check_patches(self.data, self.encoder)
@@ -296,6 +297,7 @@ class TokenizerRecipe(Recipe):
         default_factory=lambda: LrScheduleConfig(warmup=Duration.epochs(5))
     )
     precision: Precision = "fp32"
+    """`bf16-mixed` as the paper's code, `bf16` for less memory; see `mae_core.config.base`."""
 
     def __post_init__(self) -> None:
         check_global_batch(self.global_batch)
@@ -401,6 +403,7 @@ class ContrastiveRecipe(Recipe):
     )
     lr_schedule: LrScheduleConfig = field(default_factory=LrScheduleConfig)
     precision: Precision = "fp32"
+    """`bf16-mixed` as the paper's code, `bf16` for less memory; see `mae_core.config.base`."""
     """Of the encoders; projector, predictor and loss are always fp32."""
 
     def __post_init__(self) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from mae_core.config import CLASSIFIER_FILE, ENCODER_FILE, Execution, FinetuneRecipe
-from mae_core.data.loader import Batch
 from mae_core.data.sources import ImageData, Split
 from mae_core.evaluate.classifier import Classifier, build_classifier, evaluate, save_classifier
 from mae_core.evaluate.features import labelled_split
@@ -20,7 +18,6 @@ from mae_core.runtime.metrics import Metrics
 from mae_core.train.job import make_job, training_details
 from mae_core.train.loop import TrainJob, train
 from mae_core.train.optim import layer_decay_groups
-from mae_core.train.state import Inputs
 
 
 def run_finetune(
@@ -48,7 +45,7 @@ def run_finetune(
         learned = model.average.state()
     # A fresh module: DeepSpeed leaves the trained one in bf16 or in pieces.
     trained = build_classifier(recipe, encoder_path, num_classes=len(split.class_names))
-    trained.load_state_dict(_learned(trained, learned), strict=False)
+    trained.load_state_dict(learned, strict=False)
     if ctx.rank == 0:
         save_classifier(ctx.output_dir / CLASSIFIER_FILE, recipe, trained, split.class_names)
     local = evaluate(trained, recipe, data.split(recipe.eval_split))
@@ -60,19 +57,13 @@ def run_finetune(
     )
 
 
-def _learned(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What training changed: frozen parts stay as they were read, not as bf16 rounded them."""
-    return {name: state[name] for name, p in model.named_parameters() if p.requires_grad}
-
-
 def _job(recipe: FinetuneRecipe, execution: Execution, model: Classifier, split: Split) -> TrainJob:
     depth = model.encoder.config.depth
     inputs = FinetuneInputs(recipe, 2 * depth, len(split.class_names))
 
-    def prepare_step(step: int, batches: list[Batch], device: torch.device) -> Iterator[Inputs]:
-        if model.average is not None:  # what the last step has learned
-            model.average.follow(dict(model.named_parameters()))
-        return inputs.step(step, batches, device)
+    def follow(_: int, weights: Mapping[str, Tensor]) -> None:
+        assert model.average is not None
+        model.average.follow(weights)
 
     groups = layer_decay_groups(model, recipe.optimizer.weight_decay, recipe.layer_decay, depth)
     return make_job(
@@ -81,6 +72,7 @@ def _job(recipe: FinetuneRecipe, execution: Execution, model: Classifier, split:
         model,
         split,
         prepare=inputs.one,
-        prepare_step=prepare_step,
+        prepare_step=inputs.step,
+        follow=None if model.average is None else follow,
         param_groups=groups,
     )

@@ -81,7 +81,7 @@ class Cost:
     split: BatchSplit | None = None
     world_size: int = 1
     on_gpu: bool = False
-    """Assumed of a cell with a stage in bf16, for the time only."""
+    """Assumed of a cell with a stage in bf16 or bf16-mixed, for the time only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,8 @@ class Decoder(nn.Module):
         x_NTD = self.embed(tokens_NTE)
         num_masked = 1 + num_patches - x_NTD.shape[1]
         masked_NMD = self.mask_token.expand(n, num_masked, -1)
-        positions_TD = self.positions.to(x_NTD.dtype)
+        # Not x's: autocast makes that bf16, and the stream begins here, in fp32.
+        positions_TD = self.positions.to(self.mask_token.dtype)
         cls_place_N1D = positions_TD[:1].expand(n, 1, -1)
         places_NTD = torch.cat([cls_place_N1D, positions_TD[1:][ids_shuffle_NL]], dim=1)
         x_NTD = torch.cat([x_NTD, masked_NMD], dim=1) + places_NTD

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -84,7 +85,7 @@ class MoCo(nn.Module):
         data, config = recipe.data, recipe.encoder
         generator = torch.Generator().manual_seed(recipe.seed)
         self.pixel_mean, self.pixel_std = data.pixel_mean, data.pixel_std
-        self.temperature = recipe.temperature
+        self.temperature, self.precision = recipe.temperature, recipe.precision
         self.encoder = Encoder(config, data.image_size, data.num_channels, generator=generator)
         self.encoder.patch_embed.requires_grad_(recipe.train_patch_embed)
         hidden, width = recipe.head_width, recipe.output_width
@@ -117,25 +118,23 @@ class MoCo(nn.Module):
 
     def encode(self, views: Tensor) -> Tensor:
         """Class tokens of uint8 images (V · B, C, H, W): float32 (V, B, D)."""
-        return self._class_tokens(self.encoder, views)
+        with torch.autocast(views.device.type, torch.bfloat16, self.precision == "bf16-mixed"):
+            return self._class_tokens(self.encoder, views)
 
     @torch.no_grad()
     def encode_keys(self, views: Tensor) -> Tensor:
-        """As `encode`, by the momentum encoder; in bf16 where the encoder is."""
-        with torch.autocast(views.device.type, torch.bfloat16, self._dtype == torch.bfloat16):
+        """As `encode`, by the momentum encoder; its weights are fp32 in every precision."""
+        with torch.autocast(views.device.type, torch.bfloat16, self.precision != "fp32"):
             return self._class_tokens(self.momentum_encoder, views)
 
     @torch.no_grad()
-    def follow(self, momentum: float) -> None:
-        """Move the momentum copies: θ_k ← m · θ_k + (1 − m) · θ_q."""
-        for copied, original in (
-            (self.momentum_encoder, self.encoder),
-            (self.momentum_projector, self.projector),
-        ):
-            weights = dict(original.named_parameters())
+    def follow(self, momentum: float, weights: Mapping[str, Tensor]) -> None:
+        """Move the momentum copies: θ_k ← m · θ_k + (1 − m) · θ_q, with θ_q by parameter name."""
+        copies = {"encoder.": self.momentum_encoder, "projector.": self.momentum_projector}
+        for prefix, copied in copies.items():
             for name, buffer in copied.named_buffers():
-                if name in weights:  # positions are a buffer of both
-                    buffer.lerp_(weights[name].to(buffer.dtype), 1 - momentum)
+                if prefix + name in weights:  # positions are a buffer of both
+                    buffer.lerp_(weights[prefix + name].to(buffer), 1 - momentum)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters of projector and predictor."""
@@ -215,9 +214,10 @@ def info_nce(queries_NO: Tensor, keys_NO: Tensor, temperature: float) -> Tensor:
     Similarities are cosines over the temperature (MoCo v3, equation 1; the factor is of its
     Algorithm 1).
     """
-    queries, keys = F.normalize(queries_NO.float(), dim=1), F.normalize(keys_NO.float(), dim=1)
-    own = torch.arange(len(queries), device=queries.device)
-    return F.cross_entropy(queries @ keys.T / temperature, own) * (2 * temperature)
+    with torch.autocast(queries_NO.device.type, enabled=False):
+        queries, keys = F.normalize(queries_NO.float(), dim=1), F.normalize(keys_NO.float(), dim=1)
+        own = torch.arange(len(queries), device=queries.device)
+        return F.cross_entropy(queries @ keys.T / temperature, own) * (2 * temperature)
 
 
 def momentum_at(step: int, num_steps: int, start: float) -> float:

@@ -26,6 +26,15 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """Leave the memory as it is: `init_weights` fills it, once."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the last dimension, in one matrix product whose bias is added before rounding.
+
+        torch makes rows of a batch of tokens itself. What DeepSpeed's ZeRO-3 puts in its place does
+        not: there bf16 would be rounded twice, product and sum (loss error 3.6e-4, not 1.9e-4).
+        """
+        rows: Tensor = super().forward(x.flatten(0, -2))
+        return rows.view(*x.shape[:-1], -1)
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with biased q, k, v: (N, T, D) → (N, T, D)."""

@@ -113,8 +113,12 @@ class Tokenizer(nn.Module):
 
 
 def _nearest(vectors_NLE: Tensor, codes_VE: Tensor) -> Tensor:
-    """Index of the most similar code, the first of equals: int64 (N, L)."""
-    return (vectors_NLE.detach() @ codes_VE.detach().T).argmax(dim=-1)
+    """Index of the most similar code, the first of equals: int64 (N, L).
+
+    In fp32 always: in bf16 thousands of codes would be equally similar.
+    """
+    with torch.autocast(vectors_NLE.device.type, enabled=False):
+        return (vectors_NLE.detach().float() @ codes_VE.detach().float().T).argmax(dim=-1)
 
 
 @torch.no_grad()

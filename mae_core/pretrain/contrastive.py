@@ -11,7 +11,7 @@ activations (of both views) a rank holds its share's views as bytes and, for the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ def run_contrastive(
         split,
         prepare=steps.one,
         prepare_step=steps.step,
+        follow=steps.follow,
         num_views=NUM_VIEWS,
         monitor=monitor,
     )
@@ -88,13 +89,16 @@ class TwoPass:
         ]
         return (torch.cat(views),)
 
+    def follow(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Move the momentum encoder, before each step."""
+        self.model.follow(momentum_at(step, self.num_steps, self.recipe.momentum), weights)
+
     def step(self, step: int, batches: list[Batch], device: torch.device) -> Iterator[Inputs]:
         """First pass over all of a step (collective), then the inputs of the second.
 
-        The step is followed and encoded once, before the first inputs are asked for.
+        All of it is encoded once, before the first inputs are asked for.
         """
         model = self.model
-        model.follow(momentum_at(step, self.num_steps, self.recipe.momentum))
         views = [self.one(batch, device)[0] for batch in batches]
         keeps_graph = len(views) == 1
         with torch.set_grad_enabled(keeps_graph):

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -124,6 +124,9 @@ def leave_gang() -> None:
 class Engine:
     """One model under DeepSpeed's engine.
 
+    What `Precision` means is made here. In "bf16" DeepSpeed rounds the parameters and trains fp32
+    masters of them; "bf16-mixed" is fp32 to DeepSpeed, and the module's forward autocasts.
+
     Args:
         module: `forward(*inputs)` returns a scalar loss.
         groups: parameters with their weight decay and share of the learning rate.
@@ -144,10 +147,18 @@ class Engine:
     ) -> None:
         deepspeed = boot()
         self._zero_stage, self._universal = zero_stage, universal
+        self._has_masters = precision == "bf16"
         if zero_stage == 3:
             _reset_zero3_counters()
         self.device = collectives.device()
         module.to(self.device)
+        given = {name: p.detach() for name, p in module.named_parameters()}
+        trained = {name for name, p in module.named_parameters() if p.requires_grad}
+        self._frozen = {n: p.float().cpu() for n, p in given.items() if n not in trained}
+        if precision == "bf16-mixed":
+            # Within the module: DeepSpeed ends any autocast that surrounds its own forward.
+            autocast = torch.autocast(self.device.type, torch.bfloat16)
+            module.forward = autocast(module.forward)
         config: dict[str, object] = {
             "train_batch_size": batch.global_batch,
             "train_micro_batch_size_per_gpu": batch.micro,
@@ -162,6 +173,8 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=build_optimizer(optimizer, groups, peak_lr), config=config
         )
+        if self._has_masters:
+            self._set_masters({name: given[name] for name in trained})
         self._io = _shard_io()
         self._engine.checkpoint_engine = self._io
         self._engine._copy_recovery_script = lambda _: None
@@ -193,14 +206,59 @@ class Engine:
 
     def full_state(self) -> dict[str, torch.Tensor]:
         """Return all weights in fp32 on the CPU, on every rank (collective), by parameter name."""
+        return {name: weight.float().cpu().clone() for name, weight in self.weights()}
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the weights that are trained, and the frozen ones, by name (collective).
+
+        Never what bf16 rounded for the forward pass: masters, and frozen ones as they were given.
+        In "bf16" under ZeRO-1 to 3, and always under ZeRO-3, each costs an exchange between ranks.
+        """
         from deepspeed.utils import safe_get_full_fp32_param
 
-        state = {}
+        parameters = dict(self._engine.module.named_parameters())
+        own = self._unfused_masters() if self._zero_stage == 0 and self._has_masters else parameters
+        is_divided = self._zero_stage == 3 or (self._has_masters and self._zero_stage > 0)
+        for name, parameter in parameters.items():
+            if name in self._frozen:
+                yield name, self._frozen[name]
+            elif is_divided:
+                yield name, safe_get_full_fp32_param(parameter).reshape(_shape(parameter))
+            else:
+                yield name, own[name].detach()
+
+    def _set_masters(self, given: Mapping[str, torch.Tensor]) -> None:
+        """Start the masters at the weights as they were given.
+
+        DeepSpeed copies its masters from what it has rounded to bf16 (0.19.8): without this, every
+        initialisation and every encoder that is fine-tuned would start rounded.
+        """
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        if self._zero_stage == 0:
+            for name, master in self._unfused_masters().items():
+                master.data.copy_(given[name])
+            # It made its state by a step without gradients, which counts and decays the weights.
+            self._engine.optimizer.optimizer.state.clear()
+            return
         for name, parameter in self._engine.module.named_parameters():
-            full = safe_get_full_fp32_param(parameter)
-            full = parameter if full is None else full
-            state[name] = full.detach().float().cpu().clone().reshape(_shape(parameter))
-        return state
+            if name not in given:
+                continue
+            if self._zero_stage == 3:
+                safe_set_local_fp32_param(parameter, _own_part(parameter, given[name]))
+            else:
+                safe_set_full_fp32_param(parameter, given[name])
+
+    def _unfused_masters(self) -> dict[str, torch.Tensor]:
+        """Masters of bf16 without ZeRO, by name; DeepSpeed's functions for masters know none."""
+        wrapper = self._engine.optimizer
+        names = {id(p): name for name, p in self._engine.module.named_parameters()}
+        pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
+        return {
+            names[id(p)]: master
+            for rounded, masters in pairs
+            for p, master in zip(rounded, masters, strict=True)
+        }
 
     def shards(self) -> dict[str, object]:
         """Return what this rank saves (collective): file name → tree, still the live tensors."""
@@ -285,6 +343,7 @@ class Engine:
 
     def close(self) -> None:
         """Release the engine's memory and hooks."""
+        self._engine.module.__dict__.pop("forward", None)
         self._engine.destroy()
         # ZeRO-3 replaces it for good, which would change the bits of every later stage here.
         nn.functional.linear = _LINEAR
@@ -389,6 +448,14 @@ def _own_slice(number: int, parameter: Any) -> tuple[int, torch.Tensor, int]:
     begin = collectives.rank() * shard.numel()
     length = max(0, min(shard.numel(), parameter.ds_numel - begin))
     return number, shard.detach().reshape(-1)[:length], begin
+
+
+def _own_part(parameter: Any, value: torch.Tensor) -> torch.Tensor:
+    """This rank's slice of a whole value under ZeRO-3, with zeros for the padding."""
+    length = parameter.ds_tensor.numel()
+    padded = value.new_zeros(length * collectives.world())
+    padded[: value.numel()] = value.flatten()
+    return padded.narrow(0, length * collectives.rank(), length)
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -42,6 +42,7 @@ def make_job(
     *,
     prepare: Callable[[Batch, torch.device], Inputs],
     prepare_step: Callable[[int, list[Batch], torch.device], Iterable[Inputs]] | None = None,
+    follow: Callable[[int, Mapping[str, torch.Tensor]], None] | None = None,
     param_groups: list[ParamGroup] | None = None,
     monitor: Callable[[nn.Module, torch.device], dict[str, float]] | None = None,
     num_views: int = 1,
@@ -76,6 +77,7 @@ def make_job(
         loader=make_loader(recipe, execution, split, batch, num_views=num_views),
         prepare=prepare,
         prepare_step=prepare_step,
+        follow=follow,
         monitor=monitor,
     )
 

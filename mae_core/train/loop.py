@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,8 @@ class TrainJob:
     """Turns a micro-batch into the module's inputs, on the device."""
     prepare_step: Callable[[int, list[Batch], torch.device], Iterable[Inputs]] | None = None
     """Turns this rank's micro-batches of a step into their inputs, where they need each other."""
-
+    follow: Callable[[int, Mapping[str, torch.Tensor]], None] | None = None
+    """Moves averages of the weights; gets each step's number and the weights before it, in fp32."""
     monitor: Callable[[nn.Module, torch.device], dict[str, float]] | None = None
     """Looks at the network every `Execution.monitor_every_steps`; must touch no generator."""
 
@@ -142,6 +143,8 @@ class _Loop:
         self.saved_step = start
         self.ctx.event("training", {"step": start})
         for step, inputs in self._inputs(self.state.data_step):
+            if self.job.follow is not None:
+                self.job.follow(step, dict(self.engine.weights()))
             loss = self.engine.step(inputs, self.job.lr_schedule.at(self.state.lr_step))
             self.window += loss
             self.state.window_steps += 1

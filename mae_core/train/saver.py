@@ -33,7 +33,7 @@ from mae_core.train.deepspeed_engine import SHARDS, Engine, safe_types, software
 from mae_core.train.state import FILE, Inputs, TrainState, unpack
 
 LEVEL_NONE, BIT_EXACT, ORDER_EXACT = "none", "bit-exact", "order-exact"
-PROBE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16": 2e-2}
+PROBE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "bf16-mixed": 2e-2, "bf16": 2e-2}
 """Relative, of the fixed batch's loss after a resume that is not bit-exact."""
 Position = Callable[[int], dict[str, int]]
 

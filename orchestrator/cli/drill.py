@@ -59,10 +59,10 @@ EXIT_FAILED = 4
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "bf16"]),
+    type=click.Choice(["fp32", "bf16-mixed", "bf16"]),
     default="fp32",
     show_default=True,
-    help="Number format of the weights in training.",
+    help="Number format of the training.",
 )
 @click.option(
     "--spares",

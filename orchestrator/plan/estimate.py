@@ -31,7 +31,7 @@ def cost_of(cell: Cell, stage: Stage, size: DataSize) -> Cost:
         encoder=start.new_encoder if start and encodes else None,
         pretrain=start if isinstance(start, PretrainRecipe) and is_whole else None,
         on_gpu=any(
-            s.recipe.training and s.recipe.training.precision == "bf16" for s in cell.stages
+            s.recipe.training and s.recipe.training.precision != "fp32" for s in cell.stages
         ),
     )
     try:

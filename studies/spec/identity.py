@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mae_core.config import PRECISION_VERSION
 from mae_core.runtime.plugins import source_digest
 from studies.spec.canonical_json import canonical, digest
 from studies.spec.cell import Cell, Stage
@@ -42,6 +43,9 @@ def _science(stage: Stage, fingerprints: Mapping[str, str]) -> dict[str, object]
         "recipe": canonical(recipe, stage.name),
         "data": fingerprints.get(recipe.data.path, UNKNOWN_DATA),
     }
+    training = recipe.training
+    if training is not None and training.precision in PRECISION_VERSION:
+        science["precision_version"] = PRECISION_VERSION[training.precision]
     if recipe.extensions:
         science["sources"] = {name: source_digest(name) for name in recipe.extensions}
     return science

@@ -83,7 +83,7 @@ def _forgetting() -> Iterator[None]:
 
     def load(self: Engine, *arguments: Any) -> None:
         original(self, *arguments)
-        self._engine.module.follow(0.0)
+        self.module.follow(0.0, dict(self.weights()))
 
     # The fixed batch's loss would notice.
     with (

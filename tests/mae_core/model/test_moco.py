@@ -94,7 +94,7 @@ def test_the_copies_follow_and_are_no_parameters() -> None:
     before = model.momentum_encoder.blocks[0].mlp.fc1.weight.clone()
     with torch.no_grad():
         model.encoder.blocks[0].mlp.fc1.weight += 1.0
-    model.follow(0.9)
+    model.follow(0.9, dict(model.named_parameters()))
     moved = model.momentum_encoder.blocks[0].mlp.fc1.weight - before
     assert torch.allclose(moved, torch.full_like(moved, 0.1), atol=1e-6)
 
@@ -143,7 +143,7 @@ def test_two_passes_are_one_graph_over_the_whole_batch(micro: int) -> None:
             if parameter.ndim == 1:  # no bias at 0, no scale at 1
                 parameter += 0.1 * torch.arange(len(parameter)).sin()
     teacher = copy.deepcopy(model)  # whose parameters are what `follow(0)` copies below
-    model.follow(0.0)
+    model.follow(0.0, dict(model.named_parameters()))
     steps = TwoPass(replace(recipe, momentum=1.0), model, 10)
     batch = some_batch(recipe)
     expected = reference_loss(model, teacher, steps.one(batch, CPU)[0])

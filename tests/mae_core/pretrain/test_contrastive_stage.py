@@ -83,7 +83,9 @@ def test_no_split_of_the_batch_changes_the_result(
     assert len(set(losses["whole"].values())) == 6
 
 
-@pytest.mark.parametrize(("zero", "precision"), [(0, "fp32"), (1, "fp32"), (2, "bf16")])
+@pytest.mark.parametrize(
+    ("zero", "precision"), [(0, "fp32"), (1, "fp32"), (2, "bf16"), (1, "bf16-mixed")]
+)
 def test_a_stopped_training_resumes_bit_exactly(
     pool: SlotPool,  # noqa: F811
     tmp_path: Path,

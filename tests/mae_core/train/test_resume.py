@@ -18,9 +18,14 @@ EVERY_STAGE = [
     (1, "fp32"),
     (2, "fp32"),
     (3, "fp32"),
+    (0, "bf16"),
     (1, "bf16"),
     (2, "bf16"),
     (3, "bf16"),
+    (0, "bf16-mixed"),
+    (1, "bf16-mixed"),
+    (2, "bf16-mixed"),
+    (3, "bf16-mixed"),
 ]
 
 
@@ -91,6 +96,9 @@ def test_no_part_of_the_state_can_be_left_out(
         (3, "fp32", (2, 1, 2)),
         (1, "bf16", (2, 1)),
         (3, "bf16", (1, 2)),
+        (0, "bf16", (2, 1)),
+        (2, "bf16-mixed", (2, 1)),
+        (3, "bf16-mixed", (1, 2)),
     ],
 )
 def test_another_world_size_goes_on_with_the_same_samples(

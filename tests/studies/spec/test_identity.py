@@ -55,6 +55,7 @@ def test_execution_does_not_change_identity() -> None:
         {"duration": Duration.epochs(801)},
         {"global_batch": 2048},
         {"precision": "bf16"},
+        {"precision": "bf16-mixed"},
         {"norm_pix_loss": False},
     ],
 )
@@ -92,8 +93,8 @@ def test_differences_name_the_dotted_key() -> None:
 
 GOLDEN = {
     "quickstart": "52cdaaee94c29d55bce8",
-    "paper/size_by_duration": "a28f97baf7d1ad97cbc8",
-    "scaling/vit_ladder": "db56b193f58c7b612a98",
+    "paper/size_by_duration": "24944c99336b168dd27b",
+    "scaling/vit_ladder": "3e7126b2a92b863169f5",
     "small/images": "092c706455ec865f6666",
 }
 """Digest of all identities of a catalogue study with the fingerprint `golden`. If one changes,
