@@ -12,7 +12,7 @@ FAST := -m "not process and not slow" -n 2 --dist loadfile
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: quickstart test fast check format lint types docs docs-picture clean bench-handover bench-cli bench-feature-probe bench-laws \
-	bench-coverage bench-advice bench-report bars recipe-values reliability
+	bench-coverage bench-advice bench-report bench-precision bars recipe-values reliability
 
 quickstart: $(STAMP)
 	$(BIN)/mae-study run quickstart --store $(STORE)
@@ -71,6 +71,9 @@ bench-advice: $(STAMP)
 
 bench-report: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python tests/bench/report.py
+
+bench-precision: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python tests/bench/precision.py
 
 bench-cli: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python tests/bench/cli.py

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae_core.config import CLASSIFIER_FILE, ENCODER_FILE, Execution, FinetuneRecipe
 from mae_core.data.sources import ImageData, Split

@@ -37,7 +37,7 @@ def main() -> int:
             section.figure(
                 f"ZeRO-{zero}: nothing left out", control or "exact", "exact", not control
             )
-    section.figure("loss scaler", "there is none: fp32 and bf16 only")
+    section.figure("loss scaler", "there is none: fp32, bf16-mixed and bf16 only")
     return section.finish(options.json)
 
 
