@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from mae_core.config import EncoderConfig, require
 from mae_core.model.sizes import hidden_width
-from mae_core.weights.lookalikes import ACCEPTED
+from mae_core.weights.lookalikes import expect
 
 MODELS = ("vit", "vit_mae")
 _EXPECTED: dict[str, tuple[object, ...]] = {
@@ -27,15 +29,7 @@ HARMLESS = frozenset(
 def check_config(
     config: Mapping[str, object], encoder: EncoderConfig, image_size: int, num_channels: int
 ) -> None:
-    """Refuse (`ConfigError`) another model, activation or size than the tensors'."""
-    model = config.get("model_type")
-    require(model is None or model in MODELS, f"config.json: model_type = {model!r}; {ACCEPTED}")
-    for key, wanted in _EXPECTED.items():
-        said = config.get(key)
-        require(
-            said is None or said in wanted,
-            f"config.json: {key} = {said!r}: only {wanted[0]!r} is supported",
-        )
+    """Refuse (`ConfigError`) other sizes than the tensors'."""
     shapes = {
         "hidden_size": encoder.width,
         "num_hidden_layers": encoder.depth,
@@ -50,13 +44,39 @@ def check_config(
             said is None or said in (found, [found, found]),
             f"config.json: {key} = {said!r}, but the tensors say {found}",
         )
+
+
+def check_model(config: Mapping[str, object]) -> None:
+    """Refuse (`OtherNetwork`) a model, an activation or a change that we do not compute."""
+    model = config.get("model_type")
+    expect(model is None or model in MODELS, f"config.json: model_type = {model!r}")
+    for key, wanted in _EXPECTED.items():
+        said = config.get(key)
+        expect(
+            said is None or said in wanted,
+            f"config.json: {key} = {said!r}: only {wanted[0]!r} is supported",
+        )
     changes = config.get("model_args")
     strange = sorted(set(changes) - HARMLESS) if isinstance(changes, Mapping) else []
-    require(
+    expect(
         not strange,
         f"config.json: model_args change {', '.join(strange)} of timm's architecture, and tensors "
-        f"cannot show how; {ACCEPTED}",
+        "cannot show how",
     )
+
+
+def class_names(config: Mapping[str, object], state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of a classifier's classes, by the rows of its head; none where they are numbers."""
+    head, labels = state.get("head.weight"), config.get("id2label")
+    if head is None or not isinstance(labels, Mapping):
+        return ()
+    numbers = [str(i) for i in range(len(head))]
+    require(
+        set(labels) == set(numbers),
+        f"config.json: id2label names {len(labels)} classes, and the head has {len(numbers)}",
+    )
+    names = tuple(str(labels[number]) for number in numbers)
+    return () if names in (tuple(numbers), tuple(f"LABEL_{i}" for i in numbers)) else names
 
 
 def check_pooling(words: Mapping[str, Mapping[str, object]], pools_patches: bool) -> None:

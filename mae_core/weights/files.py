@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -34,9 +34,7 @@ MAX_EPSILON_EFFECT = 1e-5
 """Largest relative change of features by another LN epsilon that an export may bring."""
 
 
-def save_own(
-    network: Network, folder: Path, extra: Mapping[str, str], class_names: Sequence[str] = ()
-) -> list[str]:
+def save_own(network: Network, folder: Path, extra: Mapping[str, str]) -> list[str]:
     """Write what stages read: the encoder, and the decoder or the classifier that came with it.
 
     Returns the names of the files. Positions that equal the fixed table bit by bit are left out,
@@ -60,13 +58,11 @@ def save_own(
         decoder = {k: v for k, v in state.items() if k.startswith(DECODER)}
         tensor_file.write_tensors(folder / DECODER_FILE, decoder, _decoder_metadata(network))
         names.append(DECODER_FILE)
-    if network.num_classes is not None:
+    if (classes := network.num_classes) is not None:
         metadata = described | {
             "format": encoder_file.CLASSIFIER_FORMAT,
             "features": "mean" if network.pools_patches else "cls",
-            "class_names": json.dumps(
-                list(class_names) or [str(i) for i in range(network.num_classes)]
-            ),
+            "class_names": json.dumps(network.class_names or list(map(str, range(classes)))),
         }
         # A classifier's positions are a parameter, fixed ones too.
         tensor_file.write_tensors(folder / CLASSIFIER_FILE, network.state, metadata)
@@ -88,10 +84,14 @@ def load_own(path: Path, *, with_decoder: bool = False) -> Network:
     if metadata.get("format") == encoder_file.CLASSIFIER_FORMAT:
         require(not with_decoder, f"{path} is a classifier: it has no decoder")
         config, image_size, num_channels = encoder_file.parse_description(path, metadata)
-        return _checked(
-            Network(encoder=config, image_size=image_size, num_channels=num_channels, state=state),
-            path,
+        network = Network(
+            encoder=config,
+            image_size=image_size,
+            num_channels=num_channels,
+            state=state,
+            class_names=_class_names(path, metadata),
         )
+        return _checked(network, path)
     file = encoder_file.read_encoder(path)
     state = {ENCODER + name: value for name, value in file.state.items()}
     decoder, facts = None, dict[str, str]()
@@ -152,8 +152,8 @@ def write_layout(network: Network, layout: LayoutName, out: Path) -> list[Path]:
 def tensors_digest(network: Network) -> str:
     """SHA-256 of a network's content, hex: its shape in words, then every tensor by name.
 
-    Independent of the layout it came from and of how its file was written. `norm_pix_loss`, where
-    it is known, is a part of a decoder: it says what the decoder's numbers mean.
+    Independent of the layout it came from and of how its file was written. What says the meaning
+    of outputs is a part where it is known: a decoder's `norm_pix_loss`, a classifier's class names.
     """
     encoder, decoder = asdict(network.encoder), network.decoder and asdict(network.decoder)
     del encoder["name"]
@@ -161,6 +161,8 @@ def tensors_digest(network: Network) -> str:
     words = [encoder, decoder, network.image_size, network.num_channels]
     if decoder and network.norm_pix_loss is not None:
         words.append({"norm_pix_loss": network.norm_pix_loss})
+    if network.class_names:
+        words.append({"class_names": list(network.class_names)})
     sha.update(json.dumps(words, sort_keys=True).encode())
     for name, value in sorted(network.state.items()):
         value = value.detach().cpu().float().contiguous()
@@ -238,6 +240,15 @@ def _decoder_config(
         return DecoderConfig(width=width, depth=len(blocks))
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: describes no pixel decoder: {error}") from error
+
+
+def _class_names(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """As the file says, none where they are their own numbers."""
+    try:
+        names = tuple(map(str, json.loads(metadata.get("class_names", "[]"))))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: names no classes: {error}") from error
+    return () if names == tuple(map(str, range(len(names)))) else names
 
 
 def _checked(network: Network, path: Path) -> Network:

@@ -15,10 +15,10 @@ from mae_core.config import require
 from mae_core.errors import ConfigError
 from mae_core.model.vit import NORM_EPS
 from mae_core.weights import huggingface, mmpretrain
-from mae_core.weights.config_checks import check_pooling
+from mae_core.weights.config_checks import check_model, check_pooling, class_names
 from mae_core.weights.infer import Hints, infer
 from mae_core.weights.layout import Layout, to_ours
-from mae_core.weights.lookalikes import ACCEPTED
+from mae_core.weights.lookalikes import ACCEPTED, OtherNetwork, advice
 from mae_core.weights.network import DECODER, POSITIONS, Network, position_error, with_positions
 from mae_core.weights.pretraining_facts import Facts, read_facts
 from mae_core.weights.source import Source, read_source
@@ -62,8 +62,12 @@ def import_weights(path: Path, layout: str = "auto", hints: Hints | None = None)
     name = detect_layout(source) if layout == "auto" else layout
     naming = _naming(name, source)
     facts = read_facts(source, hints.norm_pix_loss, hints.image_size)
-    inferred = infer(source.tensors, naming, source.config, hints, facts)
-    state, left_out = to_ours(source.tensors, inferred.shapes, naming, inferred.num_channels)
+    try:
+        check_model(source.config)
+        inferred = infer(source.tensors, naming, source.config, hints, facts)
+        state, left_out = to_ours(source.tensors, inferred.shapes, naming, inferred.num_channels)
+    except OtherNetwork as error:
+        raise ConfigError(f"{path}: {error}; {advice(source.tensors)}") from error
     _check_values(state, naming)
     grid = inferred.image_size // inferred.encoder.patch_size
     plain = {name: value.float() for name, value in state.items()}
@@ -75,6 +79,7 @@ def import_weights(path: Path, layout: str = "auto", hints: Hints | None = None)
         decoder=inferred.decoder,
         mask_ratio=facts.mask_ratio,
         norm_pix_loss=facts.norm_pix_loss,
+        class_names=class_names(source.config, state),
     )
     if network.num_classes is not None:
         check_pooling({"config.json": source.config, **source.arguments}, network.pools_patches)
@@ -154,6 +159,11 @@ def _notes(network: Network, source: Source, state: Mapping[str, Tensor]) -> lis
         _position_note(name, network.state[name], network.grid_size)
         for name in sorted(POSITIONS & set(state), reverse=True)
     ]
+    if "ds_version" in source.left_out:
+        notes.append(
+            "weights are those of DeepSpeed's model states; under bf16 or fp16 the exact float32 "
+            "ones are in the optimizer states beside them, and its zero_to_fp32.py gathers those"
+        )
     types = {str(v.dtype).removeprefix("torch.") for v in source.tensors.values()}
     if foreign := sorted(types - {str(torch.float32).removeprefix("torch.")}):
         notes.append(f"stored as float32, was {', '.join(foreign)}")

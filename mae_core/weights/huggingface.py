@@ -131,9 +131,9 @@ def config_of(network: Network) -> dict[str, Json]:
     plain |= {"model_type": "vit", "encoder_stride": network.encoder.patch_size}
     if network.num_classes is None:
         return {"architectures": ["ViTModel"], **plain}
-    names = {str(i): str(i) for i in range(network.num_classes)}
-    numbers = {name: int(i) for i, name in names.items()}
-    plain |= {"id2label": names, "label2id": numbers}
+    names = dict(enumerate(network.class_names or map(str, range(network.num_classes))))
+    numbers = {name: i for i, name in names.items()}
+    plain |= {"id2label": {str(i): name for i, name in names.items()}, "label2id": numbers}
     return {"architectures": ["ViTForImageClassification"], **plain}
 
 

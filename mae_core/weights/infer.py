@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from mae_core.config import DecoderConfig, EncoderConfig, require
-from mae_core.errors import ConfigError
 from mae_core.model.sizes import ENCODERS, hidden_width
 from mae_core.model.sizes import encoder as named_encoder
 from mae_core.weights.config_checks import check_config
 from mae_core.weights.layout import PATCHES, Layout
-from mae_core.weights.lookalikes import advice
+from mae_core.weights.lookalikes import OtherNetwork, expect
 from mae_core.weights.network import Shape, decoder_shapes, encoder_shapes, head_shapes
 from mae_core.weights.pretraining_facts import Facts
 
@@ -81,13 +80,13 @@ def infer(
 ) -> Inferred:
     """Read the sizes off the shapes of a file's tensors.
 
-    `config` is its `config.json`, empty if there is none. Raises `ConfigError` if the shapes
-    describe no square ViT, or another one than config, settings or hints say.
+    `config` is its `config.json`, empty if there is none. Raises `OtherNetwork` if the shapes
+    describe no square ViT, `ConfigError` if they describe another one than config or hints say.
     """
     _check_anchors(tensors, layout)
     numbers = _numbers_of(config, layout)
     width, num_channels, patch, across = _shape(tensors, layout, PATCHES, 4)
-    require(patch == across, f"patches of {patch}x{across} pixels: only square ones are supported")
+    expect(patch == across, f"patches of {patch}x{across} pixels: only square ones are supported")
     grid, absent, grid_note = _grid(tensors, layout, patch, facts)
     hidden = _shape(tensors, layout, "encoder.blocks.0.mlp.fc1.weight", 2)[0]
     depth = _depth(tensors, layout, "encoder")
@@ -122,10 +121,9 @@ def _check_anchors(tensors: Mapping[str, Tensor], layout: Layout) -> None:
     absent = [k for ours in _ANCHORS for k in layout.theirs(ours) if k not in tensors]
     if absent:
         some = ", ".join(sorted(tensors)[:6])
-        raise ConfigError(
-            f"not the {layout.name} layout of a ViT: missing {', '.join(absent)}; the file has "
-            f"{len(tensors)} tensors: {some} … Name its layout with --layout, or convert it first: "
-            f"{advice(tensors)}"
+        raise OtherNetwork(
+            f"not the {layout.name} layout of a ViT: missing {', '.join(absent)}; it has "
+            f"{len(tensors)} tensors: {some} …"
         )
     [key] = layout.theirs(PATCHES)
     require(
@@ -138,7 +136,7 @@ def _check_anchors(tensors: Mapping[str, Tensor], layout: Layout) -> None:
 def _shape(tensors: Mapping[str, Tensor], layout: Layout, ours: str, rank: int) -> Shape:
     key = layout.theirs(ours)[0]
     shape = tuple(tensors[key].shape)
-    require(len(shape) == rank, f"{key} has shape {shape}: expected {rank} dimensions")
+    expect(len(shape) == rank, f"{key} has shape {shape}: expected {rank} dimensions")
     return shape
 
 
@@ -171,7 +169,7 @@ def _grid(
         return grid, absent, ""
     names = " and ".join(layout.theirs(p)[0] for p in sorted(absent))
     is_fixed = layout.name == "official" or len(wanted) > 1
-    require(
+    expect(
         is_fixed,
         f"not the {layout.name} layout of a ViT: missing {names}; if its positions are the fixed "
         "sin-cos table of the official code, say --layout official",
@@ -193,7 +191,7 @@ def _is_used(positions: str, tensors: Mapping[str, Tensor], layout: Layout) -> b
 
 def _square(num_positions: int) -> int:
     side = math.isqrt(max(num_positions - 1, 0))
-    require(
+    expect(
         num_positions > 1 and side * side == num_positions - 1,
         f"{num_positions} positions are not one class token and a square of patches: models with "
         "other grids, or with more than one token besides the patches, are not supported",

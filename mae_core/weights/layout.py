@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mae_core.errors import ConfigError
-from mae_core.weights.lookalikes import advice
+from mae_core.weights.lookalikes import OtherNetwork
 from mae_core.weights.network import POSITIONS, Network, Shape, shapes_of
 
 PATCHES = "encoder.patch_embed.weight"
@@ -84,7 +84,7 @@ def to_ours(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Name tensors of a layout as we do; `shapes` are those of the network they should make.
 
-    Returns the state and the keys that were left out. Raises `ConfigError` that lists, key by key,
+    Returns the state and the keys that were left out. Raises `OtherNetwork` that lists, key by key,
     what is missing, unexpected or of another shape.
     """
     left_out = tuple(sorted(k for k in tensors if k.startswith(layout.ignored)))
@@ -109,9 +109,7 @@ def to_ours(
         missing=tuple(missing), unexpected=tuple(unexpected), wrong_shape=tuple(wrong)
     )
     if mismatch:
-        raise ConfigError(
-            f"not the {layout.name} layout of a plain ViT: {mismatch}; {advice(tensors)}"
-        )
+        raise OtherNetwork(f"not the {layout.name} layout of a plain ViT: {mismatch}")
     return state, left_out
 
 

@@ -38,6 +38,8 @@ class Network:
     """Of the pretraining, where it is known."""
     norm_pix_loss: bool | None = None
     """Of the pretraining, where it is known."""
+    class_names: tuple[str, ...] = ()
+    """Of a classifier, by the rows of its head; empty where they have no names."""
 
     @property
     def grid_size(self) -> int:

@@ -93,7 +93,10 @@ def read_source(path: Path, part: str | None = None) -> Source:
     files = _read_folder(path) if is_folder else _read_named(path)
     folder = path if is_folder else path.parent
     is_standard = is_folder or path.name.removesuffix(INDEX) in WEIGHTS
-    readings = find_readings(files.content)
+    try:
+        readings = find_readings(files.content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not readings:
         raise ConfigError(_nothing(path, files.content))
     reading = choose(path, readings, part)
@@ -216,6 +219,10 @@ def _refusal(path: Path, error: Exception) -> Exception:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("constants.pkl") for name in archive.namelist()):
                 return ConfigError(f"{path} is a TorchScript program: save its state_dict() alone")
+            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+                return ConfigError(
+                    f"{path} is an archive that torch did not write (NumPy's .npz, a .zip)"
+                )
         with path.open("rb") as stream:
             foreign = foreign_types(stream, INERT)
     else:  # the format before torch 1.6 cannot be searched: the message names the first type

@@ -174,6 +174,8 @@ def adopted_text(name: str, adopted: Adopted) -> str:
         )
     if record["num_classes"]:
         lines.append(f"  classifier {record['num_classes']} classes")
+    facts = (f"{name} {_fact(record.get(name))}" for name in ("norm_pix_loss", "mask_ratio"))
+    lines.append(f"  pretrained {', '.join(facts)}")
     lines += [f"  note       {note}" for note in record["notes"]]
     left_out = [*record["left_out"], *record["left_out_of_the_pickle"]]
     if left_out:
@@ -184,6 +186,10 @@ def adopted_text(name: str, adopted: Adopted) -> str:
         f"in a study   {recipe_text(name, adopted)}",
     ]
     return "\n".join(lines)
+
+
+def _fact(value: object) -> str:
+    return "unknown" if value is None else str(value).lower()
 
 
 def _lines(path: str | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,22 @@ class Adopted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Name:
+class _Said:
+    """What no tensor shows: said by whoever adopted it, so that each name keeps its own."""
+
+    norm_pix_loss: bool | None = None
+    mask_ratio: float | None = None
+    pixel_mean: Sequence[float] | None = None
+    pixel_std: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Name(_Said):
     sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Read:
+class _Read(_Said):
     """What is read by name of `record.json`."""
 
     sha256: str
@@ -67,17 +77,24 @@ class _Read:
     mapping: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
+FACTS = tuple(one.name for one in fields(_Said))
+
+
 def find_adopted(records: Records, reference: str) -> Adopted:
     """Look an encoder up by its name or digest (8 hex digits or more).
 
     Raises `StudyError` that names the nearest known one.
     """
-    sha256 = held_by(records, reference) or _complete(records, reference)
+    name = _name(records, reference)
+    sha256 = name.sha256 if name else _complete(records, reference)
     record = records.store.read_json(f"{adopted_key(sha256)}/record.json")
     if record is None:
         raise unknown("adopted encoder", reference, adopted_names(records), where="the store")
+    said = {key: value for key in FACTS if (value := getattr(name, key, None)) is not None}
     return Adopted(
-        sha256=sha256, folder=records.store.path(f"{adopted_key(sha256)}/files"), record=record
+        sha256=sha256,
+        folder=records.store.path(f"{adopted_key(sha256)}/files"),
+        record=record | said,
     )
 
 
@@ -87,10 +104,15 @@ def held_by(records: Records, name: str) -> str | None:
     Raises:
         DamagedRecord: its record is not what was written.
     """
+    found = _name(records, name)
+    return found.sha256 if found else None
+
+
+def _name(records: Records, name: str) -> _Name | None:
     if name not in adopted_names(records):
         return None
     plain = records.store.read_json(name_key(name))
-    return build_known(_Name, plain, f"record {name_key(name)}").sha256
+    return build_known(_Name, plain, f"record {name_key(name)}")
 
 
 def adopted_names(records: Records) -> list[str]:

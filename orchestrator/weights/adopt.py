@@ -14,7 +14,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from cluster.verdict import Cause
 from mae_core.config import AdoptedRecipe
 from orchestrator.errors import StoreError, UserError
 from orchestrator.store.adopted import (
+    FACTS,
     KIND,
     Adopted,
     adopted_key,
@@ -62,6 +63,9 @@ def adopt(
     classes = conversion.network.num_classes
     if class_names and len(class_names) != classes:
         raise UserError(f"{len(class_names)} class names for a head of {classes or 0} classes")
+    if class_names:
+        network = replace(conversion.network, class_names=tuple(class_names))
+        conversion = replace(conversion, network=network)
     sha256 = tensors_digest(conversion.network)
     held = held_by(records, name)
     if held is not None and held != sha256:
@@ -70,7 +74,7 @@ def adopt(
             f"{sha256[:12]}: choose another name"
         )
     if records.store.read_json(f"{adopted_key(sha256)}/record.json") is None:
-        _keep(conversion, sha256, records, class_names)
+        _keep(conversion, sha256, records)
     named = {
         "sha256": sha256,
         "source": str(source.absolute()),
@@ -139,9 +143,7 @@ def _check_name(name: str) -> None:
         raise UserError(f"--name {name}: must not contain /")
 
 
-def _keep(
-    conversion: Conversion, sha256: str, records: Records, class_names: Sequence[str]
-) -> None:
+def _keep(conversion: Conversion, sha256: str, records: Records) -> None:
     """Write files and record; of two writers of one encoder the first wins, with equal content."""
     from mae_core.weights import save_own
 
@@ -150,7 +152,7 @@ def _keep(
     try:
         temporary.mkdir(parents=True)
         extra = {"adopted": sha256}
-        save_own(conversion.network, temporary, extra, class_names)
+        save_own(conversion.network, temporary, extra)
         digest_outputs(temporary)  # on disk before they have their name
         final.parent.mkdir(parents=True, exist_ok=True)
         if not final.exists():
@@ -192,13 +194,7 @@ def _record(conversion: Conversion, sha256: str, files: dict[str, str]) -> dict[
 
 def _facts(conversion: Conversion) -> dict[str, Any]:
     """What is known of the pretraining and its images, null where nobody says it."""
-    facts = conversion.facts
-    return {
-        "norm_pix_loss": facts.norm_pix_loss,
-        "mask_ratio": facts.mask_ratio,
-        "pixel_mean": facts.pixel_mean,
-        "pixel_std": facts.pixel_std,
-    }
+    return {name: getattr(conversion.facts, name) for name in FACTS}
 
 
 def _link(source: Path, target: Path) -> None:

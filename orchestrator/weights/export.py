@@ -61,13 +61,9 @@ def export(
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
     decoder_heads = network.decoder.num_heads if network.decoder else None
     hints = Hints(num_heads=network.encoder.num_heads, decoder_heads=decoder_heads)
-    back = replace(
-        import_weights(out, layout, hints).network,
-        encoder=network.encoder,
-        norm_pix_loss=network.norm_pix_loss,
-    )
-    sha256 = tensors_digest(back)
-    if sha256 != tensors_digest(network):
+    back = replace(import_weights(out, layout, hints).network, encoder=network.encoder)
+    said = replace(back, norm_pix_loss=network.norm_pix_loss, class_names=network.class_names)
+    if tensors_digest(said) != tensors_digest(network):
         raise UserError(
             f"{out} reads back different from what was written (a disk error?); export again"
         )
@@ -75,7 +71,7 @@ def export(
         source=source,
         layout=layout,
         files=tuple(files),
-        sha256=sha256,
+        sha256=tensors_digest(back),
         has_decoder=network.decoder is not None,
         notes=tuple(_unsaid(network, layout)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,72 @@ def test_the_same_weights_in_another_layout_are_the_same_encoder(
     shown = call("adopt", tmp_path / "vit.safetensors", "--name", "three", "--store", store)
     assert "positions are learned" in shown.output
     assert "2 heads of 64, as in every ViT but H (assumed)" in shown.output
+
+
+def test_norm_pix_loss_is_the_files_or_the_callers_and_leaves_as_it_came(
+    tmp_path: Path, store: Path
+) -> None:
+    path, common = tmp_path / "checkpoint-799.pth", ("--store", store)
+    args = argparse.Namespace(norm_pix_loss=True, mask_ratio=0.75)
+    torch.save({"model": official_full_state(), "optimizer": {}, "args": args}, path)
+    said = call_json("adopt", path, "--name", "said", *common)
+    assert (said["norm_pix_loss"], said["mask_ratio"]) == (True, 0.75)
+    other = call_json("adopt", path, "--name", "other", "--no-norm-pix-loss", *common)
+    assert other["norm_pix_loss"] is False
+    assert other["sha256"] != said["sha256"]
+    torch.save({"model": official_full_state()}, path)
+    unknown = call_json("adopt", path, "--name", "unknown", *common)
+    assert unknown["norm_pix_loss"] is None
+    shown = call("adopt", path, "--name", "unknown", *common)
+    assert "pretrained norm_pix_loss unknown, mask_ratio unknown" in shown.stdout
+    for name, value in (("said", True), ("other", False), ("unknown", None)):
+        arguments = ("export", name, "--layout", "hf", "--with-decoder", *common)
+        done = call(*arguments, "--out", tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config.get("norm_pix_loss") is value
+        is_said = "norm_pix_loss is unknown and not in config.json, where transformers takes false"
+        assert (is_said in done.stderr) == (value is None)
+        again = call_json("adopt", tmp_path / name, "--name", f"{name}-again", *common)
+        assert again["norm_pix_loss"] is value
+        assert again["sha256"] == {"said": said, "other": other, "unknown": unknown}[name]["sha256"]
+
+
+def test_each_name_keeps_what_was_said_of_the_same_encoder(tmp_path: Path, store: Path) -> None:
+    path, common = tmp_path / "encoder.pth", ("--store", store)
+    torch.save({"model": timm_state()}, path)
+    first = call_json("adopt", path, "--name", "first", *common)
+    second = call_json("adopt", path, "--name", "second", "--norm-pix-loss", *common)
+    assert first["sha256"] == second["sha256"]
+    assert (first["norm_pix_loss"], second["norm_pix_loss"]) == (None, True)
+    again = call_json("adopt", path, "--name", "first", *common)
+    assert again["norm_pix_loss"] is None
+
+
+def test_one_of_several_networks_is_adopted_by_name(tmp_path: Path, store: Path) -> None:
+    path, common = tmp_path / "last.pth.tar", ("--store", store)
+    torch.save({"state_dict": timm_state(), "state_dict_ema": timm_state(seed=1)}, path)
+    refused = call("adopt", path, "--name", "x", *common)
+    assert refused.exit_code == 2
+    assert "holds 2 networks: state_dict, state_dict_ema; say which with --part" in refused.stderr
+    found = call_json("adopt", path, "--name", "x", "--part", "state_dict_ema", *common)
+    assert found["container"] == "state_dict_ema"
+    assert found["left_out_of_the_pickle"] == ["state_dict"]
+
+
+def test_the_names_of_classes_go_to_transformers_and_back(tmp_path: Path, store: Path) -> None:
+    path, common = tmp_path / "vit.safetensors", ("--store", store)
+    save_file(timm_state(classes=3), path)
+    (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
+    named = call_json("adopt", path, "--name", "n", "--classes", tmp_path / "names.txt", *common)
+    bare = call_json("adopt", path, "--name", "b", *common)
+    assert named["sha256"] != bare["sha256"]
+    classifier = find_adopted(Records(LocalStore(store)), "n").folder / "finetuned.safetensors"
+    arguments = ("export", classifier, "--layout", "hf", "--out", tmp_path / "hf", *common)
+    done = call_json(*arguments)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["id2label"] == {"0": "cat", "1": "dog", "2": "owl"}
+    assert done["sha256"] == named["sha256"]
+    assert call_json("adopt", tmp_path / "hf", "--name", "m", *common)["sha256"] == named["sha256"]
 
 
 def test_an_adopted_encoder_is_a_finished_stage(store: Path, full: Path) -> None:
