@@ -73,8 +73,14 @@ class EvalRecipe(Recipe):
     def protocol(self) -> str:
         """What a reader must know to compare two numbers."""
         labels = f", {self.num_labels} labels" if self.num_labels else ""
-        split = ", dev" if self.eval_split == "dev" else ""
-        return f"{self.label}{self._features_text}{labels}{split}"
+        return f"{self.label}{self._features_text}{labels}{self._view_text}"
+
+    @property
+    def _view_text(self) -> str:
+        """What it is scored on, where that is not the usual."""
+        crop = self.data.eval_crop
+        window = "" if crop is None else f", window {crop:g}"
+        return window + (", dev" if self.eval_split == "dev" else "")
 
     @property
     def _features_text(self) -> str:

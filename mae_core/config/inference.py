@@ -74,7 +74,7 @@ class InferenceRecipe(EvalRecipe):
     @property
     def protocol(self) -> str:
         """What a reader must know to compare two numbers."""
-        return self.label + (", dev" if self.eval_split == "dev" else "")
+        return self.label + self._view_text
 
 
 @dataclass(frozen=True, kw_only=True)

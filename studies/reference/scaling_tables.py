@@ -52,7 +52,7 @@ MMPRETRAIN_GRID = (
     GridPoint("ViT-L/16", 303.1e6, 400, 70.7, 85.2),
     GridPoint("ViT-L/16", 303.1e6, 800, 73.7, 85.4),
     GridPoint("ViT-L/16", 303.1e6, 1600, 75.5, 85.7),
-    GridPoint("ViT-H/16", 630.43e6, 1600, None, 86.9),
+    GridPoint("ViT-H/14", 630.43e6, 1600, None, 86.9),
 )
 """open-mmlab/mmpretrain, configs/mae/metafile.yml."""
 

@@ -232,7 +232,7 @@ def mmpretrain(metric: str, held: int) -> list[Grid]:
         for i, p in enumerate(MMPRETRAIN_GRID)
         if getattr(p, metric) and i != held
     ]
-    flops = {"ViT-B/16": 58.7, "ViT-L/16": 124.5, "ViT-H/16": 291.4}
+    flops = {"ViT-B/16": 58.7, "ViT-L/16": 124.5, "ViT-H/14": 291.4}
     data = observe(
         {"N": [p.encoder_params for p, _ in rows], "T": [p.images_seen for p, _ in rows]},
         [y for _, y in rows],

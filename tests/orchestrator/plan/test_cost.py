@@ -14,6 +14,7 @@ from mae_core.config import (
     EncoderConfig,
     FeatureProbeRecipe,
     FeaturesRecipe,
+    FinetuneRecipe,
     KnnRecipe,
     LinearProbeRecipe,
     LrScheduleConfig,
@@ -21,6 +22,7 @@ from mae_core.config import (
     PretrainRecipe,
     ReconstructionRecipe,
 )
+from mae_core.config.augmentation import MixConfig
 from mae_core.errors import ConfigError
 from mae_core.model.cost import Cost, DataSize
 from mae_core.model.flops import encoder_forward_flops, pretrain_flops_per_image
@@ -113,3 +115,16 @@ def test_a_choice_needs_a_dev_split() -> None:
         cost(recipe, kept=True, size=replace(SIZE, num_dev=0))
     alone = replace(recipe, base_lrs=(0.1,), weight_decays=(0.0,))
     assert cost(alone, kept=True, size=replace(SIZE, num_dev=0)).steps == 40
+
+
+def test_labelled_images_that_do_not_divide_into_mixed_groups_are_refused() -> None:
+    mixed = FinetuneRecipe(**SHORT, mix=MixConfig(group_size=20))
+    assert cost(mixed).steps == 40
+    with pytest.raises(ConfigError, match="global batch 90 does not divide into groups"):
+        cost(replace(mixed, num_labels=90))
+
+
+def test_a_window_of_ones_own_is_part_of_the_protocols_name() -> None:
+    assert KnnRecipe(data=DIGITS).protocol == "k-NN (k=20), mean of patch tokens"
+    narrow = KnnRecipe(data=replace(DIGITS, eval_crop=0.5), eval_split="dev")
+    assert narrow.protocol == "k-NN (k=20), mean of patch tokens, window 0.5, dev"
