@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from mae_core.config import (
     FeatureKind,
     FinetuneRecipe,
     LrScheduleConfig,
+    Precision,
     ScratchRecipe,
 )
 from mae_core.data.sources import ImageData
@@ -90,8 +92,11 @@ def test_few_labels_from_scratch_use_the_whole_set(
     assert metrics["details"]["peak_lr"] == pytest.approx(1e-2 * 20 / 256)
 
 
-def test_the_average_of_the_weights_is_scored(gang: None, tmp_path: Path, data: ImageData) -> None:
-    recipe = replace(SCRATCH, duration=Duration.epochs(2), ema_decay=0.5)
+@pytest.mark.parametrize(("precision", "zero"), [("fp32", 1), ("bf16", 0), ("bf16", 2)])
+def test_the_average_of_the_weights_is_scored(
+    gang: None, tmp_path: Path, data: ImageData, precision: Precision, zero: Literal[0, 1, 2]
+) -> None:
+    recipe = replace(SCRATCH, duration=Duration.epochs(2), ema_decay=0.5, precision=precision)
     seen: list[dict[str, torch.Tensor]] = []
 
     class Watched(WeightAverage):
@@ -102,8 +107,10 @@ def test_the_average_of_the_weights_is_scored(gang: None, tmp_path: Path, data: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mae_core.evaluate.finetune.WeightAverage", Watched)
         metrics = run_finetune(
-            recipe, Execution(zero_stage=1), RunContext(output_dir=tmp_path), data
+            recipe, Execution(zero_stage=zero), RunContext(output_dir=tmp_path), data
         ).to_json()
+    for weights in seen:  # not what bf16 rounded
+        assert not torch.equal(weights["head.weight"].bfloat16().float(), weights["head.weight"])
     assert len(seen) == metrics["details"]["steps"] + 1
     expected = seen[0]
     for weights in seen[1:]:
@@ -111,7 +118,7 @@ def test_the_average_of_the_weights_is_scored(gang: None, tmp_path: Path, data: 
     saved = load_classifier(tmp_path / "finetuned.safetensors")[0].state_dict()
     assert all(torch.allclose(saved[n], expected[n], atol=1e-6) for n in expected)
     assert not torch.allclose(saved["head.weight"], seen[-1]["head.weight"], atol=1e-6)
-    with pytest.raises(ConfigError, match="use ZeRO 0, 1 or 2"):
+    with pytest.raises(ConfigError, match="zero_stage 0, 1 or 2"):
         run_finetune(recipe, Execution(zero_stage=3), RunContext(output_dir=tmp_path), data)
 
 
