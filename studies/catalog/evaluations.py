@@ -98,7 +98,7 @@ def paper_finetune(size: str, data: DataConfig, seed: int) -> FinetuneRecipe:
         lr_schedule=LrScheduleConfig(warmup=Duration.epochs(5), min_lr=1e-6),
         layer_decay=0.75 if is_large else 0.65,
         drop_path=0.3 if is_huge else 0.2 if is_large else 0.1,
-        precision="bf16",
+        precision="bf16-mixed",
         rand_augment=RandAugmentConfig(),
         mix=paper_mix(size),
         erasing=ErasingConfig(),

@@ -45,7 +45,7 @@ def cell(size: str, epochs: int, *, seed: int = 0, patch_size: int | None = None
             data=IMAGENET,
             encoder=sizes.encoder(size, patch_size=patch_size),
             duration=Duration.epochs(epochs),
-            precision="bf16",
+            precision="bf16-mixed",
             seed=seed,
         ),
         execution=Execution(

@@ -54,7 +54,7 @@ def mae(
         encoder=sizes.encoder(size, patch_size=patch_size),
         norm_pix_loss=False,
         duration=Duration.epochs(epochs),
-        precision="bf16",
+        precision="bf16-mixed",
         seed=seed,
     )
     recipe = replace(recipe, **changes)
@@ -67,7 +67,7 @@ def moco_v3(size: str, *, epochs: float = 300, seed: int = 0) -> Stage:
         data=IMAGENET,
         encoder=sizes.encoder(size),
         duration=Duration.epochs(epochs),
-        precision="bf16",
+        precision="bf16-mixed",
         seed=seed,
     )
     # Two views and a second encoder: half the micro-batch of an MAE, and that on all tokens.
@@ -91,7 +91,7 @@ def finetune_recipe(size: str, data: DataConfig, seed: int) -> FinetuneRecipe:
         lr_schedule=LrScheduleConfig(warmup=Duration.epochs(5), min_lr=1e-6),
         layer_decay=0.75,
         drop_path=0.2 if size == "H" else 0.1,
-        precision="bf16",
+        precision="bf16-mixed",
         rand_augment=RandAugmentConfig(),
         mix=paper_mix(size),
     )
@@ -118,7 +118,7 @@ def scratch(size: str, *, seed: int = 0) -> Cell:
         seed=seed,
         duration=Duration.epochs(300 if size == "B" else 200),
         drop_path=0.1 if size == "B" else 0.2,
-        precision="bf16",
+        precision="bf16-mixed",
         rand_augment=RandAugmentConfig(),
         mix=paper_mix(size),
         ema_decay=0.9999,

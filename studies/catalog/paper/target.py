@@ -24,7 +24,7 @@ def study() -> Study:
     basis = Stage(name="basis", recipe=BasisRecipe(data=IMAGENET, num_components=COMPONENTS))
     tokenizer = Stage(
         name="tokenizer",
-        recipe=TokenizerRecipe(data=IMAGENET, vocabulary=VOCABULARY, precision="bf16"),
+        recipe=TokenizerRecipe(data=IMAGENET, vocabulary=VOCABULARY, precision="bf16-mixed"),
         execution=EVALUATION,
     )
     return Study(

@@ -93,8 +93,8 @@ def test_differences_name_the_dotted_key() -> None:
 
 GOLDEN = {
     "quickstart": "52cdaaee94c29d55bce8",
-    "paper/size_by_duration": "24944c99336b168dd27b",
-    "scaling/vit_ladder": "3e7126b2a92b863169f5",
+    "paper/size_by_duration": "bc9f5a628b99233c2480",
+    "scaling/vit_ladder": "121b5885aaba2d8174b3",
     "small/images": "092c706455ec865f6666",
 }
 """Digest of all identities of a catalogue study with the fingerprint `golden`. If one changes,
