@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -30,7 +30,12 @@ from mae_core.runtime.storage import Storage
 
 SPACE_MARGIN = 1.05
 """Of the bytes in memory: a shard's own structure comes on top."""
+OVER = "this attempt was declared over, by a driver that took its stage over"
 Digests = dict[str, tuple[int, str]]
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -61,18 +66,28 @@ class _Pending:
 
 
 class Checkpoints:
-    """The checkpoints of one training. All methods that say so are collective."""
+    """The checkpoints of one training. All methods that say so are collective.
+
+    Args:
+        attempt: its number; part of the names of directories.
+        keep: whole checkpoints to keep.
+        types: what shards may contain beyond tensors and plain values.
+        is_over: whether the attempt was declared over while this gang lives. It commits nothing
+            then, and deletes nothing: its successor may be reading or writing here.
+    """
 
     def __init__(
         self,
         storage: Storage,
         *,
         science_hash: str,
-        lease_epoch: int,
+        attempt: int,
         keep: int,
         types: Iterable[type],
+        is_over: Callable[[], bool] = _never,
     ) -> None:
-        self._storage, self._science_hash, self._epoch = storage, science_hash, lease_epoch
+        self._storage, self._science_hash, self.attempt = storage, science_hash, attempt
+        self._is_over = is_over
         self._keep, self._types = max(1, keep), tuple(types)
         self._copier = Copier()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -96,7 +111,7 @@ class Checkpoints:
     def begin(self, facts: Manifest, files: Mapping[str, object]) -> str | None:
         """Start to write this rank's files (collective); return why not, if there is no room."""
         sizes = collectives.all_gather_object(num_bytes(dict(files)))
-        directory = directory_name(facts.step, self._epoch)
+        directory = directory_name(facts.step, self.attempt)
         problem = None
         if collectives.rank() == 0:
             problem = self._make_room(directory, int(sum(sizes) * SPACE_MARGIN))
@@ -185,7 +200,7 @@ class Checkpoints:
             return None, str(error)
         if manifest.science_hash != self._science_hash:
             return None, f"it belongs to another run ({manifest.science_hash[:80]})"
-        if parse_directory(name) != (manifest.step, manifest.lease_epoch):
+        if parse_directory(name) != (manifest.step, manifest.attempt):
             return None, f"its manifest is of step {manifest.step}: it was moved or copied here"
         for file, entry in sorted(manifest.files.items()):
             if _is_mine(entry) and (problem := self._damage(f"{name}/{file}", entry)):
@@ -214,10 +229,9 @@ class Checkpoints:
 
     def _publish(self, facts: Manifest, files: dict[str, FileEntry]) -> str | None:
         """Commit, then drop what is too old; return what went wrong before the commit."""
-        directory = directory_name(facts.step, self._epoch)
-        newer = [n for n in self._candidates() if (parse_directory(n) or (0, 0))[1] > self._epoch]
-        if newer:
-            return f"a newer driver has taken over: it has saved {newer[-1]}"
+        directory = directory_name(facts.step, self.attempt)
+        if self._is_over():
+            return OVER
         manifest = Manifest(**(facts.__dict__ | {"files": files}))
         try:
             self._storage.publish(f"{directory}/{MANIFEST}", manifest.to_json())
@@ -229,12 +243,9 @@ class Checkpoints:
 
     def _retain(self, newest: str) -> None:
         """Keep the newest few; cut-off savings go too, and what this one rolls back."""
-        before = [n for n in self._candidates() if n <= newest]
-        whole = [n for n in before if self._has_manifest(n)]
-        kept = {*whole[-self._keep :], newest}
-        for name in self._candidates():
-            if name not in kept:
-                self._clear(name)
+        found = self._candidates()
+        whole = [n for n in found if n <= newest and self._has_manifest(n)]
+        self._clear_all(found, kept={*whole[-self._keep :], newest})
         self._in_use = None
 
     def _has_manifest(self, name: str) -> bool:
@@ -244,6 +255,13 @@ class Checkpoints:
             return False
         return True
 
+    def _clear_all(self, found: Iterable[str], kept: Container[str | None]) -> None:
+        """Delete checkpoints. Asked after they were listed: no successor's can be among them."""
+        if not self._is_over():
+            for name in found:
+                if name not in kept:
+                    self._clear(name)
+
     def _clear(self, name: str) -> None:
         """Delete a directory, its manifest first: a half-deleted one is never read."""
         self._storage.delete(f"{name}/{MANIFEST}")
@@ -252,14 +270,15 @@ class Checkpoints:
     def _make_room(self, directory: str, needed: int) -> str | None:
         """Clear the directory, and what is superseded if room is short; say what is missing."""
         try:
+            if self._is_over():
+                return OVER
             self._clear(directory)
             free = self._storage.free_bytes()
             if free is None or free >= needed:
                 return None
-            whole = [n for n in self._candidates() if self._has_manifest(n)]
-            for name in self._candidates():
-                if name not in (*whole[-1:], self._in_use):
-                    self._clear(name)
+            found = self._candidates()
+            whole = [n for n in found if self._has_manifest(n)]
+            self._clear_all(found, kept={*whole[-1:], self._in_use})
             free = self._storage.free_bytes() or 0
         except OSError as error:
             return _os_problem(error)

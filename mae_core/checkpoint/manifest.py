@@ -17,6 +17,7 @@ from mae_core.errors import CheckpointError
 from mae_core.runtime.storage import is_safe
 
 MANIFEST = "manifest.json"
+OLD_ATTEMPT = "lease_epoch"
 MAX_MANIFEST_BYTES = 64 << 20
 _DIRECTORY = re.compile(r"step-(\d{9})-(\d{6})")
 _SHA = re.compile(r"[0-9a-f]{64}")
@@ -54,8 +55,8 @@ class Manifest:
     step: int
     """Optimizer updates done."""
     science_hash: str
-    lease_epoch: int
-    """Fencing epoch of the driver whose gang saved it."""
+    attempt: int
+    """Number of the attempt that saved it; in older checkpoints the epoch of its driver's lease."""
     layout: GangLayout
     position: dict[str, int]
     """Where the data stands: `images_seen`, `epoch`, `offset` within it."""
@@ -85,6 +86,8 @@ class Manifest:
             digest = raw.pop("digest")
             if digest != _digest(raw) or content != _encode(raw | {"digest": digest}):
                 raise ValueError("its own digest differs")
+            if OLD_ATTEMPT in raw:
+                raw["attempt"] = raw.pop(OLD_ATTEMPT)
             layout = GangLayout(**raw.pop("layout"))
             files = {_checked(n): FileEntry(**e) for n, e in raw.pop("files").items()}
             manifest = cls(**raw, layout=layout, files=files)
@@ -112,7 +115,7 @@ def _digest(body: Mapping[str, object]) -> str:
 
 def _check(manifest: Manifest) -> None:
     """Raise `ValueError` or `TypeError` unless every value has its type and range."""
-    wanted = {"step": int, "science_hash": str, "lease_epoch": int, "parameter_digest": str}
+    wanted = {"step": int, "science_hash": str, "attempt": int, "parameter_digest": str}
     for name, kind in wanted.items():
         if type(getattr(manifest, name)) is not kind:
             raise TypeError(f"{name} is {getattr(manifest, name)!r}")
@@ -129,12 +132,12 @@ def _check(manifest: Manifest) -> None:
         raise ValueError("it names no files, no step or no ranks")
 
 
-def directory_name(step: int, epoch: int) -> str:
-    """Directory of a checkpoint; ranks of a driver that was taken over never share one."""
-    return f"step-{step:09d}-{epoch:06d}"
+def directory_name(step: int, attempt: int) -> str:
+    """Directory of a checkpoint; two gangs never share one, even if one was thought to be dead."""
+    return f"step-{step:09d}-{attempt:06d}"
 
 
 def parse_directory(name: str) -> tuple[int, int] | None:
-    """(step, epoch) of a checkpoint's directory, None for any other name."""
+    """(step, attempt) of a checkpoint's directory, None for any other name."""
     match = _DIRECTORY.fullmatch(name)
     return (int(match[1]), int(match[2])) if match else None

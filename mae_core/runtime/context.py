@@ -80,8 +80,10 @@ class RunContext:
     """`event("saved", {...})`: something worth keeping in the journal that is no metric."""
     grace_left_s: Callable[[], float] = field(default=_for_ever)
     """Seconds until this process is ended whatever it does; infinite without a notice."""
-    lease_epoch: int = 0
-    """Fencing epoch of the driver that started this attempt; written into checkpoints."""
+    attempt: int = 0
+    """Its number; part of the names of checkpoints."""
+    is_over: Callable[[], bool] = field(default=_never)
+    """True once the attempt was declared over, though this gang lives: commit nothing more."""
     rollback: int = 0
     """Newest checkpoints to pass over: the remedy after numerics went wrong."""
     parents: tuple[Parent, ...] = ()

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,7 +80,8 @@ class Saver:
         self._checkpoints = Checkpoints(
             self._storage,
             science_hash=ctx.science_hash,
-            lease_epoch=ctx.lease_epoch,
+            attempt=ctx.attempt,
+            is_over=ctx.is_over,
             keep=execution.keep_checkpoints,
             types=safe_types(),
         )
@@ -164,7 +165,7 @@ class Saver:
         facts = Manifest(
             step=state.data_step,
             science_hash=self._ctx.science_hash,
-            lease_epoch=self._ctx.lease_epoch,
+            attempt=self._ctx.attempt,
             layout=self._layout,
             position=position,
             parameter_digest=engine.parameter_digest(),
@@ -233,7 +234,7 @@ class Saver:
         # Scratch is shared where checkpoints are; else every rank makes its own.
         makes = collectives.rank() == 0 or local is None
         base = local.parent if local else Path(tempfile.gettempdir())
-        unique = collectives.broadcast_object(f"{self._ctx.science_hash[:16]}-{os.getpid()}")
+        unique = collectives.broadcast_object(f"{self._ctx.science_hash[:16]}-{uuid.uuid4().hex}")
         scratch = base / f"resuming-{unique}-{collectives.rank() if local is None else 0}"
         problem = None
         try:

@@ -307,7 +307,6 @@ class Controller:
             task,
             self._records,
             self._datasets,
-            lease_epoch=self._lease.epoch,
             faults=self._faults(task.attempt),
         )
         task.gang = self._pool.launch(

@@ -84,7 +84,6 @@ def make_payload(
     records: Records,
     datasets: Datasets,
     *,
-    lease_epoch: int = 0,
     faults: Sequence[Fault] = (),
 ) -> StagePayload:
     """Everything a rank needs for the attempt of a task that was begun."""
@@ -98,7 +97,8 @@ def make_payload(
         checkpoints=records.checkpoints(task.key),
         parents=parents_of(task.planned.cell, stage, task.parents, records),
         extensions=extensions_of(stage.recipe),
-        lease_epoch=lease_epoch,
+        attempt=task.attempt,
+        over_if_any=records.over_if_any(task.key, task.attempt),
         rollback=task.decision.rollback if task.decision else 0,
         capture=True,
         faults=tuple(faults),

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import math
 import os
 import platform
 import sys
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 ENTRY = "orchestrator.rank.entry:run_stage"
 WARM_ENTRY = "orchestrator.rank.entry:warm"
 LOG_FILE = "rank{rank}.log"
+LOOK_EVERY_S = 5.0
+"""Between two looks whether the attempt was declared over."""
 
 
 def warm(payload: JsonObject, control: RankControl) -> JsonObject:
@@ -125,11 +128,35 @@ def _journal(directory: Path, rank: int) -> Iterator[JournalWriter | None]:
             journal.close()
 
 
+class _Fence:
+    """Whether the store has declared this attempt over, as a driver does that takes over.
+
+    This gang's own driver may be frozen, or cut off, and cannot stop it.
+    """
+
+    def __init__(self, payload: StagePayload) -> None:
+        self._over_if_any = payload.over_if_any
+        self._looked_at, self._is_over = -math.inf, False
+
+    def is_over(self) -> bool:
+        """Look now; before anything is committed."""
+        self._looked_at = time.monotonic()
+        self._is_over = self._is_over or any(path.exists() for path in self._over_if_any)
+        return self._is_over
+
+    def was_over(self) -> bool:
+        """Look now and then; cheap enough for every step."""
+        if time.monotonic() - self._looked_at >= LOOK_EVERY_S:
+            return self.is_over()
+        return self._is_over
+
+
 def _context(
     payload: StagePayload, control: RankControl, journal: JournalWriter | None
 ) -> RunContext:
     from mae_core.runtime.context import RunContext
 
+    fence = _Fence(payload)
     return RunContext(
         output_dir=payload.directory / "outputs",
         checkpoint_dir=payload.checkpoints,
@@ -137,12 +164,13 @@ def _context(
         rank=control.rank,
         world=control.world,
         log_metrics=journal.write if journal else _drop,
-        should_stop=control.stop_requested,
+        should_stop=lambda: control.stop_requested() or fence.was_over(),
+        is_over=fence.is_over,
         grace_left_s=control.grace_left_s,
         beat=control.beat,
         event=journal.event if journal else _drop,
         fault_point=fault_hook(payload.faults, control.rank, payload.directory),
-        lease_epoch=payload.lease_epoch,
+        attempt=payload.attempt,
         rollback=payload.rollback,
         parents=payload.parents,
     )

@@ -41,7 +41,10 @@ class StagePayload:
     checkpoints: Path
     parents: tuple[Parent, ...] = ()
     extensions: Extensions = Extensions()
-    lease_epoch: int = 0
+    attempt: int = 0
+    """Its number; 0 for one that the store does not know."""
+    over_if_any: tuple[Path, ...] = ()
+    """Records of which any says that the attempt is over, whoever still works at it."""
     rollback: int = 0
     """Newest checkpoints to pass over."""
     capture: bool = False
@@ -60,7 +63,8 @@ class StagePayload:
             "checkpoints": str(self.checkpoints),
             "parents": [parent.to_json() for parent in self.parents],
             "extensions": dataclasses.asdict(self.extensions),
-            "lease_epoch": self.lease_epoch,
+            "attempt": self.attempt,
+            "over_if_any": [str(path) for path in self.over_if_any],
             "rollback": self.rollback,
             "capture": self.capture,
             "faults": [dataclasses.asdict(fault) for fault in self.faults],
@@ -76,6 +80,7 @@ class StagePayload:
             "facts": DataFacts.from_json(plain["facts"]),
             "directory": Path(plain["directory"]),
             "checkpoints": Path(plain["checkpoints"]),
+            "over_if_any": tuple(Path(path) for path in plain["over_if_any"]),
             "parents": tuple(Parent.from_json(parent) for parent in plain["parents"]),
             "extensions": Extensions(
                 roots=tuple(extensions["roots"]), digests=extensions["digests"]

@@ -230,6 +230,12 @@ class Records:
         """Directory of an attempt's journal, log and outputs."""
         return self.store.path(f"{stage_key(science_hash)}/attempts/{number:06d}")
 
+    def over_if_any(self, science_hash: str, number: int) -> tuple[Path, ...]:
+        """Records that say that an attempt is over: its end, or the start of a later one."""
+        key = stage_key(science_hash)
+        names = (f"ends/{number:06d}.json", f"attempts/{number + 1:06d}.json")
+        return tuple(self.store.path(f"{key}/{name}") for name in names)
+
     def outputs(self, science_hash: str, number: int) -> Path:
         """Directory of an attempt's outputs."""
         return self.attempt_dir(science_hash, number) / "outputs"

@@ -116,12 +116,16 @@ class Shipper:
         """
         problem = self._wait(stall_s, patience_s)
         self._process.join(5)
+        self.abandon()
+        return problem
+
+    def abandon(self) -> None:
+        """End the process, whatever is left to ship."""
         if self._process.is_alive():
             self._process.kill()
             self._process.join(5)
         self._work.close()
         self._answer.close()
-        return problem
 
     def _wait(self, stall_s: float, patience_s: float) -> str | None:
         self._work.put(End(patience_s))
@@ -149,10 +153,11 @@ class Shipper:
 def _without_main_module() -> Iterator[None]:
     """Keep a spawned process from running the caller's script again."""
     main = sys.modules["__main__"]
-    saved = {name: getattr(main, name, None) for name in ("__file__", "__spec__")}
+    names: tuple[str, ...] = ("__file__", "__spec__")
+    saved = {name: vars(main)[name] for name in names if name in vars(main)}
     try:
         main.__file__, main.__spec__ = None, None
         yield
     finally:
-        for name, value in saved.items():
-            setattr(main, name, value)
+        del main.__file__, main.__spec__  # `python -c` has no file, and Ray takes None for one
+        vars(main).update(saved)

@@ -17,6 +17,7 @@ from cluster.verdict import Verdict
 from mae_core.data.facts import split_sizes
 from orchestrator.drive.observer import Observer
 from orchestrator.drive.task import Task
+from orchestrator.errors import StudyBusy
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.rows import make_rows, role_of
 from orchestrator.report.study_report import report_dir
@@ -87,7 +88,10 @@ class Tracking(Observer):
     def __enter__(self) -> Tracking:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, StudyBusy):  # it is another driver's to say now
+            self._shipper.abandon()
+            return
         patience = PATIENCE_S if kind is None else INTERRUPTED_PATIENCE_S
         self.problem = self._shipper.close(patience_s=patience)
         if self.problem is None and self._is_synced:

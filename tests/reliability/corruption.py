@@ -87,7 +87,7 @@ def trials(source: Path, target: Path, options: object) -> tuple[Counter[str], i
 def look(directory: Path) -> str | None:
     """Name of the checkpoint that a reader of the run agrees on."""
     checkpoints = Checkpoints(
-        LocalStorage(directory), science_hash="test", lease_epoch=9, keep=2, types=safe_types()
+        LocalStorage(directory), science_hash="test", attempt=9, keep=2, types=safe_types()
     )
     found = checkpoints.find()
     checkpoints.close()

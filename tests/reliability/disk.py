@@ -81,7 +81,7 @@ def real(section: Section, mount: Path) -> None:
 
 def is_whole_large(storage: LocalStorage) -> int | None:
     """Step that a reader finds."""
-    checkpoints = open_checkpoints(storage, epoch=99)
+    checkpoints = open_checkpoints(storage, attempt=99)
     found = checkpoints.find()
     checkpoints.close()
     return found.manifest.step if found else None

@@ -80,7 +80,7 @@ def case(folder: Path, lr: str, execution: str) -> dict[str, Any]:
         checkpoints = Checkpoints(
             LocalStorage(path.parent.parent),
             keep=2,
-            lease_epoch=9,
+            attempt=9,
             science_hash=path.parts[-4],
             types=safe_types(),
         )

@@ -109,7 +109,7 @@ def saving(folder: Path) -> int:
 def newest(directory: Path) -> int:
     """Step of the checkpoint that a reader would use, 0 if there is none."""
     checkpoints = Checkpoints(
-        LocalStorage(directory), science_hash="told", lease_epoch=9, keep=2, types=safe_types()
+        LocalStorage(directory), science_hash="told", attempt=9, keep=2, types=safe_types()
     )
     found = checkpoints.find()
     checkpoints.close()

@@ -18,9 +18,23 @@ from mae_core.runtime.storage import LocalStorage, Storage
 LAYOUT = GangLayout(1, 2, 8, 1, "fp32", 1, "cpu", {"torch": "2"})
 
 
-def open_checkpoints(storage: Storage, *, epoch: int = 1, keep: int = 2) -> Checkpoints:
+def open_checkpoints(
+    storage: Storage,
+    *,
+    attempt: int = 1,
+    keep: int = 2,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Checkpoints:
     """Checkpoints of one run in one process."""
-    return Checkpoints(storage, science_hash="run", lease_epoch=epoch, keep=keep, types=())
+    return Checkpoints(
+        storage, science_hash="run", attempt=attempt, keep=keep, types=(), is_over=is_over
+    )
+
+
+def facts_of(checkpoints: Checkpoints, step: int) -> Manifest:
+    """What a checkpoint says of itself."""
+    position = {"images_seen": step}
+    return Manifest(step, "run", checkpoints.attempt, LAYOUT, position, "0" * 32, 1.0)
 
 
 def state(step: int, size: int = 2000) -> dict[str, Any]:
@@ -34,8 +48,7 @@ def state(step: int, size: int = 2000) -> dict[str, Any]:
 
 def save(checkpoints: Checkpoints, step: int, files: dict[str, Any] | None = None) -> Saved | str:
     """Save one checkpoint; return why not, if there was no room."""
-    facts = Manifest(step, "run", checkpoints._epoch, LAYOUT, {"images_seen": step}, "0" * 32, 1.0)
-    problem = checkpoints.begin(facts, checkpoints.copy(files or state(step)))
+    problem = checkpoints.begin(facts_of(checkpoints, step), checkpoints.copy(files or state(step)))
     return problem or checkpoints.commit()
 
 
@@ -48,7 +61,7 @@ def loaded(checkpoints: Checkpoints, found: Found) -> dict[str, Any]:
 
 def is_whole(storage: Storage) -> int | None:
     """Step of the checkpoint that a reader finds, whose content is what was saved; else None."""
-    checkpoints = open_checkpoints(storage, epoch=99)
+    checkpoints = open_checkpoints(storage, attempt=99)
     found = checkpoints.find()
     checkpoints.close()
     if found is None:
@@ -140,7 +153,7 @@ def count_points(root: Path) -> list[str]:
     return points
 
 
-def crash_at(root: Path, number: int, epoch: int = 1) -> None:
+def crash_at(root: Path, number: int, attempt: int = 1) -> None:
     """Save a third checkpoint in a child process that dies at the fault point `number`."""
     child = os.fork()
     if child == 0:
@@ -151,7 +164,7 @@ def crash_at(root: Path, number: int, epoch: int = 1) -> None:
             if len(passed) > number:
                 os._exit(42)
 
-        checkpoints = open_checkpoints(LocalStorage(root, die), epoch=epoch)
+        checkpoints = open_checkpoints(LocalStorage(root, die), attempt=attempt)
         save(checkpoints, 3)
         os._exit(0)
     _, status = os.waitpid(child, 0)

@@ -113,7 +113,7 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
         fault_point=lambda name: done.append(1) if name == "step" else None,
         should_stop=lambda: len(done) >= payload.get("stop_at", 10**9),
         event=lambda name, fields: events.append((name, dict(fields))),
-        lease_epoch=payload.get("lease_epoch", 0),
+        attempt=payload.get("attempt", 0),
         rollback=payload.get("rollback", 0),
     )
     torch.manual_seed(control.rank)

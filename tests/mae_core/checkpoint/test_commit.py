@@ -21,6 +21,7 @@ from support.checkpoint_cases import (
     Canary,
     count_points,
     crash_at,
+    facts_of,
     is_whole,
     loaded,
     make,
@@ -50,7 +51,7 @@ def test_a_crash_at_every_fault_point_leaves_a_whole_checkpoint(tmp_path: Path) 
         assert step in (2, 3), (number, points[number])
         found.append(step)
         # The next save works, and leaves nothing behind of the one that was cut off.
-        saved = save(open_checkpoints(storage, epoch=2), 4)
+        saved = save(open_checkpoints(storage, attempt=2), 4)
         assert isinstance(saved, Saved) and saved.problem is None
         assert len(storage.directories()) <= 3
     assert found == sorted(found), "once committed, always committed"
@@ -244,12 +245,32 @@ def test_a_rollback_passes_over_the_newest_but_never_the_last(
     assert is_whole(storage) == 10 * step + 5
 
 
-def test_a_driver_that_was_taken_over_commits_nothing(tmp_path: Path) -> None:
+def test_a_gang_whose_attempt_is_over_commits_and_deletes_nothing(tmp_path: Path) -> None:
+    """Its driver was frozen or cut off, and another one has begun the next attempt."""
     storage = LocalStorage(tmp_path)
-    save(open_checkpoints(storage, epoch=2), 5)
-    saved = save(open_checkpoints(storage, epoch=1), 9)
-    assert isinstance(saved, Saved) and "newer driver" in str(saved.problem)
-    assert is_whole(storage) == 5
+    over: list[bool] = []
+    stale = open_checkpoints(storage, is_over=lambda: bool(over))
+    for step in (3, 5):
+        save(stale, step)
+    begun = stale.begin(facts_of(stale, 7), stale.copy(state(7)))
+    over.append(True)
+    (tmp_path / "step-000000006-000002").mkdir()  # the successor has begun to write
+    before = storage.directories()
+    assert begun is None and "declared over" in str(stale.commit().problem)
+    assert "declared over" in str(save(stale, 9))
+    assert storage.directories() == before and is_whole(storage) == 5
+
+
+def test_a_newer_lease_of_another_study_hinders_no_checkpoint(tmp_path: Path) -> None:
+    """Older versions named directories by the epoch of a lease, which is one study's alone."""
+    storage = LocalStorage(tmp_path)
+    save(open_checkpoints(storage, attempt=7), 5)
+    edit(tmp_path / "step-000000005-000007", lambda raw: raw.update(lease_epoch=raw.pop("attempt")))
+    checkpoints = open_checkpoints(storage, attempt=2)
+    found = checkpoints.find()
+    assert found is not None and (found.manifest.step, found.manifest.attempt) == (5, 7)
+    assert isinstance(saved := save(checkpoints, 9), Saved) and saved.problem is None
+    assert is_whole(storage) == 9
 
 
 def remote(root: Path, fault: Callable[[str], None] = lambda _: None) -> Storage:

@@ -193,7 +193,7 @@ def test_a_payload_crosses_as_json(bench: Bench) -> None:
     bench.records.complete(done_record(key, 1))
     child = Task(bench.plan().stages[1], (key,), attempt=1)
     fault = Fault(rank=1, point="step", hit=3)
-    payload = make_payload(child, bench.records, bench.datasets, lease_epoch=2, faults=[fault])
+    payload = make_payload(child, bench.records, bench.datasets, faults=[fault])
     assert [parent.name for parent in payload.parents] == ["pretrain"]
     assert StagePayload.from_json(json.loads(json.dumps(payload.to_json()))) == payload
 
