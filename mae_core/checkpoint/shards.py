@@ -114,7 +114,7 @@ def read_shard(content: bytes, name: str, extra: Iterable[type] = ()) -> Any:
         raise CheckpointError(f"{name} is refused: {first[:300]}") from error
 
 
-def foreign_types(stream: BinaryIO, extra: Iterable[type] = ()) -> list[str]:
+def foreign_types(stream: BinaryIO, extra: Iterable[Any] = ()) -> list[str]:
     """Types that a shard would build and that are not allowed, found without building anything."""
     try:
         with torch.serialization.safe_globals(list(extra)):

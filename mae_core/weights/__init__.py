@@ -13,4 +13,5 @@ from mae_core.weights.foreign import Conversion as Conversion
 from mae_core.weights.foreign import LayoutName as LayoutName
 from mae_core.weights.foreign import import_weights as import_weights
 from mae_core.weights.infer import Hints as Hints
+from mae_core.weights.infer import assumed_heads as assumed_heads
 from mae_core.weights.network import Network as Network

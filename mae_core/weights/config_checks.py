@@ -88,7 +88,8 @@ def check_pooling(words: Mapping[str, Mapping[str, object]], pools_patches: bool
     for where, settings in words.items():
         said = settings.get("global_pool")
         require(
-            said is None or said in ((True, "avg") if pools_patches else (False, "", "token")),
+            not isinstance(said, bool | str)
+            or said in ((True, "avg") if pools_patches else (False, "", "token")),
             f"{where}: global_pool = {said!r}, but the file has "
             f"{'fc_norm' if pools_patches else 'the final norm and no fc_norm'}: it is not clear "
             "what its classifier pools",

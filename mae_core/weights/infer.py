@@ -228,11 +228,11 @@ def _heads(width: int, depth: int, numbers: Mapping[str, float], hints: Hints) -
                 f"{where} says {given} heads, and the file's config.json {said}",
             )
             return int(given), f"{given} heads, by {where}"
+    heads = assumed_heads(width, depth)
     if width in HEADS_OF:
-        heads = HEADS_OF[width]
-        return heads, f"{heads} heads of {width // heads}, as in ViT-H, g and G (assumed)"
+        return HEADS_OF[width], f"{heads} heads of {width // heads}, as in ViT-H, g and G (assumed)"
     require(
-        width not in TWO_READINGS or (width == OLDER_SMALL[0] and (width, depth) != OLDER_SMALL),
+        heads > 0 or width % HEAD_WIDTH > 0,
         f"two readings of width {width} at depth {depth}: {TWO_READINGS.get(width)} heads; name "
         "them with --heads",
     )
@@ -245,6 +245,14 @@ def _heads(width: int, depth: int, numbers: Mapping[str, float], hints: Hints) -
         width // HEAD_WIDTH,
         f"{width // HEAD_WIDTH} heads of 64, as in every ViT but H (assumed)",
     )
+
+
+def assumed_heads(width: int, depth: int) -> int:
+    """Heads that are assumed where nobody says them, 0 where none can be."""
+    has_two = width in TWO_READINGS and (width != OLDER_SMALL[0] or (width, depth) == OLDER_SMALL)
+    if has_two or width % HEAD_WIDTH:
+        return HEADS_OF.get(width, 0)
+    return HEADS_OF.get(width, width // HEAD_WIDTH)
 
 
 def _check_size(hints: Hints, width: int, depth: int) -> None:

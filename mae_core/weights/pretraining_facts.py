@@ -6,11 +6,12 @@ Where nobody says it, it is unknown: None, and never a default of some program.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mae_core.config import require
-from mae_core.weights.source import PIXELS, Source
+from mae_core.weights.source import CONFIG, PIXELS, Source
 
 Said = tuple[str, object]
 """Where something is said, and the value."""
@@ -39,7 +40,7 @@ def read_facts(
 ) -> Facts:
     """Read them off a file's words; the arguments are the caller's, and go before the file's.
 
-    Raises `ConfigError` if the words contradict each other, or if one is no such value.
+    Raises `ConfigError` if the words contradict each other, or a config has no such value.
     """
     found: dict[str, object] = {}
     notes: list[str] = []
@@ -48,7 +49,7 @@ def read_facts(
         ("mask_ratio", ("mask_ratio",), "", None),
         ("image_size", ("image_size", "input_size"), "--image-size", image_size),
     ):
-        said = [one for key in keys for one in _sayings(source, key, _CHECKS[name])]
+        said = [one for key in keys for one in _sayings(source, key, _CHECKS[name], notes)]
         found[name], note = _agreed(name, said, option, given)
         notes += [note] if note else []
     return Facts(
@@ -73,16 +74,22 @@ def _agreed(name: str, said: Sequence[Said], option: str, given: object) -> tupl
     return said[0][1], f"{name} {_word(said[0][1])}, by {said[0][0]}"
 
 
-def _sayings(source: Source, key: str, check: _Check) -> list[Said]:
-    words = {"config.json": source.config, **source.arguments}
+def _sayings(source: Source, key: str, check: _Check, notes: list[str]) -> list[Said]:
+    """Who says what; a config with no such value is refused, settings with none are noted."""
+    words = {CONFIG: source.config, **source.arguments}
     said: list[Said] = []
     for where, settings in words.items():
         value = settings.get(key)
-        if isinstance(value, list) and value and all(one == value[0] for one in value):
-            value = value[0]  # a square, side by side
-        if value is not None:
-            require(check.holds(value), f"{where}: {key} = {value!r} is not {check.what}")
+        if isinstance(value, list) and len(value) == 2 and _is_number(value[0]):
+            value = value[0] if value == [value[0]] * 2 else value  # a square, side by side
+        if value is None:
+            continue
+        wrong = f"{where}: {key} = {reprlib.repr(value)} is not {check.what}"
+        require(check.holds(value) or where != CONFIG, wrong)
+        if check.holds(value):
             said.append((where, value))
+        else:
+            notes.append(f"{wrong}: taken as unknown")
     return said
 
 
@@ -118,7 +125,7 @@ def _channels(source: Source, theirs: str, timms: str) -> tuple[float, ...] | No
     timm = source.config.get("pretrained_cfg")
     for where, settings, key in (
         (PIXELS, source.pixels, theirs),
-        ("config.json", timm if isinstance(timm, Mapping) else {}, timms),
+        (CONFIG, timm if isinstance(timm, Mapping) else {}, timms),
     ):
         value = settings.get(key)
         if value is not None:

@@ -2,7 +2,8 @@
 
 No code of a file ever runs. `torch.load` builds nothing but tensors and plain containers
 (`weights_only`); one type is allowed beyond its own list, `argparse.Namespace`, in which the
-official checkpoints keep their command line: an empty object whose attributes are set.
+official checkpoints keep their command line: an empty object whose attributes are set. Paths and
+NumPy's values, which settings and histories often have, are read as objects that hold nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +28,37 @@ from mae_core.errors import CheckpointError, ConfigError
 from mae_core.weights.lookalikes import advice
 from mae_core.weights.readings import Reading, choose, find_readings, mappings
 
-INERT = (argparse.Namespace,)
-"""Types beyond torch's own list that a pickle may hold: building them runs no code."""
+
+class Inert:
+    """Stands for a value that takes no part: forgets whatever a pickle gives it."""
+
+    def __init__(self, *_: object) -> None:
+        """Take anything, as the functions do that a pickle asks for in its place."""
+
+    def __setstate__(self, _: object) -> None:
+        """Take any state."""
+
+    def __repr__(self) -> str:
+        """As notes name it."""
+        return "(a type that is not read)"
+
+
+_FORGOTTEN = (
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+)
+INERT: list[Any] = [argparse.Namespace, *((Inert, name) for name in _FORGOTTEN)]
+"""Types beyond torch's own list that a pickle may hold, or what is built in their place: building
+them runs no code."""
 CONFIG, ADAPTER, PIXELS = "config.json", "adapter_config.json", "preprocessor_config.json"
 INDEX = ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -201,7 +232,7 @@ def _check_start(path: Path) -> None:
 
 def _unpickle(path: Path) -> Mapping[object, object]:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(list(INERT)):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(INERT):
             warnings.simplefilter("ignore")  # about pickle protocols, which the user cannot change
             content = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)

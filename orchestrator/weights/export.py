@@ -158,7 +158,14 @@ def _with_recipe(network: Network, source: Path, records: Records) -> Network:
 
 
 def _unsaid(network: Network, layout: LayoutName) -> Iterator[str]:
-    """Facts of the pretraining that nobody knows, and what a reader of the files will take."""
+    """What the files do not say, and what their reader has to know or will take instead."""
+    from mae_core.weights import assumed_heads
+
+    encoder = network.encoder
+    if layout != "hf" and encoder.num_heads != assumed_heads(encoder.width, encoder.depth):
+        yield f"no {layout} file says the heads: build the network with {encoder.num_heads}"
+    if layout != "hf" and network.class_names:
+        yield f"no {layout} file names classes: the names stay behind"
     if network.decoder is None or layout != "hf":
         return
     for name, value, default in (

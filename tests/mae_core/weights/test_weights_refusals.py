@@ -9,6 +9,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -70,6 +71,53 @@ def test_a_pickle_with_code_is_refused_by_the_name_of_its_type_and_not_run(
         import_weights(tmp_path / "bad.pth")
     assert "may run code" in str(refused.value)
     assert not trap.exists()
+
+
+def hostile(where: str, payload: Payload) -> dict[str, Any]:
+    """A checkpoint that is whole but for a payload in one of the places that are read."""
+    name = WIDTH  # any number: settings are plain data
+    return {
+        "settings": {"model": timm_state(), "args": argparse.Namespace(lr=payload, width=name)},
+        "hyper-parameters": {"state_dict": timm_state(), "hyper_parameters": {"a": [payload]}},
+        "another network": {"model": timm_state(), "model_ema": payload},
+        "a key": {"model": timm_state() | {"x": payload}},
+        "DeepSpeed": {"module": timm_state(), "ds_config": {"optimizer": payload}},
+    }[where]
+
+
+@pytest.mark.parametrize(
+    "where", ["settings", "hyper-parameters", "another network", "a key", "DeepSpeed", "a shard"]
+)
+def test_a_payload_is_refused_wherever_it_is(tmp_path: Path, where: str) -> None:
+    payload = Payload(tmp_path / "trap")
+    path = tmp_path / "last.pth.tar"
+    if where == "a shard":
+        path = tmp_path / "pytorch_model.bin.index.json"
+        names = dict.fromkeys(timm_state(), "pytorch_model-00001-of-00001.bin")
+        path.write_text(json.dumps({"weight_map": names}))
+        torch.save(timm_state() | {"x": payload}, tmp_path / "pytorch_model-00001-of-00001.bin")
+    else:
+        torch.save(hostile(where, payload), path)
+    with pytest.raises(ConfigError, match="its pickle asks for .*mkdir.*may run code"):
+        import_weights(path)
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_paths_and_numbers_of_numpy_among_settings_are_passed_over(
+    tmp_path: Path, is_zip: bool
+) -> None:
+    settings = argparse.Namespace(output_dir=tmp_path, lr=np.float64(1e-3), mask_ratio=0.75)
+    content = {"model": official_full_state(), "args": settings, "best": np.arange(3)}
+    path = tmp_path / "checkpoint.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    found = import_weights(path)
+    assert found.network.mask_ratio == 0.75
+    settings.mask_ratio = np.float64(0.75)
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    again = import_weights(path)
+    assert again.network.mask_ratio is None
+    assert any("mask_ratio = (a type that is not read) is not a number" in n for n in again.notes)
 
 
 def test_the_command_line_of_official_fine_tuned_files_is_read_as_plain_data(

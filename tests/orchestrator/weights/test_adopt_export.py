@@ -162,6 +162,9 @@ def test_the_names_of_classes_go_to_transformers_and_back(tmp_path: Path, store:
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["id2label"] == {"0": "cat", "1": "dog", "2": "owl"}
     assert done["sha256"] == named["sha256"]
+    assert done["notes"] == []
+    arguments = ("export", classifier, "--layout", "timm", "--out", tmp_path / "t.pth", *common)
+    assert call_json(*arguments)["notes"] == ["no timm file names classes: the names stay behind"]
     assert call_json("adopt", tmp_path / "hf", "--name", "m", *common)["sha256"] == named["sha256"]
 
 
