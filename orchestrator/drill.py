@@ -22,6 +22,7 @@ from orchestrator.report.goodput import from_store
 from orchestrator.run import RunOptions, run_study
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import StageReader, read_events
+from orchestrator.store.kept_files import output
 from orchestrator.store.records import DoneRecord, Records
 from orchestrator.tracking.mlflow_runs import stage_history
 from studies.catalog import quickstart
@@ -265,7 +266,7 @@ def _done(run: _Run) -> DoneRecord:
 
 
 def _state(run: _Run) -> JsonObject:
-    path = run.records.outputs(run.key, _done(run).attempt) / STATE_FILE
+    path = output(run.records, _done(run), STATE_FILE)
     content: JsonObject = json.loads(path.read_text())
     files: JsonObject = content.pop("files")
     return content | files

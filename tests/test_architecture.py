@@ -107,6 +107,23 @@ def test_heavy_libraries_have_one_home() -> None:
             assert homes is None or module.path.startswith(homes), f"{module.path} imports {name}"
 
 
+def test_what_a_stage_left_is_read_through_one_door() -> None:
+    """`orchestrator.store.kept_files` compares digests; others may write there or pass them on."""
+    free = {
+        "orchestrator/store/records.py",  # makes the directory
+        "orchestrator/drive/task.py",  # takes the digests
+        "orchestrator/rank/payload.py",  # hands path and digest to the ranks, which compare
+        "orchestrator/weights/adopt.py",  # fills it
+        "orchestrator/plan/rows.py",  # names it in the results table
+    }
+    assert {m.path for m in modules() if ".outputs(" in m.text} <= free
+    doors = {m.path for m in modules() if "adopted_key(" in m.text or "stage_key(" in m.text}
+    assert {p for p in doors if not p.startswith(("orchestrator/store/", "orchestrator/verify/"))} == {
+        "orchestrator/drive/adopted_stages.py",  # only looks whether there is one
+        "orchestrator/weights/adopt.py",
+    }
+
+
 def test_the_bars_of_the_house_are_met() -> None:
     missed = [f"{bar.what}: {bar.found:g}, at most {bar.most:g}" for bar in bars() if not bar.holds]
     assert missed == [], f"see `make bars`; classes that share a name: {repeated_classes()}"

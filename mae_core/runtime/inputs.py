@@ -64,6 +64,6 @@ def verify(path: Path, sha256: str) -> None:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
     if found != sha256:
         raise CheckpointError(
-            f"{path} is not what its stage wrote (SHA-256 differs): the file is damaged; delete "
-            "the done.json of its stage, three folders above, to compute it again"
+            f"{path} is not what its stage wrote (SHA-256 differs): the file is damaged; "
+            "`mae-study verify` says how to compute it again"
         )

@@ -22,6 +22,7 @@ from orchestrator.rank.entry import run
 from orchestrator.rank.payload import StagePayload, extensions_of, parents_of
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import output_dir
+from orchestrator.store.kept_files import check_named
 from orchestrator.store.records import Records
 from studies.spec.codec import to_plain
 
@@ -101,7 +102,8 @@ def _parents(planned: PlannedStage, records: Records, encoder: Path | None) -> t
             raise UserError(f"{planned.address} reads no encoder: remove --encoder")
         if not encoder.is_file():
             raise UserError(f"--encoder {encoder}: no such file; name an encoder.safetensors")
-        return (Parent(name="--encoder", kind="pretrain", files={ENCODER_FILE: encoder}),)
+        kept = check_named(records, encoder)
+        return (Parent(name="--encoder", kind="pretrain", files={ENCODER_FILE: kept}),)
     found = {p.name: p for p in parents_of(cell, stage, hashes, records)}
     for name, science_hash in zip(stage.parents, hashes, strict=True):
         if name not in found:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import StoreError, UserError
 from orchestrator.plan.history import kept_plan, kept_states
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.rows import make_rows
+from orchestrator.store.kept_files import output
 from orchestrator.store.records import Records
 from studies.analysis.curves.differences import LEVEL, Difference
 from studies.result_row import ResultRow
@@ -290,12 +290,12 @@ def _right(planned: PlannedStage, records: Records) -> Mapping[int, bool] | None
 
     record = planned.record
     assert record is not None
-    path: Path = records.outputs(record.science_hash, record.attempt) / PREDICTIONS
-    if not path.is_file():
+    if PREDICTIONS not in record.outputs:
         return None
+    path = output(records, record, PREDICTIONS)
     try:
         table = pq.read_table(path, columns=["sample_index", "label", "prediction"]).to_pydict()
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{path} is damaged or holds no predictions: {error}") from error
+        raise StoreError(f"{path} holds no predictions: {error}") from error
     rows = zip(*table.values(), strict=True)
     return {index: label == prediction for index, label, prediction in rows}

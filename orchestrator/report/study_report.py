@@ -12,6 +12,7 @@ from orchestrator.plan.rows import make_rows
 from orchestrator.report.goodput import study_goodput
 from orchestrator.report.predictions import chance_of, next_runs, score_lines, scored
 from orchestrator.report.searches import searches
+from orchestrator.store.kept_files import output
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import Records, now_iso
 from orchestrator.sweep.trials import Winner
@@ -119,7 +120,7 @@ def _gallery(plan: Plan, records: Records) -> list[GalleryEntry]:
     for label, planned in list(chosen.items())[:GALLERY_CELLS]:
         record = planned.record
         assert record is not None
-        path = records.outputs(record.science_hash, record.attempt) / GALLERY_FILE
+        path = output(records, record, GALLERY_FILE)
         entries.append(GalleryEntry(cell=planned.cell.address, label=label, path=path))
     return entries + _ratio_gallery(plan, records)
 
@@ -134,12 +135,11 @@ def _ratio_gallery(plan: Plan, records: Records) -> list[GalleryEntry]:
     planned = max(finished, key=lambda p: (p.cost.flops, _trained_images(plan, p)))
     record, recipe = planned.record, planned.stage.recipe
     assert record is not None and isinstance(recipe, ReconstructionRecipe)
-    directory = records.outputs(record.science_hash, record.attempt)
     return [
         GalleryEntry(
             cell=planned.cell.address,
             label=f"mask {ratio:g}, {planned.cell.address}",
-            path=directory / gallery_file(ratio),
+            path=output(records, record, gallery_file(ratio)),
         )
         for ratio in recipe.gallery_ratios
         if gallery_file(ratio) in record.outputs

@@ -37,6 +37,10 @@ class Adopted:
         if read.sha256 != self.sha256:
             raise DamagedRecord(f"the record in {self.folder.parent} is of {read.sha256}")
 
+    def key(self, file: str) -> str:
+        """Where the store keeps one of its files."""
+        return f"{adopted_key(self.sha256)}/files/{file}"
+
     @property
     def encoder(self) -> EncoderConfig:
         """Shape of the encoder."""

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,12 +135,13 @@ class Store:
         return None if value is None else (numbers[-1], value)
 
     def set_apart(self, key: str) -> str:
-        """Move a damaged record below `damaged/`, as it is; return where it is now."""
-        content = self.read(key) or b""
+        """Move a damaged record or folder below `damaged/`, as it is; return where it is now."""
         copies = (f"{ASIDE}/{key}{f'.{n}' if n else ''}" for n in itertools.count())
-        kept = next(place for place in copies if self.create(place, content))
-        self.delete(key)
-        return kept
+        place = next(copy for copy in copies if not self.path(copy).exists())
+        with self._explained():
+            self.path(place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(self.path(key), self.path(place))
+        return place
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from orchestrator.errors import UserError
 from orchestrator.plan.history import kept_plan, kept_states
 from orchestrator.plan.plan import PlannedStage
 from orchestrator.store.generations import generations
+from orchestrator.store.kept_files import output
 from orchestrator.store.known_keys import build_known
 from orchestrator.store.records import Records, now_iso
 from orchestrator.tracking.mlflow_database import default_uri
@@ -139,7 +140,7 @@ def _find_weights(
         if record is not None and stage in ("", planned.stage.name):
             for file in wanted:
                 if file in record.outputs:
-                    return planned, records.outputs(record.science_hash, record.attempt) / file
+                    return planned, output(records, record, file)
     what = f"stage {stage}" if stage else "no stage"
     raise UserError(
         f"{study}/{cell}: {what} has not left weights (yet); see `mae-study status {study}`"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.verdict import Cause
 from mae_core.config import AdoptedRecipe
-from orchestrator.errors import StoreError, UserError
+from orchestrator.errors import DamagedRecord, StoreError, UserError
 from orchestrator.store.adopted import (
     FACTS,
     KIND,
@@ -32,6 +32,7 @@ from orchestrator.store.adopted import (
     name_key,
 )
 from orchestrator.store.attempts import AttemptEnd, AttemptStart
+from orchestrator.store.kept_files import adopted_file
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import DoneRecord, Records, digest_outputs, now_iso
 from studies.spec.cell import check_address
@@ -73,7 +74,7 @@ def adopt(
             f"--name {name} stands for the encoder {held[:12]} already, and this one is "
             f"{sha256[:12]}: choose another name"
         )
-    if records.store.read_json(f"{adopted_key(sha256)}/record.json") is None:
+    if not _is_whole(records, sha256):
         _keep(conversion, sha256, records)
     named = {
         "sha256": sha256,
@@ -116,9 +117,9 @@ def finish_adopted(
         _link(adopted.folder / file, outputs / file)
     digests = digest_outputs(outputs)
     if digests != adopted.record["files"]:
-        raise StoreError(
-            f"{adopted.folder} is damaged: its files are not what was adopted; remove "
-            f"{adopted.folder.parent} and adopt {adopted.record['source']} again"
+        raise DamagedRecord(
+            f"{adopted.folder} is damaged: its files are not what was adopted; adopt "
+            f"{adopted.record['source']} again"
         )
     end = AttemptEnd(cause=Cause.SUCCESS.value, is_result=True)
     records.end_attempt(science_hash, number, end)
@@ -137,6 +138,20 @@ def finish_adopted(
     return records.done(science_hash) or record
 
 
+def _is_whole(records: Records, sha256: str) -> bool:
+    """Tell whether the store has an encoder; a damaged one is moved out of the way."""
+    key = adopted_key(sha256)
+    try:
+        if records.store.read_json(f"{key}/record.json") is None:
+            return False
+        for file in find_adopted(records, sha256).record["files"]:
+            adopted_file(records, sha256, file)
+    except DamagedRecord:
+        records.store.set_apart(key)
+        return False
+    return True
+
+
 def _check_name(name: str) -> None:
     check_address("name", name)
     if "/" in name:
@@ -153,11 +168,12 @@ def _keep(conversion: Conversion, sha256: str, records: Records) -> None:
         temporary.mkdir(parents=True)
         extra = {"adopted": sha256}
         save_own(conversion.network, temporary, extra)
-        digest_outputs(temporary)  # on disk before they have their name
         final.parent.mkdir(parents=True, exist_ok=True)
+        files = digest_outputs(temporary)  # on disk before they have their name
+        if final.exists() and digest_outputs(final) != files:
+            records.store.set_apart(f"{adopted_key(sha256)}/files")
         if not final.exists():
             os.rename(temporary, final)
-        files = digest_outputs(final)
     except OSError as error:
         raise StoreError(f"cannot write {final}: {error.strerror or error}") from error
     finally:

@@ -11,13 +11,16 @@ from mae_core.config import CLASSIFIER_FILE, DECODER_FILE, ENCODER_FILE, Decoder
 from orchestrator.errors import UserError
 from orchestrator.plan.accepted import load_accepted
 from orchestrator.plan.history import kept_studies
-from orchestrator.store.records import DoneRecord, Records
+from orchestrator.store.adopted import adopted_names, find_adopted
+from orchestrator.store.kept_files import adopted_file, check_named, output
+from orchestrator.store.records import Records
 from studies.errors import unknown
 
 if TYPE_CHECKING:
     from mae_core.weights import LayoutName, Network
 
 READABLE = (ENCODER_FILE, CLASSIFIER_FILE)
+PARTS = (ENCODER_FILE, DECODER_FILE)
 _STAGE_ABOVE_FILE = 3
 """Folders from an output up to its stage: outputs, attempt, attempts."""
 
@@ -79,15 +82,15 @@ def export(
 
 def find_file(reference: str, records: Records) -> Path:
     """The file of weights that a path, an address or the name of an adopted encoder means."""
-    from orchestrator.store.adopted import adopted_names, find_adopted
-
     path = Path(reference)
     if path.is_file():
-        return path
+        return check_named(records, path)
     if path.suffix == ".safetensors" or path.is_dir():
         raise UserError(f"{reference}: no such file; name an {ENCODER_FILE} or STUDY/CELL")
     if reference in adopted_names(records):
-        return find_adopted(records, reference).folder / ENCODER_FILE
+        with_it = find_adopted(records, reference).record["files"]
+        paths = [adopted_file(records, reference, file) for file in PARTS if file in with_it]
+        return paths[0]
     study, cell, stage = split_address(reference, records, adopted_names(records))
     return _output(study, cell, stage, records)
 
@@ -127,20 +130,12 @@ def _output(study: str, cell: str, stage: str, records: Records) -> Path:
     for record in done.values():
         for file in READABLE if stage else (ENCODER_FILE,):
             if file in record.outputs:
-                return _path(record, file, records)
+                named = (file, DECODER_FILE)
+                paths = [output(records, record, n) for n in named if n in record.outputs]
+                return paths[0]
     wanted = f"stage {stage}" if stage else "no stage"
     state = "is not finished, or left no weights" if stage else "of it has left an encoder yet"
     raise UserError(f"{study}/{cell}: {wanted} {state}; see `mae-study status {study}`")
-
-
-def _path(record: DoneRecord, file: str, records: Records) -> Path:
-    from mae_core.runtime.inputs import verify
-
-    path = records.outputs(record.science_hash, record.attempt) / file
-    for name in (file, DECODER_FILE):
-        if name in record.outputs:
-            verify(path.with_name(name), record.outputs[name])
-    return path
 
 
 def _with_recipe(network: Network, source: Path, records: Records) -> Network:
