@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.options import json_option, load_plan, store_option, study_options
+from orchestrator.cli.options import (
+    json_option,
+    load_plan,
+    open_records,
+    store_option,
+    study_options,
+)
 from orchestrator.cli.output import make_console, print_json, print_table
 
 
@@ -174,13 +180,12 @@ def compare(
     from orchestrator.report.compare_page import write_comparison
     from orchestrator.report.compare_sides import compare as compare_sides
     from orchestrator.report.compare_sides import read_sides
-    from orchestrator.store.driver import LocalStore, output_dir
-    from orchestrator.store.records import Records
+    from orchestrator.store.driver import output_dir
     from studies.analysis.curves.differences import difference_lines, difference_texts
 
     if len(sides) < 2:
         raise click.UsageError("name at least two sides")
-    records = Records(LocalStore(Path(store)))
+    records = open_records(store)
     read = read_sides(sides, records, lambda name: load_plan(name, (), data_path, store)[1])
     compared = [compare_sides(read[0], other, records, stage) for other in read[1:]]
     found = [difference for differences in compared for difference in differences]

@@ -24,6 +24,7 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.output import make_console, markup_free, print_json
 from orchestrator.cli.streams import text_is_progress
+from orchestrator.cli.verify import repair, verify
 from orchestrator.cli.weights import adopt, export
 
 if TYPE_CHECKING:
@@ -300,6 +301,8 @@ main.add_command(drill)
 main.add_command(fit)
 main.add_command(export)
 main.add_command(mlflow)
+main.add_command(repair)
+main.add_command(verify)
 
 
 @main.group()

@@ -143,14 +143,24 @@ def load_plan(
     """Read the study and plan it on what the store has."""
     from orchestrator.plan.plan import make_plan
     from orchestrator.store.data_facts import Datasets
+
+    study = load_study_as_asked(reference, settings, data_path)
+    records = open_records(store)
+    return study, make_plan(study, records, Datasets(records.store)), records
+
+
+def open_records(store: str) -> Records:
+    """Open a store to read it; says once if there is none, whose name may be misspelt."""
     from orchestrator.store.driver import LocalStore
     from orchestrator.store.records import Records
 
-    study = load_study_as_asked(reference, settings, data_path)
     local = LocalStore(Path(store))
     local.check_readable()
-    records = Records(local)
-    return study, make_plan(study, records, Datasets(local)), records
+    known = click.get_current_context().find_root().meta
+    if local.is_empty and store not in known:
+        known[store] = True
+        _say(f"note: no store at {local.root} yet; if there should be one, correct --store")
+    return Records(local)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import json_option, store_option
+from orchestrator.cli.options import json_option, open_records, store_option
 from orchestrator.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -130,17 +130,13 @@ def export(
     CELL_OR_FILE is STUDY/CELL (the cell's encoder) or STUDY/CELL#STAGE (a fine-tuned classifier)
     of the store, the name of an adopted encoder, or the path of an encoder.safetensors.
     """
-    from orchestrator.store.driver import LocalStore
-    from orchestrator.store.records import Records
     from orchestrator.weights.export import export as export_layout
 
-    local = LocalStore(Path(store))
-    local.check_readable()
     done = export_layout(
         reference,
         layout,  # type: ignore[arg-type]
         Path(out),
-        Records(local),
+        open_records(store),
         with_decoder=with_decoder,
     )
     if as_json:

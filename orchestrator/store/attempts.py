@@ -47,8 +47,8 @@ class Driver(_Record):
     pid_namespace: str = ""
     uid: int = -1
     started_after_boot_s: float = 0.0
-    since: str = ""
-    """When it took the study's lease, ISO 8601."""
+    since: IsoTime = ""
+    """When it took the study's lease."""
     epoch: int = 0
     """Of its lease; 0 in an old record."""
     heartbeat: str = ""

@@ -23,6 +23,10 @@ from orchestrator.errors import FULL, DamagedRecord, StoreError, UserError
 MIN_FREE_BYTES = 64 << 20
 SEAL = "record_sha256"
 """Key of a record's own digest. Readers never see it; records of older versions have none."""
+MARK = "record_digests.txt"
+"""File of a store in which every record bears its digest: one that bears none is damaged there."""
+FOLDERS = frozenset(("stages", "studies", "adopted", "datasets", "sweeps", "models", "store.json"))
+"""What a store holds once anything was recorded in it."""
 ASIDE = "damaged"
 """Folder of the store for damaged records, by the keys that they had."""
 
@@ -32,6 +36,12 @@ class Store:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._is_marked = False
+
+    @property
+    def is_empty(self) -> bool:
+        """True while nothing was ever recorded here."""
+        return not FOLDERS & set(self.list(""))
 
     def check_readable(self) -> None:
         """Raise `StoreError` if something that is no directory of ours stands at the root."""
@@ -104,10 +114,21 @@ class Store:
                 f"record {key!r} in the store is damaged: its own digest differs: it was edited, "
                 "or is of another place"
             )
+        if found is None and self._bears_digests():
+            raise DamagedRecord(
+                f"record {key!r} in the store is damaged: it bears no digest, as every record here "
+                "does: it was edited, or written by an older version"
+            )
         return value, found is not None
+
+    def _bears_digests(self) -> bool:
+        self._is_marked = self._is_marked or self.read(MARK) is not None
+        return self._is_marked
 
     def create_json(self, key: str, value: Mapping[str, object]) -> bool:
         """`create` with JSON content and its digest."""
+        if not self._is_marked and self.is_empty:
+            self._is_marked = self.create(MARK, b"Every record of this store bears its digest.\n")
         plain = json.loads(json.dumps(value))  # as it will be read
         sealed = plain | {SEAL: _seal(key, plain)}
         return self.create(key, json.dumps(sealed, sort_keys=True, indent=1).encode())

@@ -248,7 +248,8 @@ class Records:
         """A name for this store that no other has."""
         known = self._store_id()
         if known is None:
-            self.set_apart()
+            if self.passed_over.pop("store.json", None):
+                self.store.set_apart("store.json")
             self.store.create_json("store.json", {"id": uuid.uuid4().hex[:12], "made": now_iso()})
             known = self._store_id()
         assert known is not None

@@ -73,7 +73,7 @@ _OF_SEVERAL = ("rule", "values", "front")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
+class Asked:
     """What a trial was asked for with."""
 
     settings: Settings
@@ -110,7 +110,7 @@ class Trials:
         """Settings of a trial, None if it was never asked for."""
         key = f"{self.prefix}/trials/{number:06d}.json"
         raw = self._store.read_json(key)
-        return None if raw is None else build_known(_Asked, raw, f"record {key}").settings
+        return None if raw is None else build_known(Asked, raw, f"record {key}").settings
 
     def numbers(self) -> Sequence[int]:
         """Trials that were ever asked for."""

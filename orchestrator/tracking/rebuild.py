@@ -14,7 +14,7 @@ from orchestrator.store.driver import Store
 from orchestrator.store.lease import hold
 from orchestrator.store.records import Records
 from orchestrator.tracking.mlflow_database import artifact_root, database_exists, default_uri
-from orchestrator.tracking.registered_models import register_again, registrations
+from orchestrator.tracking.registered_models import find_weights, register_again, registrations
 from orchestrator.tracking.study_tracking import sync_study
 from orchestrator.tracking.uri import sqlite_path
 
@@ -33,7 +33,7 @@ def rebuild(records: Records, say: Callable[[str], None]) -> Rebuilt:
     """Archive the store's own database and rebuild it from records and journals.
 
     Raises:
-        StoreError: nothing was ever run here.
+        StoreError: nothing was ever run here, or a record or a registered model is damaged.
         StudyBusy: a driver is running one of the studies.
         TrackingError: something could not be shipped; the old database stays archived.
     """
@@ -43,17 +43,21 @@ def rebuild(records: Records, say: Callable[[str], None]) -> Rebuilt:
     with contextlib.ExitStack() as leases:
         for study in studies:
             leases.enter_context(hold(records.store, study))
+        # What cannot be read is refused here, while the old database is still in its place.
+        plans = {study: list(kept_plans(records, study)) for study in studies}
+        models = registrations(records)
+        for model in models:
+            find_weights(records, model.reference, model.science_hash)
         archived = _archive(records.store)
         for study in studies:
             say(f"rebuilding {study}")
-            *earlier, (plan, datasets) = kept_plans(records, study)
+            *earlier, (plan, datasets) = plans[study]
             problem = sync_study(
                 records, plan, datasets=datasets, earlier=[one for one, _ in earlier]
             )
             if problem is not None:
                 kept = f"; the old database is in {archived}" if archived else ""
                 raise TrackingError(f"{study} could not be rebuilt: {problem}{kept}")
-        models = registrations(records)
         for model in models:
             say(f"registering {model.reference} as {model.name}")
             register_again(records, model)

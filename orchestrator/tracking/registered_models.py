@@ -54,7 +54,7 @@ def register(
         UserError: no weights there, or a name that MLflow does not take.
         TrackingError: the run is not tracked at `uri`, or its server refuses.
     """
-    planned, path = _find_weights(records, reference)
+    planned, path = find_weights(records, reference)
     name = name or re.sub(r"[/:#]+", "-", reference)
     if re.search(r"^\.|[/:]", name) or not name.strip():
         raise UserError(f"model name {name!r}: use one without / and :, and no dot at its start")
@@ -74,7 +74,7 @@ def register(
 
 def register_again(records: Records, model: Registration) -> None:
     """Register in the store's own database what was registered before, whatever its cell became."""
-    planned, path = _find_weights(records, model.reference, model.science_hash)
+    planned, path = find_weights(records, model.reference, model.science_hash)
     _make_version(records, default_uri(records.store), model, planned, path)
 
 
@@ -116,10 +116,15 @@ def _make_version(
     )
 
 
-def _find_weights(
+def find_weights(
     records: Records, reference: str, science_hash: str = ""
 ) -> tuple[PlannedStage, Path]:
-    """In the last state of a study; with a hash, of that very stage in the last state with it."""
+    """In the last state of a study; with a hash, of that very stage in the last state with it.
+
+    Raises:
+        UserError: no weights there (yet).
+        DamagedRecord: they are not what the stage left.
+    """
     study, cell, stage = split_address(reference, records)
     found: list[PlannedStage] = []
     states = list(kept_states(records, study).values())

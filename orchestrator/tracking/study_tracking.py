@@ -21,10 +21,11 @@ from orchestrator.errors import StudyBusy
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.rows import make_rows, role_of
 from orchestrator.report.study_report import report_dir
-from orchestrator.store.attempts import DecisionRecord
+from orchestrator.store.attempts import DecisionRecord, Driver
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import Store
 from orchestrator.store.generations import Generation, generations, milliseconds
+from orchestrator.store.lease import lease_prefix
 from orchestrator.store.records import DoneRecord, Records
 from orchestrator.tracking.cell_values import axes, cell_results, protocols, settings, stage_results
 from orchestrator.tracking.mlflow_database import (
@@ -68,7 +69,11 @@ class Tracking(Observer):
         root = artifact_root(store) if uri is None else None
         if root is not None:
             root.mkdir(parents=True, exist_ok=True)
-        first = store.read_json(f"studies/{plan.study.name}/lease/000001.json") or {}
+        first = self._records.side(
+            f"{lease_prefix(plan.study.name)}/000001.json",
+            Driver.from_json,
+            "MLflow dates the study from now on",
+        )
         self._shipper = Shipper(
             Destination(
                 uri=self.uri,
@@ -76,7 +81,7 @@ class Tracking(Observer):
                 question=plan.study.question,
                 origin=self._records.store_id(),
                 artifacts=root,
-                started_ms=milliseconds(str(first.get("since", ""))),
+                started_ms=milliseconds(first.since) if first else 0,
             )
         )
         if self._shipper.absent:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.store.driver import SEAL, LocalStore
+from orchestrator.store.driver import MARK, LocalStore
 
 WRONG: tuple[object, ...] = (None, "x", "1.5", 3, -1, 1.5, True, [], [None], {}, {"x": None})
 """Values that a key of a record may hold by accident."""
@@ -28,7 +28,9 @@ def edit(path: Path, **changes: object) -> None:
 
 
 def as_older_version(path: Path, plain: object) -> None:
-    """Write a record as versions did that kept no digest in it."""
+    """Write a record as versions did that kept no digest in it, in a store of theirs."""
+    for folder in path.parents:
+        (folder / MARK).unlink(missing_ok=True)
     path.write_text(json.dumps(plain))
 
 
@@ -46,7 +48,7 @@ def variants(plain: object) -> Iterator[object]:
 def _places(plain: object, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     keys: Any = ()
     if isinstance(plain, dict):
-        keys = plain.keys() - {SEAL}
+        keys = plain.keys()
     elif isinstance(plain, list):
         keys = range(len(plain))
     for key in keys:

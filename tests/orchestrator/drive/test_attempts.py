@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from support.fault_studies import TWO, pretrain, study
+from support.store_damage import as_older_version
 
 from orchestrator.drive.orphans import close_orphans, drop_finished_checkpoints
 from orchestrator.drive.task import Task, completion, make_payload
@@ -125,8 +126,8 @@ def test_records_of_before_interventions_were_kept_are_read(bench: Bench) -> Non
     [path] = bench.store.root.glob("stages/*/*/done.json")
     old = json.loads(path.read_text())
     del old["intervened"], old[SEAL]
-    path.write_text(json.dumps(old))
-    found = bench.records.done(key)
+    as_older_version(path, old)
+    found = Records(LocalStore(bench.store.root)).done(key)
     assert found is not None and found.intervened == []
 
 

@@ -3,97 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from support.finished_study import STUDY, fill, finish
 from support.store_damage import rewrite
 
-from mae_core.evaluate.scores import Predictions, write_predictions
 from orchestrator.cli.main import main
-from orchestrator.plan.plan import accept, make_plan
 from orchestrator.report.compare_sides import split_side
-from orchestrator.store.attempts import AttemptStart
-from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
-from orchestrator.store.records import DoneRecord, Records, digest_outputs
 from studies.load import load_study
-
-STUDY = """
-from studies.catalog import quickstart as base
-from studies.spec import Cell, Stage, Study
-from dataclasses import replace
-
-
-def cell(family, k, seed):
-    knn = base.evaluations(seed, features="pixels")[0]
-    knn = replace(knn, recipe=replace(knn.recipe, k=k, data=base.data(0)))
-    return Cell(address=f"{family}/s{seed}", stages=(knn,))
-
-
-def study():
-    cells = [cell(f, k, s) for f, k in (("a", 5), ("b", 9)) for s in SEEDS]
-    return Study(name="two", question="which?", cells=tuple(cells))
-"""
-
-
-def fill(tmp_path: Path, seeds: int, better: float, k: int = 5) -> tuple[str, str]:
-    """A study and its store with results of 200 images; b is right on `better` more of them.
-
-    Another `k` is another state of the study: of its `a`, each k beyond 5 is 0.1 better.
-    """
-    path, store = tmp_path / "two.py", LocalStore(tmp_path / "store")
-    path.write_text(STUDY.replace("SEEDS", f"range({seeds})").replace('"a", 5', f'"a", {k}'))
-
-    def right(address: str) -> np.ndarray:
-        family, seed = address[0], int(address[-1])
-        share = 0.6 + (better if family == "b" else 0.1 * (k - 5))
-        return np.random.default_rng(seed).random(200) < share  # the same images are hard for both
-
-    finish(path, store, right)
-    return str(path), str(tmp_path / "store")
-
-
-def finish(path: Path, store: LocalStore, right_of: Callable[[str], np.ndarray]) -> None:
-    """Results of every cell that has none: which of 200 images were right, by address."""
-    records = Records(store)
-    plan = make_plan(load_study(str(path)), records, Datasets(store))
-    accept(records, plan)
-    for planned in plan.stages:
-        if planned.record is not None:
-            continue
-        right = right_of(planned.cell.address)
-        key = planned.identity.science_hash
-        records.write_identity(key, planned.identity.science)
-        number = records.begin_attempt(key, AttemptStart())
-        outputs = records.outputs(key, number)
-        outputs.mkdir(parents=True, exist_ok=True)
-        zeros = np.zeros(200, dtype=np.int64)
-        write_predictions(
-            outputs / "predictions.parquet",
-            Predictions(
-                sample_index=np.arange(200),
-                label=zeros,
-                prediction=1 - right.astype(int),
-                label_rank=1 - right.astype(int),
-                nll=np.ones(200),
-            ),
-        )
-        records.complete(
-            DoneRecord(
-                science_hash=key,
-                kind="knn",
-                attempt=number,
-                outputs=digest_outputs(outputs),
-                metrics={"top1": 100 * float(right.mean()), "num_images": 200},
-                parents={},
-                seconds=1.0,
-                world_size=1,
-                provenance={},
-            )
-        )
 
 
 def compare(study: str, store: str, first: str = ":a", second: str = ":b") -> Result:

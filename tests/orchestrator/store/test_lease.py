@@ -133,11 +133,11 @@ def test_a_damaged_record_goes_by_its_heartbeat(
 def test_a_driver_that_was_taken_over_stops_at_its_next_heartbeat(store: LocalStore) -> None:
     """Whatever its main thread waits for; and it shows no sign of life any more."""
     with (
-        pytest.raises(StudyBusy, match=r"taken over by process 4 on there at noon.*this one stops"),
+        pytest.raises(StudyBusy, match=r"taken over by process 4 on there at 2026.*this one stops"),
         hold(store, "s", QUICK) as lease,
     ):
         beat = store.path(lease.holder.heartbeat)
-        drives(store, 2, host="there", since="noon", **ELSEWHERE)
+        drives(store, 2, host="there", since="2026-01-01T12:00:00", **ELSEWHERE)
         last = beat.stat().st_mtime_ns
         threading.Event().wait(30.0)
     assert beat.stat().st_mtime_ns == last

@@ -171,13 +171,13 @@ def test_attempts_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_attempts_of_other_versions_are_read(tmp_path: Path) -> None:
     records = Records(LocalStore(tmp_path))
     key, time = stage_key("ab12"), "2026-01-01T00:00:00+00:00"
-    start = {"driver": {"host": "h", "since": "x", "mood": 7}, "colour": "red", "started_at": time}
+    start = {"driver": {"host": "h", "since": time, "mood": 7}, "colour": "red", "started_at": time}
     records.store.append_numbered(f"{key}/attempts", start)
     records.store.append_numbered(f"{key}/attempts", {"driver": None})
     records.store.create_json(f"{key}/ends/000001.json", {"cause": "error", "mood": 1})
     records.store.append_numbered(f"{key}/decisions", {"decision": "start", "mood": 1})
     first, second = records.attempts("ab12")
-    assert first.start == AttemptStart(driver=Driver(host="h", since="x"), started_at=time)
+    assert first.start == AttemptStart(driver=Driver(host="h", since=time), started_at=time)
     assert first.end == AttemptEnd(cause="error") and second.start == AttemptStart()
     assert records.decisions("ab12") == [DecisionRecord(decision="start")]
 

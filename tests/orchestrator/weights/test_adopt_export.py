@@ -12,27 +12,21 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
+from support.finished_study import finished_pretraining
 from support.foreign_weights import images, official_full_state, reference_features, timm_state
 from transformers import ViTMAEForPreTraining
 
-from mae_core.checkpoint.encoder_file import load_encoder, save_encoder
-from mae_core.checkpoint.tensor_file import write_tensors
+from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import DECODER_FILE, ENCODER_FILE, AdoptedRecipe, DataConfig, FinetuneRecipe
 from mae_core.evaluate.classifier import build_classifier
-from mae_core.model.mae import MAE
 from mae_core.model.masking import mask_noise
 from orchestrator.cli.main import main
 from orchestrator.errors import StoreError
-from orchestrator.plan.plan import accept, make_plan
 from orchestrator.store.adopted import check_shape, find_adopted
-from orchestrator.store.attempts import AttemptStart
-from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import LocalStore
-from orchestrator.store.records import DoneRecord, Records, digest_outputs
+from orchestrator.store.records import Records
 from orchestrator.weights.adopt import finish_adopted
 from studies.errors import StudyError
-from studies.load import load_study
-from studies.spec.study import override_study
 
 SCIENCE = {"kind": "adopted", "version": 1}
 
@@ -205,45 +199,6 @@ def test_unknown_or_damaged_adopted_encoders_are_refused(store: Path, full: Path
     with pytest.raises(StoreError, match="adopt .* again"):
         finish_adopted(records, "cd" * 10, SCIENCE, found["sha256"])
     assert records.done("cd" * 10) is None
-
-
-def finished_pretraining(store: Path) -> tuple[str, MAE]:
-    """A store in which one cell's pretraining of the quickstart is done, with random weights."""
-    study = load_study("quickstart")
-    cells = tuple(replace(cell, uses_winner=False) for cell in study.cells if cell.pretrain)
-    settings = {"pretrain.decoder.num_heads": 2, "pretrain.mask_ratio": 0.5}
-    study = override_study(replace(study, sweep=None, cells=cells), settings)
-    records = Records(LocalStore(store))
-    plan = make_plan(study, records, Datasets(records.store))
-    accept(records, plan)
-    planned = next(p for p in plan.stages if p.stage.kind == "pretrain")
-    recipe: Any = planned.stage.recipe
-    model = MAE(recipe)
-    draw = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        parameter.data = 0.2 * torch.randn(parameter.shape, generator=draw)
-    key = planned.identity.science_hash
-    records.write_identity(key, planned.identity.science)
-    number = records.begin_attempt(key, AttemptStart())
-    outputs = records.outputs(key, number)
-    state = model.state_dict()
-    encoder = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
-    decoder = {k: v for k, v in state.items() if not k.startswith("encoder.")}
-    save_encoder(outputs / ENCODER_FILE, encoder, recipe.encoder, 8, 1, {})
-    write_tensors(outputs / DECODER_FILE, decoder, {})
-    records.complete(
-        DoneRecord(
-            science_hash=key,
-            kind="pretrain",
-            attempt=number,
-            metrics={},
-            outputs=digest_outputs(outputs),
-            parents={},
-            seconds=1.0,
-            world_size=1,
-        )
-    )
-    return planned.cell.address, model
 
 
 def test_a_pretraining_of_a_study_loads_in_transformers_with_the_same_reconstruction(

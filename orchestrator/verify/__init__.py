@@ -1,0 +1,1 @@
+"""Every digest of a store compared: what is damaged, what follows, and how it is repaired."""

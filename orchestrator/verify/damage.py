@@ -1,0 +1,113 @@
+"""What can be damaged in a store, and what follows from it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Kind(enum.Enum):
+    """What a record or file is to the studies that read it."""
+
+    RESULT = "completion record"
+    OUTPUT = "output of a finished stage"
+    IDENTITY = "identity of a stage"
+    ARCHIVED = "archived result"
+    HISTORY = "history of a stage"
+    CHECKPOINT = "checkpoint"
+    STATE = "state of a study"
+    LEASE = "lease of a driver"
+    PREDICTION = "registered prediction"
+    TRIAL = "trial of a sweep"
+    WINNER = "winner of a sweep"
+    ADOPTED = "adopted encoder"
+    NAME = "name of an adopted encoder"
+    MODEL = "registered model"
+    FACTS = "facts of a data set"
+    STORE = "name of the store"
+
+    @property
+    def follows(self) -> str:
+        """What is lost, and what is done about it."""
+        return _FOLLOWS[self]
+
+    @property
+    def is_passed_over(self) -> bool:
+        """True if commands go on without it; `repair` leaves what it could only disturb."""
+        return self in _PASSED_OVER
+
+    @property
+    def is_computed_again(self) -> bool:
+        """True if the stage has no result without it."""
+        return self in (Kind.RESULT, Kind.OUTPUT)
+
+
+_FOLLOWS = {
+    Kind.RESULT: "after `repair`, `run` computes the stage again",
+    Kind.OUTPUT: "after `repair`, `run` computes the stage again",
+    Kind.IDENTITY: "after `repair`, `run` writes it again",
+    Kind.ARCHIVED: "only an older result is lost",
+    Kind.HISTORY: "only history is lost, results are whole; `run` moves it below damaged/",
+    Kind.CHECKPOINT: "the next attempt goes on from the checkpoint before it",
+    Kind.STATE: "the state before it stands for what was accepted",
+    Kind.LEASE: "nothing: its heartbeat says whether its driver lives",
+    Kind.PREDICTION: "after `repair`, it is not scored any more",
+    Kind.TRIAL: "after `repair`, the sweep goes on without this trial",
+    Kind.WINNER: "after `repair`, `run` decides again from the trials",
+    Kind.ADOPTED: "after `repair`, `adopt` it again from its source, under its name",
+    Kind.NAME: "after `repair`, `adopt` the encoder again under this name",
+    Kind.MODEL: "after `repair`, `mlflow register` it again",
+    Kind.FACTS: "`run` reads the images again",
+    Kind.STORE: "`run` gives the store another name; an MLflow server shows it as another store",
+}
+_PASSED_OVER = frozenset(
+    (Kind.HISTORY, Kind.ARCHIVED, Kind.CHECKPOINT, Kind.STATE, Kind.LEASE, Kind.FACTS, Kind.STORE)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """A record or file that is not what was written."""
+
+    key: str
+    """Where it is in the store."""
+    kind: Kind
+    problem: str
+    stage: str = ""
+    """Science hash, if it is of a stage."""
+    addresses: tuple[str, ...] = ()
+    """Of the stage in the studies that were run here: `STUDY/CELL#STAGE`."""
+    apart: str = ""
+    """What `repair` moves, if it is not the damaged file itself: the record that names it."""
+
+    def to_json(self) -> dict[str, object]:
+        """As plain values."""
+        return {
+            "key": self.key,
+            "kind": self.kind.value,
+            "problem": self.problem,
+            "follows": self.kind.follows,
+            "stage": self.stage,
+            "addresses": list(self.addresses),
+            "computed_again": self.kind.is_computed_again,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was compared, and what is damaged."""
+
+    num_records: int = 0
+    num_files: int = 0
+    num_bytes: int = 0
+    damages: tuple[Damage, ...] = ()
+    not_verifiable: tuple[str, ...] = ()
+    """Records of older versions, which bear no digest: only their form was checked."""
+    stale: tuple[str, ...] = field(default=())
+    """Stages that were computed from outputs that their parents no longer have: `run` does them."""
+
+    @property
+    def computed_again(self) -> tuple[str, ...]:
+        """Stages without a result, by address or else by hash."""
+        lost = [d for d in self.damages if d.kind.is_computed_again]
+        return tuple(dict.fromkeys(name for d in lost for name in d.addresses or (d.stage,)))
