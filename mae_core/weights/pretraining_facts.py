@@ -52,10 +52,15 @@ def read_facts(
         said = [one for key in keys for one in _sayings(source, key, _CHECKS[name], notes)]
         found[name], note = _agreed(name, said, option, given)
         notes += [note] if note else []
+    mean, std = _channels(source, "image_mean", "mean"), _channels(source, "image_std", "std")
+    for name, known in (("pixel_mean", mean), ("pixel_std", std)):
+        notes += (
+            [f"{name} {known}, as the file's images had: set data.{name} alike"] if known else []
+        )
     return Facts(
         **found,  # type: ignore[arg-type]
-        pixel_mean=_channels(source, "image_mean", "mean"),
-        pixel_std=_channels(source, "image_std", "std"),
+        pixel_mean=mean,
+        pixel_std=std,
         notes=tuple(notes),
     )
 

@@ -16,6 +16,8 @@ from studies.spec.cell import Stage
 from studies.spec.study import Study
 
 KIND = "adopted"
+ROUNDING = 1e-3
+"""Difference at which two means of pixels are the same numbers."""
 MIN_PREFIX = 8
 """Hex digits of a digest that name an adopted encoder, at least."""
 
@@ -146,7 +148,10 @@ def with_digests(study: Study, records: Records) -> Study:
 
 
 def check_shape(adopted: Adopted, recipe: AdoptedRecipe) -> None:
-    """Refuse (`StudyError`) an encoder of another shape, or for other images, than a study says."""
+    """Refuse (`StudyError`) an encoder of another shape, or for other images, than a study says.
+
+    Also where it is known to be trained on pixels that were normalised otherwise.
+    """
     has, says = adopted.encoder, recipe.encoder
     if replace(says, name="") != replace(has, name=""):
         raise StudyError(
@@ -160,6 +165,19 @@ def check_shape(adopted: Adopted, recipe: AdoptedRecipe) -> None:
                 f"the adopted encoder {adopted.sha256[:12]} takes images of {key} {wants}, and the "
                 f"study says {said}: set data.{key} of its stage alike"
             )
+    for key in ("pixel_mean", "pixel_std"):
+        known, said = adopted.record.get(key), getattr(recipe.data, key)
+        if known is not None and not _is_near(known, said):
+            raise StudyError(
+                f"the adopted encoder {adopted.sha256[:12]} was trained on pixels of {key} "
+                f"{tuple(known)}, and the study says {said}: set data.{key} of all stages alike"
+            )
+
+
+def _is_near(these: Sequence[float], those: Sequence[float]) -> bool:
+    """True if they are one set of numbers, but for how they were rounded."""
+    pairs = zip(these, those, strict=False)
+    return len(these) == len(those) and all(abs(a - b) < ROUNDING for a, b in pairs)
 
 
 def _adopts(study: Study) -> bool:

@@ -194,6 +194,11 @@ def test_unknown_or_damaged_adopted_encoders_are_refused(store: Path, full: Path
     larger = replace(data, image_size=2 * data.image_size)
     with pytest.raises(StudyError, match="takes images of image_size"):
         check_shape(held, replace(recipe, encoder=held.encoder, data=larger))
+    known = replace(held, record=held.record | {"pixel_mean": [0.5, 0.5, 0.5]})
+    with pytest.raises(StudyError, match="trained on pixels of pixel_mean .*0.5, 0.5, 0.5"):
+        check_shape(known, replace(recipe, encoder=held.encoder))
+    same = replace(held, record=held.record | {"pixel_mean": [0.485, 0.456, 0.406]})
+    check_shape(same, replace(recipe, encoder=held.encoder))
     with (find_adopted(records, "mae_t").folder / ENCODER_FILE).open("ab") as stream:
         stream.write(b"x")
     with pytest.raises(StoreError, match="adopt .* again"):
