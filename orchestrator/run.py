@@ -87,6 +87,8 @@ def run_study(
     if options.grace_s is not None:  # inherited by the embedded Ray and its ranks
         os.environ[GRACE_VARIABLE] = f"{options.grace_s:g}"
     store = LocalStore(options.store)
+    if options.tracking_uri is None:
+        default_uri(store)  # refuses a path that MLflow could not find again
     store.check_writable()
     records, datasets = Records(store), Datasets(store)
     _scan_data(study, datasets, view)

@@ -119,7 +119,7 @@ def _left_by_debug(
     if not all((left / file).is_file() for file in stage.recipe.YIELDS):
         raise UserError(
             f"{planned.address} reads what {parent!r} leaves, which is not done: run the study, or "
-            f"`mae-study debug {planned.cell.address} {parent}` without --out, or name one "
+            f"`mae-study debug STUDY {planned.cell.address} {parent}` without --out, or name one "
             f"with --encoder (neither a finished attempt nor {left} is there)"
         )
     metrics = left.with_name(METRICS_FILE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from pathlib import Path
 
 from mae_core.config import GALLERY_FILE, PretrainRecipe, ReconstructionRecipe
@@ -31,10 +32,12 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
     rows = make_rows(plan, records)
     findings = plan_findings(plan)
     sweep = plan.sweeps[0] if len(plan.sweeps) == 1 else None
+    reference = _resolved(plan, records)
     meta = ReportMeta(
         study=plan.study.name,
         question=plan.study.question,
-        command=f"mae-study run {plan.study.name}",
+        command=f"mae-study run {shlex.quote(reference or plan.study.name)}{_at(records)}",
+        store_option=_at(records),
         created_at=now_iso(),
         notes=plan.study.notes,
         axes=plan.study.axes,
@@ -50,7 +53,7 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
         predictions=score_lines(scored(plan, records)),
         findings=tuple((f.level, f.code, f.message) for f in findings),
         odd={cell: f.message for f in findings for cell in f.cells},
-        reference=_resolved(plan, records),
+        reference=reference,
         missing=tuple(
             (s.cell.address, s.stage.name, s.reason)
             for s in plan.stages
@@ -66,6 +69,12 @@ def _resolved(plan: Plan, records: Records) -> str:
     folder = f"studies/{plan.study.name}/resolved"
     names = sorted(records.store.list(folder))
     return str(records.store.path(f"{folder}/{names[-1]}")) if names else ""
+
+
+def _at(records: Records) -> str:
+    """The option of the command that names this store, as a shell reads it."""
+    root = records.store.path("reports").parent
+    return f" --store {shlex.quote(str(root))}"
 
 
 def _chosen(winner: Winner | None) -> ChosenSetting | None:

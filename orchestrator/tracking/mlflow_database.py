@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.errors import StoreError
 from orchestrator.store.driver import Store
-from orchestrator.tracking.uri import sqlite_path
+from orchestrator.tracking.uri import UNFIT_TEXT, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,8 +40,19 @@ class Destination:
 
 
 def default_uri(store: Store) -> str:
-    """SQLite inside the store: one machine, no server."""
-    return f"sqlite:///{store.path('tracking/mlflow.db')}"
+    """SQLite inside the store: one machine, no server.
+
+    Raises:
+        StoreError: the store's path has no place in such an address.
+    """
+    path = store.path("tracking/mlflow.db")
+    uri = sqlite_uri(path)
+    if uri is None:
+        raise StoreError(
+            f"the store {str(path.parent.parent)!r} cannot hold MLflow's database: {UNFIT_TEXT}; "
+            "name another --store, or an MLflow server with --tracking-uri; nothing was run"
+        )
+    return uri
 
 
 def database_exists(store: Store) -> bool:

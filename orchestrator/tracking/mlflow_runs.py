@@ -244,7 +244,7 @@ def _data_input(use: DataUse) -> DatasetInput:
     profile = facts.to_json() | {"num_classes": len(facts.class_names)}
     del profile["class_names"]  # there may be thousands
     dataset = Dataset(
-        name=Path(path).name or path,
+        name=(Path(path).name or path).encode("utf-8", "backslashreplace").decode(),
         digest=facts.fingerprint[:DIGEST_LENGTH],
         source_type="local" if "://" not in path else path.partition("://")[0],
         source=json.dumps({"uri": path}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import configparser
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 SERVERS = ("http", "https")
 DATABASES = ("sqlite", "postgresql", "mysql")
+UNFIT_TEXT = (
+    "MLflow finds no database below a path with a question mark, a percent code such as %20, a "
+    "control character or a byte that is no UTF-8"
+)
 PROBE_TIMEOUT_S = 5.0
 """For a connection, and again for an answer."""
 PASSING = (408, 425, 429)
@@ -30,15 +35,31 @@ AUTHENTICATED_BY = (
     "MLFLOW_TRACKING_CLIENT_CERT_PATH",
 )
 """Environment variables of MLflow's client, besides user name and password."""
+UNFIT = re.compile(r"\?|%[0-9A-Fa-f]{2}|[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What the path of a SQLite file must not hold."""
 INTO_STORE = "name another, or leave out --tracking-uri to track into the store"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """File of a SQLite database, None for anything else."""
-    parsed = urlsplit(uri)
-    name = parsed.path[1:]
-    is_file = parsed.scheme.split("+")[0] == "sqlite" and name not in ("", ":memory:")
+    """File of a SQLite database, None for anything else.
+
+    Such an address has no fragment: `#` is part of the path.
+    """
+    scheme, _, rest = uri.partition(":///")
+    name = rest.partition("?")[0]
+    is_file = scheme.split("+")[0] == "sqlite" and name not in ("", ":memory:")
     return Path(name).absolute() if is_file else None
+
+
+def sqlite_uri(path: Path) -> str | None:
+    """Address of a SQLite file for MLflow; None if there is none that all its parts agree on.
+
+    Where SQLAlchemy reads a percent code, or ends the path at a question mark, MLflow makes the
+    folders of the path as it is written. Control characters and bytes that are no UTF-8 have no
+    place in an address.
+    """
+    text = str(path)
+    return None if UNFIT.search(text) else f"sqlite:///{text}"
 
 
 def without_credentials(uri: str) -> str:
@@ -72,6 +93,8 @@ def check_uri(uri: str) -> str | None:
             shown, "no such scheme", f"use http://host:port of an MLflow server, or {other}"
         )
     if (path := sqlite_path(uri)) is not None:
+        if sqlite_uri(path) is None:
+            raise _refusal(repr(uri), UNFIT_TEXT)
         _check_folder(path)
     return None
 

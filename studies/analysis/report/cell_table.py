@@ -24,7 +24,9 @@ class TableCell(NamedTuple):
     key: str | float
 
 
-def cell_table(rows: Sequence[ResultRow], study: str) -> tuple[list[str], list[list[TableCell]]]:
+def cell_table(
+    rows: Sequence[ResultRow], study: str, store_option: str = ""
+) -> tuple[list[str], list[list[TableCell]]]:
     """Header and one line per cell, a value for every column.
 
     The last column is the command that computes the cell's first stage again, by itself.
@@ -43,11 +45,11 @@ def cell_table(rows: Sequence[ResultRow], study: str) -> tuple[list[str], list[l
     by_cell: dict[str, list[ResultRow]] = {}
     for row in filled(rows):
         by_cell.setdefault(row.cell, []).append(row)
-    return header, [_cell_line(group, protocols, study) for group in by_cell.values()]
+    return header, [_cell_line(group, protocols, study, store_option) for group in by_cell.values()]
 
 
 def _cell_line(
-    rows: Sequence[ResultRow], protocols: Sequence[ProtocolKey], study: str
+    rows: Sequence[ResultRow], protocols: Sequence[ProtocolKey], study: str, store_option: str
 ) -> list[TableCell]:
     r = rows[0]
     # A stage's own row comes before those of the conditions within it.
@@ -55,7 +57,8 @@ def _cell_line(
     decoder = "" if r.decoder_depth is None else f"{r.decoder_depth}×{r.decoder_width or '?'}"
     duration = "untrained" if r.role == "untrained" else r.duration or ""
     paid = sum(cost(rows, lambda row: ("", "")).values())
-    again = f"mae-study debug {shlex.quote(study)} {shlex.quote(r.cell)} {shlex.quote(r.stage)}"
+    names = " ".join(map(shlex.quote, (study, r.cell, r.stage)))
+    again = f"mae-study debug {names}{store_option}"
     return [
         _text(r.cell),
         _text(r.role),

@@ -58,6 +58,8 @@ class ReportMeta:
     """What to run next, in sentences."""
     reference: str = ""
     """What names this very study to the command: the path of the resolved one; else its name."""
+    store_option: str = ""
+    """` --store PATH`, for commands that can be pasted into a shell."""
 
 
 @dataclass(frozen=True, kw_only=True)

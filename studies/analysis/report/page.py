@@ -74,7 +74,7 @@ def write_report(
     write_parquet(rows, files.parquet)
     write_json([row.to_dict() for row in rows], files.json)
     write_json(_summary(found), files.summary)
-    files.html.write_text(_page(found, sections), encoding="utf-8")
+    files.html.write_text(_page(found, sections), encoding="utf-8", errors="backslashreplace")
     return files
 
 
@@ -137,7 +137,7 @@ def _page(found: _Findings, sections: Sequence[Section]) -> str:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     meta, rows = found.meta, found.rows
-    header, cells = cell_table(rows, meta.reference or meta.study)
+    header, cells = cell_table(rows, meta.reference or meta.study, meta.store_option)
     return environment.get_template("report.html").render(
         meta=meta,
         headline=found.headline,

@@ -13,7 +13,7 @@ from studies.result_row import ResultRow, Value, columns_of
 
 def write_csv(rows: Sequence[ResultRow], path: Path) -> None:
     """One line per row, a header of column names."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         writer = csv.DictWriter(stream, columns_of(rows))
         writer.writeheader()
         writer.writerows(row.to_dict() for row in rows)

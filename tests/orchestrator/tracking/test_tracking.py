@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from cluster.verdict import Cause, Verdict
+from orchestrator.cli.main import main
 from orchestrator.drive.task import Task
 from orchestrator.errors import TrackingError
 from orchestrator.plan.plan import Plan, make_plan
@@ -27,7 +29,7 @@ from orchestrator.tracking.mlflow_database import Destination, database_exists, 
 from orchestrator.tracking.run_values import STUDY, Point, RunInfo, RunStatus, RunUpdate
 from orchestrator.tracking.shipper import Shipper
 from orchestrator.tracking.study_tracking import Tracking, decision_text, sync_key
-from orchestrator.tracking.uri import check_uri, without_credentials
+from orchestrator.tracking.uri import check_uri, sqlite_path, without_credentials
 from studies.catalog import quickstart
 from studies.spec.study import Study
 
@@ -287,8 +289,10 @@ class Bench:
 def test_a_study_is_filled_in_again_after_its_database_was_deleted(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    bench = Bench(tmp_path, None)
+    root = tmp_path / "a#1 &;'\"ü 100% $x" / "store"  # a path that is no address as it stands
+    bench = Bench(root, None)
     uri = default_uri(bench.store)
+    assert sqlite_path(uri) == root / "tracking/mlflow.db"
     plan = bench.finish({"top1": 50.0, "top5": 90.0, "loss": 0.6, "num_images": 100})
     before = sync_key(uri, plan)
     assert bench.sync(plan) is None
@@ -296,12 +300,13 @@ def test_a_study_is_filled_in_again_after_its_database_was_deleted(
     assert synced != before and synced == sync_key(uri, plan)
     check_synced(uri, plan)
     assert database_exists(bench.store)
-    for file in (tmp_path / "tracking").glob("mlflow.db*"):
+    for file in (root / "tracking").glob("mlflow.db*"):
         file.unlink()
     assert sync_key(uri, plan) == before
     assert bench.sync(plan) is None
     assert sync_key(uri, plan) not in (before, synced)
     check_synced(uri, plan)
+    assert [p.name for p in tmp_path.iterdir()] == [root.parent.name]
     assert capfd.readouterr() == ("", "")
 
 
@@ -487,6 +492,7 @@ def test_databases_are_accepted(uri: str) -> None:
         ("http://203.0.113.5:5000", "no credentials"),
         ("https://mlflow.example.org", "no credentials"),
         ("sqlite:////proc/none/x.db", "cannot be used"),
+        ("sqlite:////tmp/p%41q/x.db", "a percent code such as %20"),
     ],
 )
 def test_what_no_waiting_mends_is_refused(
@@ -497,6 +503,16 @@ def test_what_no_waiting_mends_is_refused(
         check_uri(uri)
     assert uri in str(refused.value) or uri.endswith(".db") and reason in str(refused.value)
     assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["q?x", "p%41q", "new\nline", "tab\t", os.fsdecode(b"\xff")])
+def test_a_store_that_has_no_address_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path
+) -> None:
+    arguments = ["run", "quickstart", "--store", str(tmp_path / name)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 8 and "cannot hold MLflow's database" in result.stderr
+    assert "nothing was run" in result.stderr and not list(tmp_path.iterdir())
 
 
 def test_a_password_is_never_shown() -> None:
