@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from cluster.embedded.leftovers import sweep_temp_dirs as sweep_temp_dirs
+from cluster.embedded.preflight import load_ray
 from cluster.embedded.ray_init import first_line, init_ray
 from cluster.embedded.start import embedded_ray
 from cluster.errors import ClusterUnreachable
@@ -63,8 +64,7 @@ def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[Modu
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     assert address is not None
     _knock(address)
-    import ray
-
+    ray = load_ray()
     runtime_env = {"py_modules": list(py_modules)} if py_modules else None
     try:
         init_ray(

@@ -11,6 +11,7 @@ import functools
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 from cluster.embedded.leftovers import (
@@ -19,8 +20,10 @@ from cluster.embedded.leftovers import (
     token_digest,
     with_processes,
 )
+from cluster.embedded.preflight import check_resources, load_ray
 from cluster.embedded.private_directory import Record, make_private_directory
-from cluster.embedded.ray_init import first_line, init_ray
+from cluster.embedded.ray_init import init_ray
+from cluster.embedded.start_failure import why_not_started
 from cluster.errors import ClusterUnreachable
 from cluster.process_identity import ProcessIdentity
 
@@ -38,36 +41,14 @@ def embedded_ray(num_cpus: int | None) -> Iterator[ModuleType]:
         ClusterUnreachable: it did not start.
     """
     sweep_temp_dirs()
+    check_resources()
+    os.environ |= _variables()
+    ray = load_ray()
     directory = make_private_directory()
-    token = _token()
-    record = Record(owner=ProcessIdentity.of_this_process(), token_digest=token_digest(token))
+    record = Record(owner=ProcessIdentity.of_this_process(), token_digest=token_digest(_token()))
     directory.write(record)
-    os.environ |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": token,
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_LOG_TO_STDERR": "0",
-    }
-    import ray
-
     try:
-        try:
-            init_ray(
-                ray,
-                address="local",
-                _node_ip_address="127.0.0.1",
-                include_dashboard=False,
-                num_cpus=num_cpus or len(os.sched_getaffinity(0)),
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(directory.for_ray),
-            )
-        except Exception as error:  # Ray raises plain Exception when its parts are too slow
-            raise ClusterUnreachable(
-                f"Ray did not start on this machine ({first_line(error)}): it may be overloaded "
-                "or out of memory; run the same command again"
-            ) from error
+        _start(ray, directory.for_ray, num_cpus)
         record = with_processes(record)
         directory.write(record)
         yield ray
@@ -75,6 +56,33 @@ def embedded_ray(num_cpus: int | None) -> Iterator[ModuleType]:
         ray.shutdown()
         leave_nothing(directory, record)
         directory.close()
+
+
+def _start(ray: ModuleType, folder: Path, num_cpus: int | None) -> None:
+    try:
+        init_ray(
+            ray,
+            address="local",
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            num_cpus=num_cpus or len(os.sched_getaffinity(0)),
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+        )
+    except Exception as error:  # Ray raises plain Exception when its parts are too slow
+        reason = why_not_started(error, folder / "session_latest" / "logs", set(_variables()))
+        raise ClusterUnreachable(f"Ray did not start on this machine: {reason}") from error
+
+
+def _variables() -> dict[str, str]:
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": _token(),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_LOG_TO_STDERR": "0",
+    }
 
 
 @functools.cache

@@ -1,0 +1,176 @@
+"""What would keep Ray from starting: looked at before, since Ray waits half a minute and says less.
+
+Ray's daemons end silently where a limit stops them, and Ray's library ends the whole process where
+a variable `RAY_…` holds what is no number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import psutil
+
+from cluster.errors import ClusterUnreachable
+
+OPEN_FILES, PROCESSES, FILE_MIB, MEMORY_MIB = 256, 200, 64, 400
+"""What Ray itself needs on two cores, without ranks."""
+PROGRAMS = ("gcs/gcs_server", "raylet/raylet")
+PROGRAM_S = 10.0
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resource:
+    """Something that Ray's processes need of this machine."""
+
+    name: str
+    left: float
+    needed: int
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.left:.0f} {self.name} are left, Ray needs {self.needed}: {self.remedy}"
+
+
+def resources() -> list[Resource]:
+    """What is limited, and how much of it is left."""
+    files = _limit(resource.RLIMIT_NOFILE, 1)  # Ray raises its own to this
+    size_mib = _limit(resource.RLIMIT_FSIZE) / 2**20
+    return [
+        Resource(
+            name="open files", left=files, needed=OPEN_FILES, remedy="raise the limit (ulimit -n)"
+        ),
+        Resource(
+            name="processes and threads",
+            left=_processes_left(),
+            needed=PROCESSES,
+            remedy="end some, or raise the limit (ulimit -u, or pids.max of the container)",
+        ),
+        Resource(
+            name="MiB in a file",
+            left=size_mib,
+            needed=FILE_MIB,
+            remedy="raise the limit (ulimit -f)",
+        ),
+        Resource(
+            name="MiB of memory",
+            left=_memory_left() / 2**20,
+            needed=MEMORY_MIB,
+            remedy="end other programs, or ask for more memory",
+        ),
+    ]
+
+
+def check_resources() -> None:
+    """Raise `ClusterUnreachable` where Ray cannot start for want of something."""
+    missing = [str(found) for found in resources() if found.left < found.needed]
+    if missing:
+        raise ClusterUnreachable(f"Ray cannot start on this machine: {'; '.join(missing)}")
+
+
+def load_ray() -> ModuleType:
+    """Ray, imported, with its programs looked at.
+
+    Raises:
+        ClusterUnreachable: a variable in the environment would end this process, or Ray is not
+            installed as it should be.
+    """
+    if "ray" not in sys.modules:
+        _check_variables()
+    try:
+        ray = importlib.import_module("ray")
+    except (ImportError, ValueError) as error:
+        names = ", ".join(sorted(ray_variables())) or "no variable RAY_"
+        raise ClusterUnreachable(
+            f"Ray cannot be imported ({error}); install it again, or correct the environment, "
+            f"which sets {names}"
+        ) from error
+    for program in PROGRAMS:
+        _check_program(Path(str(ray.__file__)).parent / "core" / "src" / "ray" / program)
+    return ray
+
+
+def ray_variables() -> dict[str, str]:
+    """Settings of Ray's in the environment."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+
+
+def _check_variables() -> None:
+    # Those that Ray's C++ reads; where Python reads one, it says so.
+    variables = {name: value for name, value in ray_variables().items() if name[4:5].islower()}
+    if not variables or _can_import(variables):
+        return
+    bad = [name for name, value in variables.items() if not _can_import({name: value})]
+    shown = ", ".join(f"{name}={variables[name]!r}" for name in bad or variables)
+    raise ClusterUnreachable(f"Ray cannot be imported with {shown}: correct or unset it")
+
+
+def _can_import(variables: dict[str, str]) -> bool:
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", "import ray"], env=others | variables, capture_output=True
+    )
+    return done.returncode == 0
+
+
+def _check_program(path: Path) -> None:
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, timeout=PROGRAM_S)
+        problem = (
+            "" if done.returncode == 0 else done.stderr.decode(errors="replace").strip()[-300:]
+        )
+        is_fine = done.returncode == 0
+    except OSError as error:
+        problem, is_fine = error.strerror or str(error), False
+    except subprocess.TimeoutExpired:
+        problem, is_fine = f"no answer within {PROGRAM_S:.0f} s", False
+    if not is_fine:
+        raise ClusterUnreachable(
+            f"Ray's program {path} does not run ({problem}); install Ray again, on a file system "
+            "that programs may run from"
+        )
+
+
+def _limit(kind: int, which: int = 0) -> float:
+    found = resource.getrlimit(kind)[which]
+    return float("inf") if found == resource.RLIM_INFINITY else float(found)
+
+
+def _processes_left() -> float:
+    left = [_cgroup("pids.max") - _cgroup("pids.current", 0)]
+    limit = _limit(resource.RLIMIT_NPROC)
+    if os.geteuid() and limit < float("inf"):  # root's processes are not counted
+        left.append(limit - _threads_of_this_user())
+    return min(left)
+
+
+def _threads_of_this_user() -> int:
+    count = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.uids().real == os.getuid():
+                count += process.num_threads()
+    return count
+
+
+def _memory_left() -> float:
+    available = psutil.virtual_memory().available
+    return float(min(available, _cgroup("memory.max") - _cgroup("memory.current", 0)))
+
+
+def _cgroup(file: str, missing: float = float("inf")) -> float:
+    """A number of the control group that this process is in; `missing` where there is none."""
+    try:
+        own = Path("/proc/self/cgroup").read_text().splitlines()[-1].rpartition(":")[2]
+        text = (_CGROUPS / own.lstrip("/") / file).read_text().strip()
+        return missing if text == "max" else float(text)
+    except (OSError, ValueError, IndexError):
+        return missing
