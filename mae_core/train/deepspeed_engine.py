@@ -25,7 +25,7 @@ from mae_core.checkpoint.shards import read_shard
 from mae_core.checkpoint.universal import ShardReader, restricted
 from mae_core.checkpoint.weights_checksum import combine, partial_sums
 from mae_core.config import BatchSplit, OptimizerConfig, Precision
-from mae_core.errors import CheckpointError
+from mae_core.errors import CheckpointError, NumericsError
 from mae_core.runtime import collectives, rendezvous
 from mae_core.train.optim import ParamGroup, build_optimizer, set_lr
 
@@ -186,7 +186,12 @@ class Engine:
         return module
 
     def step(self, micro_inputs: Iterable[tuple[torch.Tensor, ...]], lr: float) -> torch.Tensor:
-        """Do one optimizer update; return this rank's mean loss, a detached scalar."""
+        """Do one optimizer update; return this rank's mean loss, a detached scalar.
+
+        Raises:
+            NumericsError: DeepSpeed has left the update out, since a gradient is not finite.
+                It does so in silence, and the loss may stay finite, at the weights as they were.
+        """
         set_lr(self._engine.optimizer, lr)
         total: torch.Tensor | None = None
         count = 0
@@ -197,6 +202,11 @@ class Engine:
             total = loss.detach() if total is None else total + loss.detach()
             count += 1
         assert total is not None, "a step needs at least one micro-batch"
+        if self._engine.skipped_steps:
+            raise NumericsError(
+                f"the gradients of step {self._engine.global_steps} are not finite; "
+                "lower the learning rate, clip gradients or use fp32"
+            )
         return total.float() / count
 
     def grad_norm(self) -> float | None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from support.command import encoder_parent
 from support.contrastive_cases import ADAMW, small_recipe
 from support.digit_cases import DIGITS
-from support.gangs import capacity, finish, launched, pool, values  # noqa: F401
+from support.gangs import finish, launched, values
 
 from cluster.slot_pool import SlotPool
 from cluster.verdict import Cause
@@ -31,11 +31,10 @@ from mae_core.model import sizes
 from mae_core.pretrain.contrastive import run_contrastive
 from mae_core.pretrain.monitor import PREFIX
 from mae_core.runtime.context import RunContext
-from mae_core.train.deepspeed_engine import join_gang, leave_gang
 
 
 def train(
-    pool: SlotPool,  # noqa: F811
+    pool: SlotPool,
     folder: Path,
     world: int,
     *,
@@ -61,7 +60,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_no_split_of_the_batch_changes_the_result(
-    pool: SlotPool,  # noqa: F811
+    pool: SlotPool,
     tmp_path: Path,
 ) -> None:
     """Negatives and BatchNorm are of the whole global batch of 16."""
@@ -87,7 +86,7 @@ def test_no_split_of_the_batch_changes_the_result(
     ("zero", "precision"), [(0, "fp32"), (1, "fp32"), (2, "bf16"), (1, "bf16-mixed")]
 )
 def test_a_stopped_training_resumes_bit_exactly(
-    pool: SlotPool,  # noqa: F811
+    pool: SlotPool,
     tmp_path: Path,
     zero: int,
     precision: str,
@@ -105,7 +104,7 @@ def test_a_stopped_training_resumes_bit_exactly(
 
 @pytest.mark.parametrize("worlds", [(2, 1), (1, 2)])
 def test_another_world_size_goes_on_where_the_momentum_encoder_stood(
-    pool: SlotPool,  # noqa: F811
+    pool: SlotPool,
     tmp_path: Path,
     worlds: tuple[int, int],
 ) -> None:
@@ -120,28 +119,7 @@ def test_another_world_size_goes_on_where_the_momentum_encoder_stood(
         assert (found == pytest.approx(expected, rel=1e-4)) is not forget
 
 
-@pytest.fixture
-def gang_of_one(monkeypatch: pytest.MonkeyPatch, unused_port: int) -> Any:
-    """DeepSpeed wants a process group."""
-    variables = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": unused_port}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    join_gang()
-    yield
-    leave_gang()
-
-
-@pytest.fixture
-def unused_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def test_features_become_better_neighbours(gang_of_one: None, tmp_path: Path) -> None:
+def test_features_become_better_neighbours(gang: None, tmp_path: Path) -> None:
     recipe = small_recipe(
         encoder=sizes.encoder("N2"),
         head_width=128,
@@ -171,7 +149,7 @@ def test_features_become_better_neighbours(gang_of_one: None, tmp_path: Path) ->
     assert top1[120] > top1[0] + 10, top1
 
 
-def test_a_loss_that_is_not_finite_ends_the_attempt(gang_of_one: None, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_attempt(gang: None, tmp_path: Path) -> None:
     recipe = small_recipe(optimizer=OptimizerConfig(name="sgd", base_lr=1e38, weight_decay=0.0))
     ctx = RunContext(output_dir=tmp_path)
     with pytest.raises(NumericsError, match="not finite"):
@@ -190,7 +168,7 @@ def test_zero_3_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_monitored_run_computes_what_an_unmonitored_one_does(
-    pool: SlotPool,  # noqa: F811
+    pool: SlotPool,
     tmp_path: Path,
 ) -> None:
     plain = train(pool, tmp_path / "plain", 2)

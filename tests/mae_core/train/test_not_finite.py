@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 from support.gangs import attempt, train
+from support.precision_cases import RECIPE, batches, start
 
 from cluster.slot_pool import SlotPool
+from mae_core.config import Precision
+from mae_core.errors import NumericsError
+from mae_core.model.mae import MAE
+from mae_core.train.optim import pretrain_groups
 
 EVERY_3 = {"checkpoint_every_steps": 3, "snapshot": "blocking", "record_state": True}
 
@@ -42,3 +47,21 @@ def test_a_poisoned_state_is_never_committed(
     resumed = train(pool, folder, 2, execution=execution, rollback=1, log_every=log_every)
     assert resumed["metrics"]["resumed_from"] == 3
     assert (resumed["digest"], resumed["state"]) == (whole["digest"], whole["state"])
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero", "clip"),
+    [("bf16", 0, None), ("bf16", 1, None), ("fp32", 2, 1.0), ("bf16-mixed", 3, None)],
+)
+def test_a_gradient_that_is_not_finite_is_no_step_left_out_in_silence(
+    gang: None, precision: Precision, zero: int, clip: float | None
+) -> None:
+    """DeepSpeed would leave such updates out, while the loss stays finite for ever."""
+    model = MAE(RECIPE)
+    groups = pretrain_groups(model, 0.05)
+    engine = start(model, groups, precision, zero, clip_grad_norm=clip)
+    engine.step([batches()[0]], 1e-3)
+    model.decoder.register_full_backward_pre_hook(lambda _, grads: (grads[0] * float("nan"),))
+    with pytest.raises(NumericsError, match="gradients of step 2 are not finite"):
+        engine.step([batches()[1]], 1e-3)
+    engine.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +22,6 @@ from cluster.verdict import Cause
 from mae_core.checkpoint.encoder_file import save_encoder
 from mae_core.model.mae import MAE
 from mae_core.model.vit import Linear, TransformerBlock
-from mae_core.train.deepspeed_engine import join_gang, leave_gang
 from mae_core.train.optim import pretrain_groups
 
 
@@ -52,20 +49,7 @@ def test_training_starts_at_the_weights_as_they_are_given(
     assert values(gang) == [{"cases": 16, "wrong": {}}] * world
 
 
-@pytest.fixture
-def gang_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    join_gang()
-    yield
-    leave_gang()
-
-
-def test_losses_of_forty_steps_stay_near_those_of_fp32(gang_of_one: None) -> None:
+def test_losses_of_forty_steps_stay_near_those_of_fp32(gang: None) -> None:
     exact = torch_losses(autocast=False)
     assert engine_losses("fp32", 1) == pytest.approx(exact, rel=1e-6)
     assert mean_error(engine_losses("bf16", 1), exact) <= 3e-4
@@ -75,7 +59,7 @@ def test_losses_of_forty_steps_stay_near_those_of_fp32(gang_of_one: None) -> Non
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16-mixed", "bf16"])
-def test_no_stage_of_zero_changes_a_loss(gang_of_one: None, precision: str) -> None:
+def test_no_stage_of_zero_changes_a_loss(gang: None, precision: str) -> None:
     """Alone, where nothing is summed over ranks: equal to the last bit."""
     losses = []
     for zero in (0, 1, 2, 3):
@@ -86,7 +70,7 @@ def test_no_stage_of_zero_changes_a_loss(gang_of_one: None, precision: str) -> N
     assert losses[1:] == losses[:1] * 3
 
 
-def test_mixed_keeps_norms_and_the_stream_in_fp32(gang_of_one: None) -> None:
+def test_mixed_keeps_norms_and_the_stream_in_fp32(gang: None) -> None:
     model = MAE(RECIPE)
     seen: dict[type[nn.Module], set[torch.dtype]] = {}
 
