@@ -343,6 +343,11 @@ class AdoptedRecipe(Recipe):
         require(bool(self.sha256 or self.name), "an adopted encoder needs a name or a sha256")
 
     @property
+    def sees_windows(self) -> bool:
+        """It looks at no image."""
+        return False
+
+    @property
     def new_encoder(self) -> EncoderConfig:
         """The encoder that it makes."""
         return self.encoder

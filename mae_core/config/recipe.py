@@ -89,6 +89,12 @@ class Recipe:
         return ()
 
     @property
+    def sees_windows(self) -> bool:
+        """It looks at images as evaluations do: `data.eval_crop` counts, also in its identity."""
+        augmentation = getattr(self, "augmentation", None)
+        return self.IS_EVALUATION or augmentation is None or not augmentation.crops
+
+    @property
     def new_encoder(self) -> EncoderConfig | None:
         """Shape of the encoder that a cell has from this stage; None if none begins here."""
         return None

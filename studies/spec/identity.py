@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,6 +38,9 @@ def identify(cell: Cell, fingerprints: Mapping[str, str]) -> dict[str, Identity]
 
 def _science(stage: Stage, fingerprints: Mapping[str, str]) -> dict[str, object]:
     recipe = stage.recipe
+    if recipe.data.eval_crop is not None and not recipe.sees_windows:
+        # `--set data.eval_crop` is about evaluations; it must not pretrain anything again.
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, eval_crop=None))
     science: dict[str, object] = {
         "kind": stage.kind,
         "version": recipe.VERSION,

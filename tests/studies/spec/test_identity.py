@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from mae_core.config import DataConfig, Duration, KnnRecipe, PretrainRecipe
+from mae_core.config import NO_AUGMENTATION, DataConfig, Duration, KnnRecipe, PretrainRecipe
 from mae_core.model.sizes import encoder
 from studies.errors import StudyError
 from studies.load import load_study
@@ -69,6 +69,18 @@ def test_data_is_identified_by_its_fingerprint() -> None:
     one = identify(cell(), {"digits": "a"})["pretrain"].science_hash
     other = identify(cell(), {"digits": "b"})["pretrain"].science_hash
     assert one != other
+
+
+def test_the_window_of_evaluations_changes_no_pretraining_that_crops() -> None:
+    data = dataclasses.replace(DATA, eval_crop=0.9)
+    other = dataclasses.replace(RECIPE, data=data)
+    assert hashes(other) == hashes(RECIPE)
+    whole = dataclasses.replace(other, augmentation=NO_AUGMENTATION)
+    assert hashes(whole) != hashes(dataclasses.replace(whole, data=DATA))
+    knn = Stage(name="knn", recipe=KnnRecipe(data=data), parents=("pretrain",))
+    both = dataclasses.replace(cell(other), stages=(cell(other).stages[0], knn))
+    found = [i.science_hash for i in identify(both, {"digits": "f"}).values()]
+    assert found[0] == hashes(RECIPE)[0] and found[1] != hashes(RECIPE)[1]
 
 
 def test_a_new_field_at_its_default_leaves_old_identities_alone() -> None:
