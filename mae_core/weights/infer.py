@@ -15,6 +15,7 @@ from torch import Tensor
 from mae_core.config import DecoderConfig, EncoderConfig, require
 from mae_core.model.sizes import ENCODERS, hidden_width
 from mae_core.model.sizes import encoder as named_encoder
+from mae_core.model.vit import NORM_EPS
 from mae_core.weights.config_checks import check_config
 from mae_core.weights.layout import PATCHES, Layout
 from mae_core.weights.lookalikes import OtherNetwork, expect
@@ -32,12 +33,8 @@ OFFICIAL_SIZE = 224
 DECODER_HEADS = 16
 """Of the paper's code, at every decoder width."""
 MAX_DEPTH = 256
-HF_DEFAULTS = {
-    "num_attention_heads": 12,
-    "decoder_num_attention_heads": 16,
-    "layer_norm_eps": 1e-12,
-}
-"""Of `ViTConfig` and `ViTMAEConfig`."""
+HF_HEADS, HF_EPS = 12, 1e-12
+"""What `ViTConfig` and `ViTMAEConfig` take where a `config.json` says none."""
 _ANCHORS = (PATCHES, "encoder.blocks.0.mlp.fc1.weight")
 
 
@@ -84,21 +81,22 @@ def infer(
     describe no square ViT, `ConfigError` if they describe another one than config or hints say.
     """
     _check_anchors(tensors, layout)
-    numbers = _numbers_of(config, layout)
+    numbers = _numbers_of(config)
+    is_hf = bool(config) and layout.name == "hf"
     width, num_channels, patch, across = _shape(tensors, layout, PATCHES, 4)
     expect(patch == across, f"patches of {patch}x{across} pixels: only square ones are supported")
     grid, absent, grid_note = _grid(tensors, layout, patch, facts)
     hidden = _shape(tensors, layout, "encoder.blocks.0.mlp.fc1.weight", 2)[0]
     depth = _depth(tensors, layout, "encoder")
     _check_size(hints, width, depth)
-    heads, note = _heads(width, depth, numbers, hints)
+    heads, note = _heads(width, depth, numbers, hints, is_hf)
     encoder = EncoderConfig(
         width=width,
         depth=depth,
         num_heads=heads,
         patch_size=patch,
         mlp_ratio=_ratio(hidden, width),
-        norm_eps=float(numbers.get("layer_norm_eps", 1e-6)),
+        norm_eps=float(numbers.get("layer_norm_eps", HF_EPS if is_hf else NORM_EPS)),
     )
     encoder = replace(encoder, name=_name(encoder))
     decoder, decoder_note = _decoder(tensors, layout, numbers, hints)
@@ -218,7 +216,9 @@ def _ratio(hidden: int, width: int) -> float:
     return ratio if hidden_width(width, ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _heads(width: int, depth: int, numbers: Mapping[str, float], hints: Hints) -> tuple[int, str]:
+def _heads(
+    width: int, depth: int, numbers: Mapping[str, float], hints: Hints, is_hf: bool
+) -> tuple[int, str]:
     said = numbers.get("num_attention_heads")
     named = named_encoder(hints.size).num_heads if hints.size else None
     for given, where in ((hints.num_heads, "--heads"), (said, "config.json"), (named, "--size")):
@@ -228,6 +228,8 @@ def _heads(width: int, depth: int, numbers: Mapping[str, float], hints: Hints) -
                 f"{where} says {given} heads, and the file's config.json {said}",
             )
             return int(given), f"{given} heads, by {where}"
+    if is_hf:
+        return HF_HEADS, f"{HF_HEADS} heads, which transformers takes where config.json says none"
     heads = assumed_heads(width, depth)
     if width in HEADS_OF:
         return HEADS_OF[width], f"{heads} heads of {width // heads}, as in ViT-H, g and G (assumed)"
@@ -288,7 +290,12 @@ def _decoder(
     if not keys or keys[0] not in tensors:
         return None, ""
     width = _shape(tensors, layout, "decoder.embed.weight", 2)[0]
-    heads = hints.decoder_heads or numbers.get("decoder_num_attention_heads")
+    said = numbers.get("decoder_num_attention_heads")
+    heads = hints.decoder_heads or said
+    require(
+        said in (None, heads),
+        f"--decoder-heads says {heads} heads, and the file's config.json {said}",
+    )
     note = "" if heads else f"{DECODER_HEADS} decoder heads, as in the paper's code (assumed)"
     decoder = DecoderConfig(
         width=width, depth=_depth(tensors, layout, "decoder"), num_heads=int(heads or DECODER_HEADS)
@@ -315,15 +322,12 @@ def _with_head(
     return shapes | head_shapes(width, classes, pools)
 
 
-def _numbers_of(config: Mapping[str, object], layout: Layout) -> dict[str, float]:
-    """The numbers that a config says; refuse what should be one above 0 and is none.
-
-    Where a Hugging Face config says none, its program takes its own default.
-    """
+def _numbers_of(config: Mapping[str, object]) -> dict[str, float]:
+    """The numbers that a config says; refuse what should be one above 0 and is none."""
     changes = config.get("model_args")  # timm's
     changes = changes if isinstance(changes, Mapping) else {}
-    found: dict[str, float] = dict(HF_DEFAULTS) if config and layout.name == "hf" else {}
-    for key in HF_DEFAULTS:
+    found: dict[str, float] = {}
+    for key in ("num_attention_heads", "decoder_num_attention_heads", "layer_norm_eps"):
         value = config.get(key, changes.get("num_heads") if key == "num_attention_heads" else None)
         kind = float if key == "layer_norm_eps" else int
         is_number = isinstance(value, int | kind) and not isinstance(value, bool)

@@ -54,9 +54,8 @@ def read_facts(
         notes += [note] if note else []
     mean, std = _channels(source, "image_mean", "mean"), _channels(source, "image_std", "std")
     for name, known in (("pixel_mean", mean), ("pixel_std", std)):
-        notes += (
-            [f"{name} {known}, as the file's images had: set data.{name} alike"] if known else []
-        )
+        if known:
+            notes.append(f"{name} {known}, as its images had: set data.{name} alike")
     return Facts(
         **found,  # type: ignore[arg-type]
         pixel_mean=mean,
@@ -129,7 +128,7 @@ def _channels(source: Source, theirs: str, timms: str) -> tuple[float, ...] | No
     """One number per channel, of `preprocessor_config.json` or of timm's `pretrained_cfg`."""
     timm = source.config.get("pretrained_cfg")
     for where, settings, key in (
-        (PIXELS, source.pixels, theirs),
+        (PIXELS, source.pixels if source.pixels.get("do_normalize", True) else {}, theirs),
         (CONFIG, timm if isinstance(timm, Mapping) else {}, timms),
     ):
         value = settings.get(key)

@@ -176,7 +176,21 @@ def _read_folder(folder: Path) -> _Files:
 def _read_named(path: Path) -> _Files:
     if path.name.endswith(INDEX):
         return _read_shards(path)
+    _check_whole(path)
     return _Files(content=_read_file(path), digests={path.name: digest_file(path)})
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse one shard of several: it may hold an encoder and lack the decoder, unnoticed."""
+    for name in WEIGHTS:
+        index = path.with_name(name + INDEX)
+        places = _optional(index).get("weight_map") if path.name != name else None
+        files = set(map(str, places.values())) if isinstance(places, dict) else set()
+        if path.name in files and len(files) > 1:
+            raise ConfigError(
+                f"{path} is one of the {len(files)} shards of {index.name}: name the folder, or the "
+                "index, to read all of them"
+            )
 
 
 def _read_shards(index: Path) -> _Files:

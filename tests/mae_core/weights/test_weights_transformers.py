@@ -24,6 +24,7 @@ from transformers import (
 
 from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import ENCODER_FILE
+from mae_core.errors import ConfigError
 from mae_core.weights import Hints, import_weights, load_own, save_own, write_layout
 
 TOLERANCE = 1e-5
@@ -127,8 +128,19 @@ def test_a_config_without_a_word_means_the_defaults_of_transformers(tmp_path: Pa
     config = json.loads(path.read_text())
     left = {k: v for k, v in config.items() if k not in ("num_attention_heads", "layer_norm_eps")}
     path.write_text(json.dumps(left))
-    encoder = import_weights(tmp_path).network.encoder
+    found = import_weights(tmp_path)
+    encoder = found.network.encoder
     assert (encoder.num_heads, encoder.norm_eps) == (12, 1e-12)
+    assert "12 heads, which transformers takes where config.json says none" in found.notes
+    assert import_weights(tmp_path, hints=Hints(num_heads=4)).network.encoder.num_heads == 4
+
+
+def test_heads_that_contradict_a_config_are_refused(tmp_path: Path) -> None:
+    mae().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="--heads says 4 heads, and the file's config.json 3"):
+        import_weights(tmp_path, hints=Hints(num_heads=4))
+    with pytest.raises(ConfigError, match="--decoder-heads says 4 heads, .* config.json 2"):
+        import_weights(tmp_path, hints=Hints(decoder_heads=4))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +161,7 @@ def test_a_config_of_another_network_is_refused(
     mae().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(Exception, match=said):
+    with pytest.raises(ConfigError, match=said):
         import_weights(tmp_path)
 
 
@@ -159,8 +171,11 @@ def test_the_mean_and_deviation_of_pixels_are_kept_where_they_are_said(tmp_path:
     pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels))
     assert import_weights(tmp_path).facts.pixel_mean == (0.5, 0.4, 0.3)
+    unused = json.dumps(pixels | {"do_normalize": False})
+    (tmp_path / "preprocessor_config.json").write_text(unused)
+    assert import_weights(tmp_path).facts.pixel_mean is None
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": "x"}')
-    with pytest.raises(Exception, match="image_mean = 'x' is no list of numbers"):
+    with pytest.raises(ConfigError, match="image_mean = 'x' is no list of numbers"):
         import_weights(tmp_path)
 
 
@@ -174,5 +189,5 @@ def test_timms_config_says_heads_and_changes_that_tensors_do_not_show(tmp_path: 
     assert (found.layout, found.network.encoder.num_heads) == ("timm", 4)
     assert found.network.encoder.width == WIDTH
     path.write_text(json.dumps({"model_args": {"act_layer": "quick_gelu"}}))
-    with pytest.raises(Exception, match="model_args change act_layer"):
+    with pytest.raises(ConfigError, match="model_args change act_layer"):
         import_weights(tmp_path)

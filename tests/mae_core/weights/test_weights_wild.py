@@ -311,6 +311,21 @@ def test_shards_are_one_network(tmp_path: Path, ending: str) -> None:
         found = import_weights(path)
         assert tensors_digest(found.network) == expected
         assert len(found.source.digests) == 3
+    [first, _] = sorted((tmp_path / "hf").glob(f"*-of-00002{ending}"))
+    with pytest.raises(ConfigError, match="is one of the 2 shards of .*: name the folder"):
+        import_weights(first)
+
+
+def test_of_several_files_of_weights_the_one_that_transformers_reads_is_named(
+    tmp_path: Path,
+) -> None:
+    shards(tmp_path / "hf", timm_state(seed=1))
+    save_file(timm_state(), tmp_path / "hf" / "model.safetensors")
+    torch.save(timm_state(seed=2), tmp_path / "hf" / "pytorch_model.bin")
+    found = import_weights(tmp_path / "hf")
+    assert torch.equal(found.network.state["encoder.cls_token"], timm_state()["cls_token"])
+    [note] = [note for note in found.notes if note.startswith("read model.safetensors")]
+    assert "not model.safetensors.index.json, pytorch_model.bin beside it" in note
 
 
 def test_damaged_shards_are_refused(tmp_path: Path) -> None:
