@@ -188,8 +188,8 @@ def _check_whole(path: Path) -> None:
         files = set(map(str, places.values())) if isinstance(places, dict) else set()
         if path.name in files and len(files) > 1:
             raise ConfigError(
-                f"{path} is one of the {len(files)} shards of {index.name}: name the folder, or the "
-                "index, to read all of them"
+                f"{path} is one of the {len(files)} shards of {index.name}: name the folder "
+                "or the index, to read all of them"
             )
 
 
