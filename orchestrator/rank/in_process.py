@@ -127,9 +127,19 @@ def _left_by_debug(
         name=parent,
         kind=stage.kind,
         files={file: left / file for file in stage.recipe.YIELDS},
-        metrics=json.loads(metrics.read_text()) if metrics.is_file() else {},
+        metrics=_read_metrics(metrics) if metrics.is_file() else {},
         recipe=to_plain(stage.recipe),
     )
+
+
+def _read_metrics(path: Path) -> JsonObject:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}): debug that stage again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no metrics: debug that stage again")
+    return found
 
 
 def _join_environment() -> int:

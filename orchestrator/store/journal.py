@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 import time
@@ -19,6 +20,9 @@ from typing import TextIO
 from cluster.ranks.outcome import JsonObject
 
 JOURNAL_FILE = "journal.jsonl"
+OF_A_STEP = ("restored", "saved", "finished")
+"""Events that say their `step`."""
+NUMBERS = ("t", "step", "write_s", "stall_s", "seconds")
 MAX_WAITING = 100_000
 """Lines kept in memory while the disk is full; the oldest go first."""
 
@@ -158,21 +162,37 @@ class StageReader:
 
 
 def read_events(path: Path) -> list[JsonObject]:
-    """Events of a journal, oldest first: `event`, `t` (Unix milliseconds) and their own fields."""
+    """Events of a journal, oldest first: `event`, `t` (Unix milliseconds) and their own fields.
+
+    A line that is torn, or whose values have other types, is left out.
+    """
     found = []
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 raw = json.loads(line)
-                if isinstance(raw, dict) and "event" in raw:
+                if isinstance(raw, dict) and _is_event(raw):
                     found.append(raw)
     return found
 
 
+def _is_event(raw: JsonObject) -> bool:
+    needed = ("t", "step") if raw.get("event") in OF_A_STEP else ("t",)
+    known = [name for name in NUMBERS if name in raw or name in needed]
+    return isinstance(raw.get("event"), str) and all(_is_number(raw.get(name)) for name in known)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _parse(line: bytes) -> Entry | None:
-    """A line as an entry; None for an event, and for one that a crash has torn."""
+    """A line as an entry; None for an event, and for one that is torn or of other types."""
     try:
         raw = json.loads(line)
-        return Entry(raw["seq"], raw["t"], raw["step"], raw["metrics"])
-    except (ValueError, KeyError, TypeError):
+        sequence, at, step, metrics = raw["seq"], raw["t"], raw["step"], raw["metrics"]
+        values = [value for value in metrics.values() if not isinstance(value, int | float)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    whole = all(type(number) is int for number in (sequence, at, step))
+    return None if values or not whole else Entry(sequence, at, step, metrics)
