@@ -134,6 +134,8 @@ def _check_drift(plan: Plan, options: RunOptions) -> None:
 def _nothing_to_do(plan: Plan, records: Records, options: RunOptions) -> RunOutcome:
     """Everything is done: at most MLflow or the report has to catch up."""
     accept(records, plan)
+    for planned in plan.stages:
+        records.write_identity(planned.identity.science_hash, planned.identity.science)
     problem = None
     uri = options.tracking_uri or default_uri(records.store)
     if records.store.read(sync_key(uri, plan)) is None:

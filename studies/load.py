@@ -44,7 +44,7 @@ def _reading(study: Study, data: str | None) -> Study:
 def _from_json(path: Path) -> Study:
     try:
         plain = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StudyError(f"study file {str(path)!r} is not JSON: {error}") from error
     if not isinstance(plain, dict):
         raise StudyError(f"study file {str(path)!r} holds no study: expected a mapping")

@@ -144,8 +144,9 @@ class Store:
 
     def numbered(self, prefix: str) -> Sequence[int]:
         """Numbers of the records below `prefix`, in their order."""
-        names = (n for n in self.list(prefix) if n.endswith(".json"))
-        return [int(n[:-5]) for n in names if n[:-5].isascii() and n[:-5].isdigit()]
+        names = [name for name in self.list(prefix) if name.endswith(".json")]
+        stems = [name[:-5] for name in names if name[:-5].isascii() and name[:-5].isdigit()]
+        return [int(stem) for stem in stems if stem == f"{int(stem):06d}"]
 
     def last_numbered(self, prefix: str) -> tuple[int, dict[str, Any]] | None:
         """Newest of the numbered records below `prefix`."""

@@ -267,7 +267,10 @@ def hash_of(run: Any) -> str:
 
 
 def test_a_killed_driver_is_continued_by_the_same_command(tmp_path: Path) -> None:
-    """SIGKILL in the middle of a 2-rank pretraining: it goes on from its checkpoint."""
+    """SIGKILL in the middle of a 2-rank pretraining: it goes on from its checkpoint.
+
+    Though every attempt, end, decision and state of the study is damaged by then.
+    """
     study, store = tiny_study(tmp_path, epochs=80, checkpoint_s=0.5), tmp_path / "store"
     command = [
         sys.executable,
@@ -288,8 +291,14 @@ def test_a_killed_driver_is_continued_by_the_same_command(tmp_path: Path) -> Non
     driver.kill()
     driver.wait()
     done_before = {r["science_hash"]: r["finished_at"] for r in completions(store)}
+    kinds = ("stages/*/*/attempts", "stages/*/*/ends", "stages/*/*/decisions", "studies/*/resolved")
+    side = [path for kind in kinds for path in store.glob(f"{kind}/*.json")]
+    for path in side:
+        path.write_bytes(path.read_bytes()[:-20])
     again = mae_study("run", str(study), "--store", str(store))
     assert again.returncode == 0, again.stderr + again.stdout
+    assert all(f"damaged/{path.relative_to(store)}" in again.stderr for path in side)
+    assert mae_study("verify", "--store", str(store)).returncode == 0
     after = {r["science_hash"]: r for r in completions(store)}
     for science_hash, finished_at in done_before.items():
         assert after[science_hash]["finished_at"] == finished_at

@@ -26,6 +26,7 @@ SECTIONS: dict[str, str] = {
     "parts": "parts.py",
     "failpoints": "failpoints.py",
     "corruption": "corruption.py",
+    "damage": "damage.py",
     "disk": "disk.py",
     "elastic": "elastic.py",
     "preemption": "preemption.py",

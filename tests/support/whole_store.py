@@ -38,13 +38,15 @@ def whole_store(folder: Path) -> Records:
     fill(folder, SEEDS, 0.1)  # its second result
     records.decide(first, DecisionRecord(decision="start", reason="first attempt"))
     records.end_attempt(first, 1, AttemptEnd(cause="success"))
-    finished_pretraining(store.root)
+    cell, _ = finished_pretraining(store.root)
     trained = _left_encoder(records)
     checkpoint_cases.make(records.checkpoints(trained))
     torch.save({"model": official_full_state()}, folder / "mae.pth")
     sha256 = adopt(folder / "mae.pth", "mae_t", records).sha256
     finish_adopted(records, digest(ADOPTED), ADOPTED, sha256)
-    model = Registration(name="m", reference="q/c", features="cls", science_hash=trained)
+    model = Registration(
+        name="m", reference=f"quickstart/{cell}", features="cls", science_hash=trained
+    )
     store.append_numbered("models/m", asdict(model) | {"at": TIME})
     forecast = Registered(
         cell="a/s0",

@@ -17,18 +17,22 @@ import pytest
 from support.fault_studies import TWO, pretrain, study
 from support.store_damage import as_older_version
 
-from orchestrator.drive.orphans import close_orphans, drop_finished_checkpoints
+from orchestrator.drive.orphans import (
+    close_orphans,
+    drop_finished_checkpoints,
+    set_damage_apart,
+)
 from orchestrator.drive.task import Task, completion, make_payload
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.rank.faults import Fault
 from orchestrator.rank.payload import StagePayload, StageResult
-from orchestrator.store.attempts import AttemptStart, DecisionRecord, Driver, Remedies
+from orchestrator.store.attempts import AttemptEnd, AttemptStart, DecisionRecord, Driver, Remedies
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import SEAL, LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalWriter
 from orchestrator.store.lease import hold
 from orchestrator.store.lineage import interventions, level_of, steps_of
-from orchestrator.store.records import DoneRecord, Intervention, Records
+from orchestrator.store.records import DoneRecord, Intervention, Records, stage_key
 from studies.catalog import quickstart
 
 
@@ -110,6 +114,27 @@ def test_a_driver_that_died_after_completing_had_success(bench: Bench) -> None:
     end = bench.records.attempts(key)[0].end
     assert end is not None and end.cause == "success"
     assert not checkpoints.exists()
+
+
+def test_damaged_history_is_moved_aside_and_an_end_is_read_from_the_journal(bench: Bench) -> None:
+    key, _ = bench.keys()
+    first, second = (bench.begin(key, dead_driver()) for _ in range(2))
+    for number in (first, second):
+        bench.records.end_attempt(key, number, AttemptEnd(cause="rank died"))
+    journal = bench.journal(key, second)
+    journal.event("saved", {"step": 20, "write_s": 0.0})
+    journal.close()
+    assert bench.records.complete(done_record(key, second))
+    folder = bench.store.root / stage_key(key)
+    for name in (f"attempts/{first:06d}.json", f"ends/{second:06d}.json"):
+        (folder / name).write_bytes(b"{")
+    records = Records(bench.store, lambda text: None)
+    set_damage_apart(bench.plan(), records)
+    assert close_orphans(bench.plan(), records) == 1
+    [attempt] = records.attempts(key)
+    assert attempt.number == second and attempt.end is not None
+    assert (attempt.end.cause, attempt.end.last_step) == ("success", 20)
+    assert bench.begin(key) == second + 1 and not records.passed_over
 
 
 def test_a_stage_is_completed_once(bench: Bench) -> None:

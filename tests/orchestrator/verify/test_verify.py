@@ -88,12 +88,12 @@ def test_every_damage_of_every_file_is_found(folder: Path, kind: str) -> None:
 
 def test_files_that_are_gone_are_found(folder: Path) -> None:
     records = quiet(folder)
-    for key in kept_keys(records):
-        path = folder / "store" / key
-        if path.suffix != ".json":
-            path.rename(path.with_suffix(".gone"))
-            assert key in {damage.key for damage in verify(quiet(folder)).damages}
-            path.with_suffix(".gone").rename(path)
+    files = [key for key in kept_keys(records) if not key.endswith(".json")]
+    for key in files:
+        (folder / "store" / key).rename(folder / "store" / f"{key}.gone")
+    assert {damage.key for damage in verify(records).damages} == set(files)
+    for key in files:
+        (folder / "store" / f"{key}.gone").rename(folder / "store" / key)
     for path in (folder / "store").glob("stages/*/*/identity.json"):
         path.unlink()
     assert {d.kind for d in verify(quiet(folder)).damages} == {Kind.IDENTITY}
@@ -150,8 +150,12 @@ def test_a_damaged_encoder_is_refused_by_all_that_read_it(folder: Path) -> None:
         find_weights(records, f"quickstart/{cell}")
     with pytest.raises(DamagedRecord):
         check_named(records, path)
-    rebuilt = call("mlflow", "rebuild", "--store", store)
-    assert rebuilt.exit_code != 0 and not (store / "tracking").exists()
+    database = store / "tracking" / "mlflow.db"
+    database.parent.mkdir()
+    database.write_text("of before")
+    assert call("mlflow", "rebuild", "--store", store).exit_code == 8
+    assert call("mlflow", "register", f"quickstart/{cell}", "--store", store).exit_code == 8
+    assert database.read_text() == "of before", "nothing is archived before all is read"
     found = verify(quiet(folder), "quickstart")
     assert [d.kind for d in found.damages] == [Kind.OUTPUT]
     assert found.computed_again == (f"quickstart/{cell}#pretrain",)
