@@ -12,7 +12,7 @@ from orchestrator.errors import UserError
 from orchestrator.plan.cell_facts import cell_facts
 from orchestrator.plan.plan import Plan, PlannedStage
 from orchestrator.plan.rows import objective_of
-from orchestrator.store.known_keys import build_known
+from orchestrator.store.known_keys import IsoTime, Level, build_known
 from orchestrator.store.records import Records, now_iso
 from studies.analysis.laws.by_protocol import DURATION, SIZE, ProtocolLaw, candidates, protocol_law
 from studies.analysis.laws.next_runs import NextRuns, PossibleRun, advise, go_or_no_go
@@ -59,10 +59,10 @@ class Registered:
     top1: float
     low: float
     high: float
-    level: float
+    level: Level
     law: str | None
     statements: Sequence[str]
-    registered_at: str
+    registered_at: IsoTime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from cluster.hang import Hang
 from cluster.process_identity import ProcessIdentity
 from cluster.ranks.outcome import JsonObject
 from mae_core.config import Execution
-from orchestrator.store.known_keys import IsoTime, build_known
+from orchestrator.store.known_keys import IsoTime, ProcessNumber, build_known
 
 NOT_STARTED = "not started"
 """Cause of an attempt whose gang found no slots."""
@@ -39,7 +39,7 @@ class Driver(_Record):
     """A process that drives a study."""
 
     host: str = ""
-    pid: int = 0
+    pid: ProcessNumber = 0
     process_started: float = 0.0
     """Unix seconds."""
     boot_id: str = ""

@@ -25,6 +25,22 @@ def _check_time(value: str) -> None:
         datetime.fromisoformat(value)
 
 
+def _check_process(value: int) -> None:
+    """Raise `ValueError` for what is no process number."""
+    if not 0 <= value < 1 << 31:
+        raise ValueError(f"{value} is no process number")
+
+
+def _check_level(value: float) -> None:
+    """Raise `ValueError` unless an interval can have this level."""
+    if not 0 < value < 1:
+        raise ValueError(f"{value} is no level of confidence")
+
+
+ProcessNumber = Annotated[int, _check_process]
+"""0 where it is not known."""
+Level = Annotated[float, _check_level]
+"""Of confidence, between 0 and 1."""
 IsoTime = Annotated[str, _check_time]
 """ISO 8601; empty where it is not known."""
 

@@ -13,11 +13,13 @@ import pytest
 from support.store_damage import BYTES, as_older_version, edit, variants
 
 from cluster.hang import Hang
+from cluster.process_identity import ProcessIdentity
 from mae_core.data.facts import facts_for_digits
 from orchestrator.errors import DamagedRecord, exit_code
 from orchestrator.plan.accepted import load_accepted
 from orchestrator.plan.history import kept_plans
 from orchestrator.report.goodput import attempt_log
+from orchestrator.report.predictions import Registered, Scored, score_lines
 from orchestrator.store.adopted import adopted_key, find_adopted, held_by, name_key
 from orchestrator.store.attempts import (
     Attempt,
@@ -31,9 +33,11 @@ from orchestrator.store.data_facts import keep, read_facts
 from orchestrator.store.driver import MARK, SEAL, LocalStore
 from orchestrator.store.generations import generations, milliseconds
 from orchestrator.store.journal import JOURNAL_FILE, StageReader, read_events
+from orchestrator.store.known_keys import build_known
+from orchestrator.store.lease import is_alive
 from orchestrator.store.lineage import steps_of
 from orchestrator.store.records import DoneRecord, Intervention, Records, stage_key
-from orchestrator.sweep.trials import Winner
+from orchestrator.sweep.trials import Asked, Winner
 from orchestrator.tracking.registered_models import Registration, registrations
 from studies.load import load_study
 from studies.spec.canonical_json import digest
@@ -56,9 +60,20 @@ DONE = DoneRecord(
     provenance={"code": {"commit": "c"}, "versions": {"torch": "2"}, "level": "bit-exact"},
     intervened=[Intervention(cause="numerics", attempt=1, step=4, rollback=1)],
 )
+HERE = ProcessIdentity.of_this_process()
+DRIVER = Driver(
+    host="h",
+    pid=1,
+    process_started=1.0,
+    boot_id=HERE.boot_id,
+    pid_namespace=HERE.pid_namespace,
+    since=TIME,
+    epoch=1,
+    heartbeat="studies/quickstart/lease/000001.heartbeat",
+)
 START = AttemptStart(
     address="a#pretrain",
-    driver=Driver(host="h", pid=1, process_started=1.0, since=TIME, heartbeat="k"),
+    driver=DRIVER,
     epoch=1,
     world_size=2,
     remedies=Remedies(micro_batch=8, avoid_nodes=("n",)),
@@ -71,6 +86,19 @@ WINNER = Winner(
     trial=1, settings={"pretrain.lr": 0.1}, score=1.0, objective="x", num_trials=2, decided_at=TIME
 )
 MODEL = Registration(name="m", reference="s/c", features="cls", science_hash=KEY)
+FORECAST = Registered(
+    cell="a",
+    stage="knn",
+    protocol="p",
+    science_hash=KEY,
+    top1=1.0,
+    low=0.0,
+    high=2.0,
+    level=0.9,
+    law="1 / N",
+    statements=("s",),
+    registered_at=TIME,
+)
 ADOPTED = {
     "sha256": SHA,
     "source": "f.pth",
@@ -106,6 +134,9 @@ def write_all(store: LocalStore) -> Records:
     store.create_json(name_key("mae"), {"sha256": SHA, "source": "f.pth", "at": TIME})
     store.append_numbered("models/m", asdict(MODEL) | {"at": TIME})
     store.create_json("sweeps/s/winner-0002.json", WINNER.to_json())
+    store.create_json("sweeps/s/trials/000000.json", {"number": 0, "settings": {"knn.k": 5}})
+    store.append_numbered("studies/quickstart/predictions", asdict(FORECAST))
+    store.append_numbered("studies/quickstart/lease", asdict(DRIVER))
     keep(store, "datasets/facts-f.json", facts_for_digits())
     records.store_id()
     return records
@@ -115,6 +146,22 @@ def _winner(records: Records) -> None:
     plain = records.store.read_json("sweeps/s/winner-0002.json")
     assert plain is not None
     Winner.from_json(plain, "w")
+
+
+def _scored(records: Records) -> None:
+    plain = records.store.read_json("studies/quickstart/predictions/000001.json")
+    one = Scored(record=build_known(Registered, plain, "p"), measured=50.0)
+    assert score_lines([one])[1]
+
+
+def _asked(records: Records) -> None:
+    plain = records.store.read_json("sweeps/s/trials/000000.json")
+    assert isinstance(build_known(Asked, plain, "t").settings, dict)
+
+
+def _lease(records: Records) -> None:
+    plain = records.store.read_json("studies/quickstart/lease/000001.json")
+    is_alive(records.store, Driver.from_json(plain or {}))
 
 
 def _done(records: Records) -> None:
@@ -146,6 +193,9 @@ READERS: dict[str, Callable[[Records], object]] = {
     "studies/quickstart/resolved/000001.json": _states,
     f"{adopted_key(SHA)}/record.json": lambda records: find_adopted(records, SHA).encoder,
     name_key("mae"): lambda records: held_by(records, "mae"),
+    "studies/quickstart/lease/000001.json": _lease,
+    "studies/quickstart/predictions/000001.json": _scored,
+    "sweeps/s/trials/000000.json": _asked,
     "models/m/000001.json": registrations,
     "sweeps/s/winner-0002.json": _winner,
     "datasets/facts-f.json": lambda r: read_facts(r.store, "datasets/facts-f.json"),
