@@ -105,7 +105,7 @@ class DataConfig:
         require(bool(self.path.strip()), "data.path is empty: name a folder, a file or `digits`")
         require(self.image_size >= 1, f"image size {self.image_size}: must be ≥ 1")
         crop = self.eval_crop
-        require(crop is None or 0 < crop <= 1, f"eval_crop {crop}: must be > 0 and ≤ 1, or none")
+        require(crop is None or 0.1 <= crop <= 1, f"eval_crop {crop}: must be 0.1 to 1, or none")
         require(0 <= self.dev_fraction < 1, f"dev fraction {self.dev_fraction}: must be in [0, 1)")
         share = self.train_fraction
         require(0 < share <= 1, f"train fraction {share}: must be in (0, 1]")

@@ -275,7 +275,7 @@ def test_small_images_are_seen_whole_and_a_setting_says_otherwise(tmp_path: Path
         (batch,) = eval_batches(open_data(config).split("test"), config, 24, rank=0, world=1)
         for image, found in zip(images, batch.images, strict=True):
             assert torch.equal(found, evaluation_image(image, 8, crop or 1.0))
-    for wrong in (0.0, 1.1):
+    for wrong in (0.0, 0.001, 1.1):
         with pytest.raises(ConfigError, match=f"eval_crop {wrong}"):
             DataConfig(path="a", eval_crop=wrong)
 
