@@ -212,6 +212,7 @@ OFFICIAL: Mapping[str, OfficialRecipe] = {
                 "code.probe_norm": (False, 1e-6, 0.1),
                 "code.probe_norm_images": 512,
                 "code.lars_trust": 0.001,
+                "code.precision": "fp16 by autocast",
             },
         ),
         OfficialRecipe(
@@ -347,6 +348,12 @@ DEVIATIONS = (
         ours=(16384,),
         reason="BatchNorm sees the global batch, not the images of one process: the result is the "
         "same on any number of GPUs.",
+    ),
+    Deviation(
+        recipe="linear probe",
+        setting="code.precision",
+        ours=("fp32",),
+        reason="The encoder is frozen: its features, and the head, need not be rounded.",
     ),
     *(
         Deviation(

@@ -282,6 +282,7 @@ CODE: Mapping[str, Callable[[Any], object]] = {
     "layer_scales": _layer_scales,
     "probe_norm": _probe_norm,
     "probe_norm_images": lambda recipe: recipe.global_batch,
+    "precision": lambda recipe: recipe.training.precision,
     "lars_trust": lambda recipe: LARS_TRUST,
     "beit_min_block": lambda recipe: recipe.mask.smallest_block(14),
     "jitter": lambda recipe: dataclasses.astuple(recipe.views[0].jitter),
