@@ -38,6 +38,7 @@ from orchestrator.store.driver import LocalStore
 from orchestrator.store.kept_facts import keep_facts
 from orchestrator.store.lease import Lease, LeaseTimes, hold
 from orchestrator.store.records import Records
+from orchestrator.store.sharing import obey
 from orchestrator.tracking.mlflow_database import default_uri
 from orchestrator.tracking.study_tracking import Tracking, sync_key, sync_study
 from orchestrator.tracking.uri import without_credentials
@@ -86,6 +87,7 @@ def run_study(
     view = view or View()
     if options.grace_s is not None:  # inherited by the embedded Ray and its ranks
         os.environ[GRACE_VARIABLE] = f"{options.grace_s:g}"
+    obey(options.store)
     store = LocalStore(options.store)
     if options.tracking_uri is None:
         default_uri(store)  # refuses a path that MLflow could not find again

@@ -55,6 +55,31 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+SECRET_WORDS = ("secret", "password", "token", "account_key", "access_key", "signature")
+"""Parts of names of a URI's options whose values are secrets."""
+
+
+def require_no_secret(uri: str | None, name: str) -> None:
+    """Raise `ConfigError`, which does not repeat it, if a URI holds a password or a key.
+
+    A study's settings are kept in the store, in records, in MLflow and in reports.
+    """
+    if uri is None or "://" not in uri:
+        return
+    rest, _, options = uri.partition("://")[2].partition("?")
+    authority = rest.partition("/")[0]
+    login, at, _ = authority.rpartition("@")
+    # A secret with a "/" in it ends the authority early; the port of a host is a number.
+    secret = (login if at else authority).partition(":")[2]
+    has_login = bool(secret) and (bool(at) or ("@" in rest and not secret.isdigit()))
+    keys = [pair.partition("=")[0].lower() for pair in options.split("&")]
+    require(
+        not has_login and not any(word in key for key in keys for word in SECRET_WORDS),
+        f"{name} holds a password or a key, and a study's settings are kept in the store: give it "
+        "by the environment (such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) instead",
+    )
+
+
 @dataclass(frozen=True)
 class Duration:
     """How long to train. Zero is allowed and means an untrained network."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mae_core.config.base import require
+from mae_core.config.base import require, require_no_secret
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,7 @@ class Execution:
         require(self.on_numerics in ("stop", "rollback"), "on_numerics: use stop or rollback")
         require(spike is None or spike > 1, f"spike_factor {spike}: must be > 1, or none")
         require(self.snapshot in ("background", "blocking"), "snapshot: use background or blocking")
+        require_no_secret(uri, "checkpoint_uri")
         require(uri is None or "://" in uri, f"checkpoint_uri {uri!r}: must be a URI, like s3://…")
 
 

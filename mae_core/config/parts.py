@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from mae_core.config.base import DOTTED, EXECUTION, IMAGENET_MEAN, IMAGENET_STD, Duration, require
+from mae_core.config.base import (
+    DOTTED,
+    EXECUTION,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Duration,
+    require,
+    require_no_secret,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +111,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.path.strip()), "data.path is empty: name a folder, a file or `digits`")
+        require_no_secret(self.path, "data.path")
         require(self.image_size >= 1, f"image size {self.image_size}: must be ≥ 1")
         crop = self.eval_crop
         require(crop is None or 0.1 <= crop <= 1, f"eval_crop {crop}: must be 0.1 to 1, or none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,9 +98,10 @@ def drill(
     if not as_json:
         text_is_progress()
     LocalStore(Path(store)).check_writable()
-    folder = tempfile.mkdtemp(prefix="drill-", dir=store)
+    folder = Path(store) / f"drill-{uuid.uuid4().hex[:8]}"
+    folder.mkdir()  # as the store is shared; `mkdtemp` makes it private
     options = DrillOptions(
-        store=Path(folder),
+        store=folder,
         kills=kills,
         seed=seed,
         world_size=world_size,

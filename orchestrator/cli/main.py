@@ -19,6 +19,7 @@ from orchestrator.cli.options import (
     json_option,
     load_plan,
     load_study_as_asked,
+    sharing_options,
     stop_on_sigterm,
     study_options,
 )
@@ -122,6 +123,7 @@ def plan(
 )
 @click.option("--no-report", is_flag=True, help="Do not write the report at the end.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors and the result.")
+@sharing_options
 @json_option
 def run(
     study_ref: str,
@@ -138,6 +140,8 @@ def run(
     accept_changes: bool,
     no_report: bool,
     quiet: bool,
+    private: bool,
+    team: str | None,
     as_json: bool,
 ) -> None:
     """Run what is missing of a study. The same command continues whatever was killed."""
@@ -145,6 +149,7 @@ def run(
     from orchestrator.cli.show_plan import print_outcome
     from orchestrator.drive.signals import Notice
     from orchestrator.run import RunOptions, run_study
+    from orchestrator.store.sharing import make_store
 
     options = RunOptions(
         store=Path(store),
@@ -161,6 +166,7 @@ def run(
     if not as_json:
         text_is_progress()
     study = load_study_as_asked(study_ref, settings, data_path)
+    make_store(options.store, private=private, team=team)
     notice = Notice()
     with notice.listen():
         view = Display(make_console(), quiet=quiet or as_json)
@@ -253,6 +259,7 @@ def report(
     metavar="FILE",
     help="Encoder (safetensors) for an evaluation; default: the parent's, of `run` or `debug`.",
 )
+@sharing_options
 @json_option
 def debug(
     study_ref: str,
@@ -263,6 +270,8 @@ def debug(
     stage: str,
     out: str | None,
     encoder: str | None,
+    private: bool,
+    team: str | None,
     as_json: bool,
 ) -> None:
     """Run one stage in this process, without Ray: breakpoints work.
@@ -271,7 +280,9 @@ def debug(
     process is one rank: `torchrun --nproc-per-node 2 -m orchestrator.cli.main debug STUDY ...`.
     """
     from orchestrator.rank.in_process import leave_gang, run_one, stdout_to_stderr
+    from orchestrator.store.sharing import make_store
 
+    make_store(Path(store), private=private, team=team)
     _, made, records = load_plan(study_ref, settings, data_path, store)
     with stdout_to_stderr() if as_json else contextlib.nullcontext():
         outcome = run_one(

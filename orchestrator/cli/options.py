@@ -98,13 +98,33 @@ def combined(*options: Decorator) -> Decorator:
     return apply
 
 
+def _obeyed(context: click.Context, parameter: click.Parameter, store: str) -> str:
+    """Make what this process writes as private as the store is, from the first file on."""
+    if not context.resilient_parsing:
+        from orchestrator.store.sharing import obey
+
+        obey(Path(store))
+    return store
+
+
 store_option = click.option(
     "--store",
     envvar="MAE_STUDY_STORE",
     default=DEFAULT_STORE,
     show_default=True,
     metavar="DIR",
+    callback=_obeyed,
     help="Directory that holds all results.",
+)
+sharing_options = combined(
+    click.option(
+        "--private", is_flag=True, help="Make a new store that nobody else can read (0700/0600)."
+    ),
+    click.option(
+        "--team",
+        metavar="GROUP",
+        help="Make a new store that all of a group can read and continue (2770/0660).",
+    ),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 study_options = combined(

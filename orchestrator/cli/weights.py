@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.options import json_option, open_records, store_option
+from orchestrator.cli.options import json_option, open_records, sharing_options, store_option
 from orchestrator.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ LAYOUTS = ("official", "hf", "timm")
     help="Names of a classifier's classes, one per line; default: 0, 1, 2 ...",
 )
 @store_option
+@sharing_options
 @json_option
 def adopt(
     file: str,
@@ -74,6 +75,8 @@ def adopt(
     norm_pix_loss: bool | None,
     classes: str | None,
     store: str,
+    private: bool,
+    team: str | None,
     as_json: bool,
 ) -> None:
     """Import a checkpoint of another library into the store, for use in studies.
@@ -85,8 +88,10 @@ def adopt(
     from mae_core.weights import Hints
     from orchestrator.store.driver import LocalStore
     from orchestrator.store.records import Records
+    from orchestrator.store.sharing import make_store
     from orchestrator.weights.adopt import adopt as adopt_file
 
+    make_store(Path(store), private=private, team=team)
     local = LocalStore(Path(store))
     local.check_writable()
     found = adopt_file(

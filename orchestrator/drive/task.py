@@ -19,6 +19,7 @@ from orchestrator.store.data_facts import Datasets
 from orchestrator.store.lineage import interventions, level_of
 from orchestrator.store.provenance import code_version
 from orchestrator.store.records import DoneRecord, Records, digest_outputs
+from orchestrator.store.sharing import sharing_of
 
 
 @dataclass
@@ -91,6 +92,7 @@ def make_payload(
     return StagePayload(
         recipe=stage.recipe,
         execution=task.execution,
+        umask=sharing_of(records.store.path("")).umask,
         facts=datasets.ensure(stage.recipe.data.path),
         science_hash=task.key,
         directory=records.attempt_dir(task.key, task.attempt),

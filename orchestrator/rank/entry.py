@@ -59,6 +59,8 @@ def warm(payload: JsonObject, control: RankControl) -> JsonObject:
 
 def run_stage(payload: JsonObject, control: RankControl) -> JsonObject:
     """Entry point of every gang: a `StagePayload` in, a `StageResult` out, both as JSON."""
+    if isinstance(umask := payload.get("umask"), int):  # a node's Ray has one of its own
+        os.umask(umask)
     directory = payload.get("directory") if payload.get("capture") else None
     with _accounted(Path(directory) if isinstance(directory, str) else None, control.rank):
         return _run(StagePayload.from_json(payload), control).to_json()
@@ -201,7 +203,7 @@ def _captured(log: Path) -> Iterator[None]:
     """Send this process's stdout and stderr, C++ included, to `log` inside the block."""
     log.parent.mkdir(parents=True, exist_ok=True)
     saved = [os.dup(1), os.dup(2)]
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     _flush()
     try:
         os.dup2(target, 1)

@@ -45,6 +45,8 @@ class StagePayload:
     """Its number; 0 for one that the store does not know."""
     over_if_any: tuple[Path, ...] = ()
     """Records of which any says that the attempt is over, whoever still works at it."""
+    umask: int | None = None
+    """Of the store; None = as the process has it."""
     rollback: int = 0
     """Newest checkpoints to pass over."""
     capture: bool = False
@@ -65,6 +67,7 @@ class StagePayload:
             "extensions": dataclasses.asdict(self.extensions),
             "attempt": self.attempt,
             "over_if_any": [str(path) for path in self.over_if_any],
+            "umask": self.umask,
             "rollback": self.rollback,
             "capture": self.capture,
             "faults": [dataclasses.asdict(fault) for fault in self.faults],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import StoreError
 from orchestrator.store.driver import Store
+from orchestrator.store.sharing import owned_mode, umasked
 from orchestrator.tracking.uri import UNFIT_TEXT, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ def _opening(uri: str, artifacts: Path | None) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("a") as stream:
+    # Whoever can open it could lock it for ever, also one who may only read.
+    lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, owned_mode())
+    with os.fdopen(lock, "a") as stream:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(stream, fcntl.LOCK_EX)
         if not path.exists():
@@ -137,6 +140,7 @@ def _make_database(path: Path, artifacts: Path | None) -> None:
         root = artifacts.as_uri() if artifacts else "./mlruns"  # the latter as MLflow itself does
         store = SqlAlchemyStore(f"sqlite:///{fresh}", root)
         store.engine.dispose()
+        fresh.chmod(umasked(0o666))  # SQLite makes it 0644
         fresh.rename(path)
 
 
