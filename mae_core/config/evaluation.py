@@ -225,7 +225,8 @@ class FinetuneRecipe(EvalRecipe):
             check_channels(self.data, found[1])
 
     def check_execution(self, execution: Execution) -> None:
-        """Refuse to average weights that no rank has as a whole."""
+        """Refuse to average weights that no rank has as a whole, and what LARS refuses."""
+        self.optimizer.check_execution(execution)
         require(
             self.ema_decay is None or execution.zero_stage < 3,
             "ema_decay needs whole weights: use execution.zero_stage 0, 1 or 2",

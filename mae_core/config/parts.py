@@ -16,6 +16,7 @@ from mae_core.config.base import (
     require,
     require_no_secret,
 )
+from mae_core.config.execution import Execution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +225,17 @@ class OptimizerConfig:
             )
         clip = self.clip_grad_norm
         require(clip is None or clip > 0, f"clip_grad_norm {clip}: must be > 0, or none")
+
+    def check_execution(self, execution: Execution) -> None:
+        """Refuse (`ConfigError`) LARS on weights that ZeRO has cut into flat pieces.
+
+        It would find vectors only, which it neither adapts nor decays: plain SGD, in silence.
+        """
+        require(
+            self.name != "lars" or execution.zero_stage == 0,
+            f"LARS needs whole layers, and ZeRO stage {execution.zero_stage} divides them: use "
+            "execution.zero_stage=0",
+        )
 
     def lr(self, global_batch: int) -> float:
         """Peak learning rate."""

@@ -168,6 +168,10 @@ class PretrainRecipe(Recipe):
         """How it trains."""
         return Training(self.duration, self.global_batch, self.optimizer.base_lr, self.precision)
 
+    def check_execution(self, execution: Execution) -> None:
+        """Refuse an optimizer that cannot be divided."""
+        self.optimizer.check_execution(execution)
+
     @property
     def objective_name(self) -> str:
         """`MAE`, or the path of the user's."""
@@ -316,6 +320,10 @@ class TokenizerRecipe(Recipe):
         """How it trains."""
         return Training(self.duration, self.global_batch, self.optimizer.base_lr, self.precision)
 
+    def check_execution(self, execution: Execution) -> None:
+        """Refuse an optimizer that cannot be divided."""
+        self.optimizer.check_execution(execution)
+
     @property
     def protocol(self) -> str:
         """Name for people."""
@@ -449,6 +457,7 @@ class ContrastiveRecipe(Recipe):
 
     def check_execution(self, execution: Execution) -> None:
         """Refuse ZeRO-3: the momentum update and the heads need the whole weights at once."""
+        self.optimizer.check_execution(execution)
         require(
             execution.zero_stage != 3,
             "ZeRO stage 3 cannot train contrastively: the momentum encoder follows whole weights "

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from mae_core.config.base import ENCODER_FILE, FEATURES_FILE, Duration, FeatureKind, require
 from mae_core.config.evaluation import EvalRecipe, FinetuneRecipe
+from mae_core.config.execution import Execution
 from mae_core.config.parts import (
     SUPERVISED_CROP,
     AugmentationConfig,
@@ -211,6 +212,10 @@ class AttentiveProbeRecipe(EvalRecipe):
         super().check_parents(parents)
         if found := encoder_parent(parents):
             self.check_encoder(found[0])
+
+    def check_execution(self, execution: Execution) -> None:
+        """Refuse an optimizer that cannot be divided."""
+        self.optimizer.check_execution(execution)
 
     def check_encoder(self, encoder: EncoderConfig) -> None:
         """Refuse (`ConfigError`) an encoder without the layer, or of another width."""

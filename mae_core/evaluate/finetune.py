@@ -35,7 +35,6 @@ def run_finetune(
     split = labelled_split(recipe, data)
     model = build_classifier(recipe, encoder_path, num_classes=len(split.class_names))
     if recipe.ema_decay is not None:
-        recipe.check_execution(execution)
         model.average = WeightAverage(model, recipe.ema_decay)
     job = _job(recipe, execution, model, split)
     result = train(job, execution, ctx)

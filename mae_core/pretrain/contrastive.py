@@ -44,7 +44,6 @@ def run_contrastive(
         NumericsError: the loss became non-finite.
         Stopped: a stop was requested; a checkpoint is committed.
     """
-    recipe.check_execution(execution)
     model = MoCo(recipe)
     split = data.split("train")
     num_steps = recipe.duration.num_steps(num_images=len(split), global_batch=recipe.global_batch)

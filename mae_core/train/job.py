@@ -54,8 +54,9 @@ def make_job(
 
     Raises:
         ConfigError: the duration rounds to no step; the batch is larger than the split, or does
-            not split over the ranks.
+            not split over the ranks; the recipe refuses the execution.
     """
+    recipe.check_execution(execution)
     batch = split_batch(_batch_size(recipe, split), execution)
     if param_groups is None:
         param_groups = pretrain_groups(module, recipe.optimizer.weight_decay)

@@ -23,10 +23,13 @@ from mae_core.config import (
     FinetuneRecipe,
     KnnRecipe,
     LinearProbeRecipe,
+    OptimizerConfig,
     PretrainRecipe,
     Recipe,
     ReconstructionRecipe,
+    ScratchRecipe,
     ShiftRecipe,
+    TokenizerRecipe,
 )
 from mae_core.config.augmentation import MixConfig
 from mae_core.config.inference import SEVERITIES
@@ -178,3 +181,22 @@ def test_classes_that_the_classifier_does_not_know(tmp_path: Path) -> None:
         plan(CorruptionRecipe(data=animals))
     with pytest.raises(ConfigError, match=r"c#shift2: 3 of the set's 3 classes are none"):
         plan(ShiftRecipe(data=animals))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **changes: replace(PRETRAIN, **changes),
+        lambda **changes: ContrastiveRecipe(data=DIGITS, encoder=TINY, **changes),
+        lambda **changes: TokenizerRecipe(data=DIGITS, patch_size=2, **changes),
+        lambda **changes: ScratchRecipe(data=DIGITS, encoder=TINY, **changes),
+        lambda **changes: AttentiveProbeRecipe(data=DIGITS, num_heads=2, **changes),
+    ],
+)
+def test_lars_on_divided_weights(make: Any) -> None:
+    """Under ZeRO it would see flat pieces of layers, and be plain SGD."""
+    recipe = make(optimizer=OptimizerConfig(name="lars"))
+    for zero in (1, 2, 3):
+        with pytest.raises(ConfigError, match=f"LARS needs whole layers, and ZeRO stage {zero}"):
+            recipe.check_execution(Execution(zero_stage=zero))  # type: ignore[arg-type]
+    recipe.check_execution(Execution(zero_stage=0))
