@@ -159,6 +159,11 @@ class PretrainRecipe(Recipe):
         )
 
     @property
+    def version(self) -> int:
+        """1 for random crops and masks that are no blocks: version 2 changed neither."""
+        return self.VERSION if self.sees_windows or self.mask.sampling == "block" else 1
+
+    @property
     def new_encoder(self) -> EncoderConfig:
         """The encoder that it makes."""
         return self.encoder

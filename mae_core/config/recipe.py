@@ -89,6 +89,11 @@ class Recipe:
         return ()
 
     @property
+    def version(self) -> int:
+        """`VERSION`, or an older one for settings whose results have not changed since."""
+        return self.VERSION
+
+    @property
     def sees_windows(self) -> bool:
         """It looks at images as evaluations do: `data.eval_crop` counts, also in its identity."""
         augmentation = getattr(self, "augmentation", None)

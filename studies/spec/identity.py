@@ -43,7 +43,7 @@ def _science(stage: Stage, fingerprints: Mapping[str, str]) -> dict[str, object]
         recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, eval_crop=None))
     science: dict[str, object] = {
         "kind": stage.kind,
-        "version": recipe.VERSION,
+        "version": recipe.version,
         "recipe": canonical(recipe, stage.name),
         "data": fingerprints.get(recipe.data.path, UNKNOWN_DATA),
     }
