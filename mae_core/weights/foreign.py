@@ -91,7 +91,12 @@ def import_weights(path: Path, layout: str = "auto", hints: Hints | None = None)
         mapping={ours: naming.theirs(ours) if ours in state else () for ours in network.state},
         left_out=(*left_out, *_grouped(source.outside)),
         position_error=position_error(network.state["encoder.positions"], grid),
-        notes=(*source.notes, *inferred.notes, *facts.notes, *_notes(network, source, state)),
+        notes=(
+            *source.notes,
+            *inferred.notes,
+            *facts.notes,
+            *_notes(network, source, naming, state),
+        ),
     )
 
 
@@ -154,7 +159,9 @@ def _grouped(keys: Sequence[str]) -> list[str]:
     return sorted([*single, *(f"{name}.*" for name, count in modules.items() if count > 1)])
 
 
-def _notes(network: Network, source: Source, state: Mapping[str, Tensor]) -> list[str]:
+def _notes(
+    network: Network, source: Source, naming: Layout, state: Mapping[str, Tensor]
+) -> list[str]:
     notes = [
         _position_note(name, network.state[name], network.grid_size)
         for name in sorted(POSITIONS & set(state), reverse=True)
@@ -173,7 +180,9 @@ def _notes(network: Network, source: Source, state: Mapping[str, Tensor]) -> lis
     elif eps != NORM_EPS:
         notes.append(f"LN epsilon {eps:g}, which transformers takes where config.json says none")
     else:
-        notes.append("LN epsilon 1e-06, as in the official code and timm (assumed)")
+        is_hf = isinstance(naming, huggingface.HuggingFace)
+        whose = "; transformers' own default is 1e-12" if is_hf else ""
+        notes.append(f"LN epsilon 1e-06 (assumed{whose})")
     if network.pools_patches:
         notes.append(
             "no final LN: as an encoder it gets the classifier's (fc_norm), applied to each token "

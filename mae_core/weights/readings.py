@@ -16,11 +16,12 @@ from torch import Tensor
 from mae_core.errors import ConfigError
 
 ANCHORS = {
-    "patch_embed.proj.weight": "",
-    "embeddings.patch_embeddings.projection.weight": "vit.",
-    "patch_embed.projection.weight": "backbone.",
+    "patch_embed.proj.weight": (),
+    "embeddings.patch_embeddings.projection.weight": ("vit.", "decoder.", "classifier."),
+    "patch_embed.projection.weight": ("backbone.", "neck.", "head.", "data_preprocessor."),
 }
-"""Key of the patch embedding in each layout, and the prefix that is part of that layout's names."""
+"""Key of the patch embedding in each layout, and the parts of a whole model, the encoder first,
+where that layout names them; what stands beside these parts is another program's."""
 WRAPPERS = frozenset(
     (
         "module",  # torch's data-parallel wrapper
@@ -104,7 +105,7 @@ def choose(path: object, readings: Sequence[Reading], part: str | None) -> Readi
 
 def _readings_of(content: Mapping[object, object], container: tuple[str, ...]) -> list[Reading]:
     named = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    prefixes = sorted({p for key in named for p in _prefixes(_unwrapped(key))})
+    prefixes = dict(sorted(p for key in named if (p := _prefix(_unwrapped(key))) is not None))
     if not prefixes:
         return []
     if strangers := [str(k) for k in content if k not in named]:
@@ -125,15 +126,16 @@ def _readings_of(content: Mapping[object, object], container: tuple[str, ...]) -
 def _reading(
     tensors: Mapping[str, Tensor],
     prefix: str,
-    prefixes: Sequence[str],
+    prefixes: Mapping[str, tuple[str, ...]],
     container: tuple[str, ...],
     wrappers: tuple[str, ...],
 ) -> Reading:
     inner = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
+    whole = tuple(prefix + part for part in prefixes[prefix]) or prefix
     own = {
         key
         for key, value in tensors.items()
-        if key.startswith(prefix) and not key.startswith(inner) and not _is_counter(value)
+        if key.startswith(whole) and not key.startswith(inner) and not _is_counter(value)
     }
     return Reading(
         container=container,
@@ -144,12 +146,14 @@ def _reading(
     )
 
 
-def _prefixes(key: str) -> Iterator[str]:
-    for anchor, inner in ANCHORS.items():
+def _prefix(key: str) -> tuple[str, tuple[str, ...]] | None:
+    """Prefix of the network whose patch embedding this is, and the parts that it then has."""
+    for anchor, parts in ANCHORS.items():
         if key == anchor or key.endswith("." + anchor):
             before = key.removesuffix(anchor)
-            is_inner = bool(inner) and (before == inner or before.endswith("." + inner))
-            yield before.removesuffix(inner) if is_inner else before
+            is_whole = bool(parts) and (before == parts[0] or before.endswith("." + parts[0]))
+            return (before.removesuffix(parts[0]), parts) if is_whole else (before, ())
+    return None
 
 
 def _is_counter(value: Tensor) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.foreign_weights import WIDTH, images, official_full_state, timm_state
-from support.hugging_face_mae import legacy_folder, randomised, small_vit
+from support.hugging_face_mae import legacy_folder, legacy_names, randomised, small_vit
 from torch import Tensor
 from transformers import (
     ViTConfig,
@@ -106,6 +106,28 @@ def test_encoders_and_classifiers_as_save_pretrained_writes_them(tmp_path: Path)
         bare = {} if name == "classifier" else {"add_pooling_layer": False}
         _, said = kind.from_pretrained(tmp_path / f"{name}-back", output_loading_info=True, **bare)
         assert not any(said.values()), (name, said)
+
+
+@pytest.mark.parametrize("generation", [4, 5])
+def test_a_model_of_transformers_inside_a_training_program(tmp_path: Path, generation: int) -> None:
+    model = mae(mask_ratio=0.0, layer_norm_eps=1e-6)
+    names = legacy_names(model.state_dict()) if generation == 4 else model.state_dict()
+    inside = {f"_forward_module.model._orig_mod.{key}": value for key, value in names.items()}
+    hints = Hints(num_heads=3, decoder_heads=2)
+    torch.save({"state_dict": inside, "epoch": 1}, tmp_path / "last.ckpt")
+    found = import_weights(tmp_path / "last.ckpt", hints=hints)
+    (tmp_path / "own").mkdir()
+    save_own(found.network, tmp_path / "own", {})
+    with torch.no_grad():
+        expected = model.vit(images(), noise=ORDER).last_hidden_state
+    assert relative(features(tmp_path / "own"), expected) < TOLERANCE
+    assert found.network.decoder is not None
+    assert found.source.prefix == "model."
+    assert "LN epsilon 1e-06 (assumed; transformers' own default is 1e-12)" in found.notes
+    bare = ViTModel(ViTConfig(**small_vit(layer_norm_eps=1e-6)), add_pooling_layer=False)
+    inner = {f"net.vit.{k}": v for k, v in randomised(bare).state_dict().items()}
+    torch.save(inner | {"net.probe.weight": torch.zeros(2)}, tmp_path / "last.ckpt")
+    assert import_weights(tmp_path / "last.ckpt", hints=hints).left_out == ("net.probe.weight",)
 
 
 def test_what_is_unknown_is_never_written_as_false(tmp_path: Path) -> None:
