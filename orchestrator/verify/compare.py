@@ -3,14 +3,15 @@
 Compared: the digest that each record bears, its types and its place; identities with their
 directories; outputs, archived outputs, adopted encoders and committed checkpoints with the digests
 in their records. Not compared, since nothing knows what they should be: journals, logs, what
-`debug` left; and what can be made again: reports, MLflow's database.
+`debug` left; what can be made again: reports, MLflow's database; and checkpoints at a
+`checkpoint_uri`, which each rank compares before it loads them.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from cluster.ranks.outcome import JsonObject
@@ -67,6 +68,8 @@ def verify(
     Raises:
         StoreError: the study was never run here, or the store cannot be read at all.
     """
+    if records.store.is_empty:
+        raise StoreError("no store there: nothing to verify; correct --store")
     quiet = Records(records.store, lambda text: None)
     studies = list(kept_studies(quiet))
     if study and study not in studies:
@@ -84,45 +87,48 @@ class _Found:
 
     def __init__(self, records: Records, owned: Owned) -> None:
         self._records, self._owned = records, owned
-        self._result = Verification()
+        self._damages: list[Damage] = []
+        self._not_verifiable: list[str] = []
+        self._num_records = self._num_files = self._num_bytes = 0
 
     def records(self, checks: Iterable[RecordCheck]) -> None:
         for check in checks:
+            self._num_records += 1
             try:
                 plain, has_digest = self._records.store.read_sealed(check.key)
                 if plain is None:
                     raise DamagedRecord(f"record {check.key} is missing")
                 check.read(plain, f"record {check.key}")
+                self._not_verifiable += [] if has_digest else [check.key]
             except StoreError as error:
                 self._damage(check.key, check.kind, str(error), check.stage)
-            else:
-                old = () if has_digest else (check.key,)
-                self._add(not_verifiable=self._result.not_verifiable + old)
-            self._add(num_records=self._result.num_records + 1)
 
-    def files(self, checks: list[FileCheck], on_progress: Progress) -> None:
+    def files(self, checks: Sequence[FileCheck], on_progress: Progress) -> None:
         sizes = [_size(self._records, check.key) for check in checks]
+        total = sum(sizes)
         for check, size in zip(checks, sizes, strict=True):
+            self._num_files, self._num_bytes = self._num_files + 1, self._num_bytes + size
             try:
                 checked(self._records, check.key, check.sha256)
             except StoreError as error:
                 self._damage(check.key, check.kind, str(error), check.stage, check.apart)
-            done = self._result.num_bytes + size
-            self._add(num_files=self._result.num_files + 1, num_bytes=done)
-            on_progress(done, sum(sizes))
+            on_progress(self._num_bytes, total)
 
     def result(self, stale: Iterable[str]) -> Verification:
-        return replace(self._result, stale=tuple(stale))
+        return Verification(
+            num_records=self._num_records,
+            num_files=self._num_files,
+            num_bytes=self._num_bytes,
+            damages=tuple(self._damages),
+            not_verifiable=tuple(self._not_verifiable),
+            stale=tuple(stale),
+        )
 
     def _damage(self, key: str, kind: Kind, problem: str, stage: str, apart: str = "") -> None:
         named = self._owned.stages.get(stage, ())
-        damage = Damage(
-            key=key, kind=kind, problem=problem, stage=stage, addresses=named, apart=apart
+        self._damages.append(
+            Damage(key=key, kind=kind, problem=problem, stage=stage, addresses=named, apart=apart)
         )
-        self._add(damages=(*self._result.damages, damage))
-
-    def _add(self, **changes: object) -> None:
-        self._result = replace(self._result, **changes)  # type: ignore[arg-type]
 
 
 def _typed(cls: type[T]) -> Callable[[JsonObject, str], T]:

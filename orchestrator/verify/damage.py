@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 class Kind(enum.Enum):
@@ -32,11 +32,6 @@ class Kind(enum.Enum):
         return _FOLLOWS[self]
 
     @property
-    def is_passed_over(self) -> bool:
-        """True if commands go on without it; `repair` leaves what it could only disturb."""
-        return self in _PASSED_OVER
-
-    @property
     def is_computed_again(self) -> bool:
         """True if the stage has no result without it."""
         return self in (Kind.RESULT, Kind.OUTPUT)
@@ -60,9 +55,6 @@ _FOLLOWS = {
     Kind.FACTS: "`run` reads the images again",
     Kind.STORE: "`run` gives the store another name; an MLflow server shows it as another store",
 }
-_PASSED_OVER = frozenset(
-    (Kind.HISTORY, Kind.ARCHIVED, Kind.CHECKPOINT, Kind.STATE, Kind.LEASE, Kind.FACTS, Kind.STORE)
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +95,7 @@ class Verification:
     damages: tuple[Damage, ...] = ()
     not_verifiable: tuple[str, ...] = ()
     """Records of older versions, which bear no digest: only their form was checked."""
-    stale: tuple[str, ...] = field(default=())
+    stale: tuple[str, ...] = ()
     """Stages that were computed from outputs that their parents no longer have: `run` does them."""
 
     @property

@@ -19,6 +19,7 @@ from orchestrator.cli.main import main
 from orchestrator.errors import DamagedRecord
 from orchestrator.store.driver import SEAL, LocalStore
 from orchestrator.store.kept_files import adopted_file, check_named
+from orchestrator.store.lease import hold
 from orchestrator.store.records import Records
 from orchestrator.tracking.registered_models import find_weights
 from orchestrator.verify.compare import verify
@@ -111,6 +112,9 @@ def test_an_edited_accuracy_is_never_reported(folder: Path) -> None:
     assert done.exit_code == 8
     assert "completion record of two/" in done.output and "`mae-study repair two`" in done.output
     assert "computed again by `run` after that: two/" in done.output
+    with hold(LocalStore(store), "two"):
+        assert call("repair", "two", "--store", store).exit_code == 5
+    assert path.is_file()
     repaired = call("repair", "two", "--store", store, "--json")
     key = path.relative_to(store).as_posix()
     assert json.loads(repaired.stdout)["moved_to"] == [f"damaged/{key}"]
@@ -194,6 +198,7 @@ def test_a_store_that_is_not_there_is_said_once(tmp_path: Path) -> None:
         done = call(verb, "quickstart", "--store", tmp_path / "misspelt")
         assert done.exit_code == 0 and done.stderr.count("no store at") == 1
         assert str(tmp_path / "misspelt") in done.stderr
+    assert call("verify", "--store", tmp_path / "misspelt").exit_code == 8
     fill(tmp_path, 1, 0.1)
     sides = [f"{tmp_path}/two.py:{family}" for family in "ab"]
     assert "no store" not in call("compare", *sides, "--store", tmp_path / "store").stderr
