@@ -260,14 +260,12 @@ def _unpickle(path: Path) -> Mapping[object, object]:
 
 def _refusal(path: Path, error: Exception) -> Exception:
     """Say which types a pickle asks for, or that it is no checkpoint at all."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                return ConfigError(f"{path} is a TorchScript program: save its state_dict() alone")
-            if not any(name.endswith("data.pkl") for name in archive.namelist()):
-                return ConfigError(
-                    f"{path} is an archive that torch did not write (NumPy's .npz, a .zip)"
-                )
+    names = _members(path)
+    if "constants.pkl" in names:
+        return ConfigError(f"{path} is a TorchScript program: save its state_dict() alone")
+    if names and "data.pkl" not in names:
+        return ConfigError(f"{path} is an archive that torch did not write (NumPy's .npz, a .zip)")
+    if names:
         with path.open("rb") as stream:
             foreign = foreign_types(stream, INERT)
     else:  # the format before torch 1.6 cannot be searched: the message names the first type
@@ -278,6 +276,15 @@ def _refusal(path: Path, error: Exception) -> Exception:
             "plain containers are read, since other types may run code; save its state_dict alone"
         )
     return CheckpointError(f"{path}: not a readable checkpoint of torch: {type(error).__name__}")
+
+
+def _members(path: Path) -> set[str]:
+    """Names of the files in an archive, none if it is damaged or no archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.rpartition("/")[2] for name in archive.namelist()}
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return set()
 
 
 def _nothing(path: Path, content: Mapping[object, object]) -> str:

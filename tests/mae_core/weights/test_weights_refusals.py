@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,30 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         import_weights(tmp_path)
     with pytest.raises(ConfigError, match="no known layout"):
         import_weights(written(tmp_path, {"conv1.weight": torch.zeros(1)}))
+
+
+@pytest.mark.parametrize("kind", ["zip", "older", "safetensors"])
+def test_damage_anywhere_is_refused_or_read_never_a_traceback(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("x.safetensors" if kind == "safetensors" else "x.pth")
+    small = {"patch_embed.proj.weight": torch.zeros(4, 1, 2, 2), "a": torch.zeros(2)}
+    if kind == "safetensors":
+        save_file(small, path)
+    else:
+        torch.save({"model": small}, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    for number in range(150):
+        damaged = bytearray(whole)
+        if number % 3 == 0:
+            del damaged[draw.randrange(len(damaged)) :]
+        for _ in range(draw.choice((1, 3, 20)) if damaged else 0):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        with pytest.raises((ConfigError, CheckpointError)):
+            import_weights(path)
+    path.write_bytes(whole.replace(b"data/0", b"\xc8ata/0"))
+    with pytest.raises((ConfigError, CheckpointError)):
+        import_weights(path)
 
 
 def test_a_file_of_our_own_needs_no_conversion(tmp_path: Path) -> None:
