@@ -173,7 +173,9 @@ class _Session:
                 "raise --slots or lower execution.world_size"
             )
         # MLflow first: its database is migrated before any other process exists.
-        tracking = Tracking(self.records.store, self.plan, self.options.tracking_uri)
+        tracking = Tracking(
+            self.records.store, self.plan, self.options.tracking_uri, over_if=lease.over_if
+        )
         with tracking, self.view as view:
             view.say(f"tracking into {without_credentials(tracking.uri)}")
             failed, problem = self._drive(lease, (tracking, view))

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mae_core.errors import CheckpointError
+from mae_core.runtime.storage import umasked
 
 METADATA = "mae_study"
 """The one entry of a file's metadata: JSON of everything in it."""
@@ -49,6 +50,7 @@ def write_tensors(path: Path, state: State, metadata: Mapping[str, str]) -> None
     tensors = {name: _portable(value) for name, value in state.items()}
     described = {METADATA: json.dumps(dict(metadata), sort_keys=True)}
     save_file(tensors, temporary, metadata=described)
+    temporary.chmod(umasked(0o666))  # safetensors makes it 0600
     os.replace(temporary, path)
 
 

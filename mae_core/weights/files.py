@@ -18,6 +18,7 @@ from mae_core.checkpoint import encoder_file, tensor_file
 from mae_core.config import CLASSIFIER_FILE, DECODER_FILE, ENCODER_FILE, DecoderConfig, require
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.vit import NORM_EPS, Encoder
+from mae_core.runtime.storage import umasked
 from mae_core.weights import huggingface
 from mae_core.weights.foreign import LayoutName, naming_for_export
 from mae_core.weights.layout import check_state, to_theirs
@@ -143,6 +144,7 @@ def write_layout(network: Network, layout: LayoutName, out: Path) -> list[Path]:
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     if out.suffix == ".safetensors":
         save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.chmod(umasked(0o666))  # safetensors makes it 0600
     else:
         torch.save(_official(network, tensors) if layout == "official" else tensors, temporary)
     os.replace(temporary, out)
@@ -265,6 +267,7 @@ def _write_folder(network: Network, out: Path) -> list[Path]:
     weights, config = out / "model.safetensors", out / "config.json"
     temporary = out / f".{weights.name}.{os.getpid()}.tmp"
     save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.chmod(umasked(0o666))
     os.replace(temporary, weights)
     temporary = out / f".{config.name}.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(huggingface.config_of(network), indent=1) + "\n")

@@ -81,6 +81,7 @@ class Controller:
         history: Mapping[str, list[PastAttempt]] | None = None,
         faults: FaultPlan | None = None,
     ) -> None:
+        lease.check()
         self.plan, self._records, self._datasets = plan, records, datasets
         self._pool, self._lease, self._observers = pool, lease, observers
         self._replan, self._history = replan, dict(history or {})
@@ -330,6 +331,9 @@ class Controller:
                 continue
             verdict = judge(list(gang.outcomes.values()))
             self._lease.check()
+            if verdict.cause is Cause.CANCELLED and gang.stop_reason is None:
+                # Its ranks saw it declared over: another study's driver has the stage now.
+                verdict = replace(verdict, cause=Cause.PREEMPTED)
             if verdict.cause is Cause.SUCCESS:
                 self._complete(task, gang)
             else:

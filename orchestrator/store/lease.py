@@ -55,6 +55,7 @@ class Lease:
         self.holder = holder
         """Who holds it; written into every attempt, so that other studies' drivers see it."""
         self._successor: Driver | None = None
+        self._looked_at = time.monotonic()
         self._interrupts = threading.current_thread() is threading.main_thread()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
@@ -69,13 +70,23 @@ class Lease:
         """False once another driver has taken over."""
         return self._find_successor() is None
 
+    @property
+    def over_if(self) -> Path:
+        """Record of the driver that takes over, for processes that cannot ask this one."""
+        return self._store.path(f"{self._prefix}/{self.epoch + 1:06d}.json")
+
     def check(self) -> None:
         """Look whether another driver has taken over; raises `StudyBusy` then: write no more."""
         self._find_successor()
         self.assert_held()
 
     def assert_held(self) -> None:
-        """`check` by what was last seen, without a look at the store."""
+        """`check` by what the last heartbeat saw; cheap, unless that was long ago.
+
+        A frozen process wakes with all its threads at once: this one may be the first.
+        """
+        if time.monotonic() - self._looked_at > 2 * self._times.heartbeat_s:
+            self._find_successor()
         if (by := self._successor) is not None:
             raise StudyBusy(
                 f"study {self._study!r} was taken over by process {by.pid} on {by.host} at "
@@ -84,6 +95,7 @@ class Lease:
             )
 
     def _find_successor(self) -> Driver | None:
+        self._looked_at = time.monotonic()
         newest = max(_epochs(self._store.list(self._prefix)), default=self.epoch)
         if newest > self.epoch:
             self._successor = _holder(self._store, self._prefix, newest)

@@ -7,11 +7,13 @@ umask that follows: files are made with the right modes, and none is changed aft
 from __future__ import annotations
 
 import enum
+import errno
 import grp
 import os
 import stat
 from pathlib import Path
 
+from mae_core.runtime.storage import umasked
 from orchestrator.errors import StoreError, UserError
 
 
@@ -69,6 +71,8 @@ def make_store(root: Path, *, private: bool = False, team: str | None = None) ->
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not any(root.iterdir()):
+            if root.stat().st_uid != os.geteuid():  # its owner could open it again
+                raise PermissionError(errno.EPERM, "it is another user's")
             os.chown(root, -1, group)
             root.chmod(wanted.value)
     except OSError as error:
@@ -79,13 +83,6 @@ def make_store(root: Path, *, private: bool = False, team: str | None = None) ->
     if sharing_of(root) is not wanted or group not in (-1, root.stat().st_gid):
         raise StoreError(_is_otherwise(root, wanted, team))
     obey(root)
-
-
-def umasked(mode: int) -> int:
-    """Mode of a new file, for one that a library makes with another."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return mode & ~umask
 
 
 def owned_mode() -> int:

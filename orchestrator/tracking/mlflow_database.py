@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mae_core.runtime.storage import umasked
 from orchestrator.errors import StoreError
 from orchestrator.store.driver import Store
-from orchestrator.store.sharing import owned_mode, umasked
+from orchestrator.store.sharing import owned_mode
 from orchestrator.tracking.uri import UNFIT_TEXT, sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Destination:
     """Artifact root for a database without a server."""
     started_ms: int = 0
     """When the study was first run; 0: now."""
+    over_if: Path | None = None
+    """Record that says, once it is there, that another driver has the study and sends it."""
 
 
 def default_uri(store: Store) -> str:

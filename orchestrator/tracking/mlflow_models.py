@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from mae_core.config import DataConfig
 from orchestrator.errors import TrackingError
 from orchestrator.tracking.mlflow_database import experiment_name, opened_client
+from orchestrator.tracking.uri import without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -100,7 +101,7 @@ def _find_run(client: MlflowClient, uri: str, study: str, identity: str) -> RunI
     found = client.search_runs(ids, filter_string=query) if ids else []
     if not found:
         raise TrackingError(
-            f"the run that trained it is not at {uri}: run the study again with this address, or "
-            "`mae-study mlflow rebuild`"
+            f"the run that trained it is not at {without_credentials(uri)}: run the study again "
+            "with this address, or `mae-study mlflow rebuild`"
         )
     return found[0].info

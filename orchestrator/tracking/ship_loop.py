@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
+from pathlib import Path
 
 from orchestrator.errors import StoreError
 from orchestrator.store.journal import StageReader
@@ -65,7 +66,7 @@ def ship(
         driver: process id; without it this process ends.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver says when to end
-    threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(driver, to.over_if), daemon=True).start()
     with contextlib.suppress(OSError):
         os.nice(10)
 
@@ -79,9 +80,12 @@ def ship(
     answer.send(problem)
 
 
-def _end_with(driver: int) -> None:
-    """End this process, whatever it waits for, once the driver is gone."""
-    while os.getppid() == driver:
+def _end_with(driver: int, over_if: Path | None) -> None:
+    """End this process, whatever it waits for, once the driver is gone or was taken over.
+
+    A frozen driver cannot end it, and two would ship one stage.
+    """
+    while os.getppid() == driver and not (over_if and over_if.exists()):
         time.sleep(1.0)
     os._exit(1)
 

@@ -52,6 +52,9 @@ class Tracking(Observer):
 
     An unreachable server is reported once on stderr, and gets everything when it is back.
 
+    Args:
+        over_if: record that says, once it is there, that another driver has the study.
+
     Raises:
         TrackingError: the URI or its server cannot be used, and waiting will not help.
     """
@@ -62,6 +65,7 @@ class Tracking(Observer):
         plan: Plan,
         uri: str | None = None,
         datasets: Datasets | None = None,
+        over_if: Path | None = None,
     ) -> None:
         self._records, self._plan = Records(store), plan
         self._datasets = datasets or Datasets(store)
@@ -82,6 +86,7 @@ class Tracking(Observer):
                 origin=self._records.store_id(),
                 artifacts=root,
                 started_ms=milliseconds(first.since) if first else 0,
+                over_if=over_if,
             )
         )
         if self._shipper.absent:

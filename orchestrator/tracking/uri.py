@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from mae_core.config.base import SECRET_WORDS
 from orchestrator.errors import TrackingError
 
 if TYPE_CHECKING:
@@ -63,10 +64,13 @@ def sqlite_uri(path: Path) -> str | None:
 
 
 def without_credentials(uri: str) -> str:
-    """The URI as it may be shown: user name and password left out."""
+    """The URI as it may be shown: user name, password and options that hold secrets left out."""
     parsed = urlsplit(uri)
     host = parsed.netloc.rpartition("@")[2]
-    return urlunsplit(parsed._replace(netloc=host)) if "@" in parsed.netloc else uri
+    has_secret = any(word in parsed.query.lower() for word in SECRET_WORDS)
+    if not has_secret and "@" not in parsed.netloc:
+        return uri
+    return urlunsplit(parsed._replace(netloc=host, query="" if has_secret else parsed.query))
 
 
 def check_uri(uri: str) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.mlflow_servers import Server
+from support.strangers import IS_ROOT, STRANGER, open_folder
 
 from mae_core.config import DataConfig, Execution
 from mae_core.errors import ConfigError
@@ -43,13 +44,12 @@ SECRETS = {
         "WANDB_API_KEY",
     )
 }
-GROUP, COLLEAGUE = "daemon", 4242
+GROUP = "daemon"
 AS_COLLEAGUE = (
-    *("setpriv", "--reuid", str(COLLEAGUE), "--regid", GROUP, "--clear-groups"),
+    *("setpriv", "--reuid", str(STRANGER), "--regid", GROUP, "--clear-groups"),
     # To read the interpreter, wherever it is; it gives no right to write anything.
     *("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"),
 )
-IS_ROOT = os.getuid() == 0
 
 pytestmark = pytest.mark.usefixtures("clean_machine")
 
@@ -134,34 +134,27 @@ def ray_token(run: subprocess.Popen[str]) -> str:
 
 
 @pytest.fixture
-def reachable(tmp_path: Path) -> Iterator[None]:
-    """Let other users come as far as the folder of a test."""
-    parents = [p for p in (tmp_path, *tmp_path.parents) if p.stat().st_uid == os.getuid()]
-    before = {p: stat.S_IMODE(p.stat().st_mode) for p in parents}
-    for path, mode in before.items():
-        path.chmod(mode | 0o055)
-    yield
-    for path, mode in before.items():
-        path.chmod(mode)
+def reachable() -> Iterator[Path]:
+    with open_folder() as folder:
+        yield folder
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="playing a colleague takes root")
-@pytest.mark.usefixtures("reachable")
-def test_a_colleague_goes_on_in_a_team_s_store_and_in_no_other(tmp_path: Path) -> None:
-    extra = environment(tmp_path, {})
-    open_to_all = tmp_path / "plain"
+def test_a_colleague_goes_on_in_a_team_s_store_and_in_no_other(reachable: Path) -> None:
+    extra = environment(reachable, {})
+    open_to_all = reachable / "plain"
     open_to_all.mkdir()
-    command = arguments(tmp_path, "--team", GROUP)
+    command = arguments(reachable, "--team", GROUP)
     subprocess.run(command, env=extra, check=True, timeout=150)
-    store = tmp_path / "store"
+    store = reachable / "store"
     assert set(modes(store)) == {"d 2770", "f 660"}, modes(store)
 
-    longer = [*AS_COLLEAGUE, *arguments(tmp_path, "--accept-changes", steps=30)]
+    longer = [*AS_COLLEAGUE, *arguments(reachable, "--accept-changes", steps=30)]
     done = subprocess.run(longer, env=extra, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(modes(store)) == {"d 2770", "f 660"}, modes(store)
     owners = {p.stat().st_uid for p in store.rglob("*")}
-    assert owners == {os.getuid(), COLLEAGUE}
+    assert owners == {os.getuid(), STRANGER}
     assert {p.stat().st_gid for p in store.rglob("*")} == {store.stat().st_gid}
 
     elsewhere = [open_to_all.as_posix() if a == str(store) else a for a in longer]

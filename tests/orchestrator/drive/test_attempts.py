@@ -219,8 +219,14 @@ def test_a_payload_crosses_as_json(bench: Bench) -> None:
     bench.records.complete(done_record(key, 1))
     child = Task(bench.plan().stages[1], (key,), attempt=1)
     fault = Fault(rank=1, point="step", hit=3)
+    bench.store.root.chmod(0o2770)  # a team's
     payload = make_payload(child, bench.records, bench.datasets, faults=[fault])
     assert [parent.name for parent in payload.parents] == ["pretrain"]
+    assert payload.umask == 0o007
+    assert bench.begin(child.key) == payload.attempt
+    assert not any(p.exists() for p in payload.over_if_any)
+    bench.begin(child.key)
+    assert any(p.exists() for p in payload.over_if_any), "a later attempt has begun"
     assert StagePayload.from_json(json.loads(json.dumps(payload.to_json()))) == payload
 
 

@@ -86,13 +86,15 @@ def test_a_frozen_driver_is_taken_over_and_stops_when_it_thaws(
     assert f"is being run by process {first.pid} on" in output
 
     until(first, lambda: store.has_saved(1))
+    assert any(is_shipper(p) for p in psutil.Process(first.pid).children())
     [rank] = [p for p in psutil.Process(first.pid).children(recursive=True) if is_rank(p)]
     first.send_signal(signal.SIGSTOP)
     until(None, lambda: time.time() - beat.stat().st_mtime > STALE_S)
     second = start(*ELSEWHERE)
     until(second, lambda: store.has_saved(2))
-    # The ranks of the first have seen that their attempt is over; its driver has not.
-    assert rank.is_running() and "this attempt was declared over" in store.log(1)
+    # Ranks and shipper of the first have seen that they are succeeded; its driver has not.
+    shippers = [p for p in psutil.Process(first.pid).children() if is_shipper(p)]
+    assert shippers == [] and rank.is_running() and "this attempt was declared over" in store.log(1)
 
     thawed = time.monotonic()
     first.send_signal(signal.SIGCONT)
@@ -139,6 +141,13 @@ class Stored:
 
 def is_rank(process: psutil.Process) -> bool:
     return any("RankActor" in word for word in process.cmdline())
+
+
+def is_shipper(process: psutil.Process) -> bool:
+    try:
+        return any("spawn_main" in word for word in process.cmdline())
+    except psutil.ZombieProcess:  # it has ended, and its driver cannot take note
+        return False
 
 
 def until(process: subprocess.Popen[str] | None, condition: Callable[[], bool]) -> None:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import stat
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.strangers import IS_ROOT, STRANGER, open_folder
 
-from orchestrator.errors import StoreError
+from orchestrator.errors import StoreError, UserError
 from orchestrator.store.driver import LocalStore
 from orchestrator.store.lease import LeaseTimes, acquire, hold, lease_prefix
 from orchestrator.store.sharing import make_store
 from orchestrator.tracking.mlflow_database import opened_client
 
-STRANGER = 4242
 QUICK = LeaseTimes(heartbeat_s=0.05, stale_after_s=0.5)
 
 pytestmark = [
     pytest.mark.process,
-    pytest.mark.skipif(os.getuid() != 0, reason="playing another user takes root"),
+    pytest.mark.skipif(not IS_ROOT, reason="playing another user takes root"),
 ]
 
 
@@ -50,15 +49,9 @@ def as_user(uid: int, act: Callable[[], object]) -> bool:
 
 
 @pytest.fixture
-def reachable(tmp_path: Path) -> Iterator[Path]:
-    """A folder as far as which other users come."""
-    parents = [p for p in (tmp_path, *tmp_path.parents) if p.stat().st_uid == 0]
-    before = {p: stat.S_IMODE(p.stat().st_mode) for p in parents}
-    for path, mode in before.items():
-        path.chmod(mode | 0o055)
-    yield tmp_path
-    for path, mode in before.items():
-        path.chmod(mode)
+def reachable() -> Iterator[Path]:
+    with open_folder() as folder:
+        yield folder
 
 
 def attacks(root: Path) -> dict[str, Callable[[], object]]:
@@ -108,6 +101,15 @@ def test_a_stranger_cannot_take_break_or_block_a_lease(reachable: Path, private:
     finally:
         os.umask(before)
     assert succeeded == [] and can_read is not private
+
+
+def test_a_directory_that_a_stranger_has_laid_out_becomes_no_private_store(
+    reachable: Path,
+) -> None:
+    (reachable / "planted").mkdir()
+    os.chown(reachable / "planted", STRANGER, STRANGER)
+    with pytest.raises(UserError, match="another user's"):
+        make_store(reachable / "planted", private=True)
 
 
 def test_the_same_acts_succeed_where_anybody_may_write(reachable: Path) -> None:

@@ -517,6 +517,7 @@ def test_a_store_that_has_no_address_is_refused_before_anything_is_written(
 
 def test_a_password_is_never_shown() -> None:
     assert without_credentials("http://me:secret@host:1/x?y=z") == "http://host:1/x?y=z"
+    assert without_credentials("mysql://host/db?user=me&password=secret") == "mysql://host/db"
     assert without_credentials("sqlite:////a/b.db") == "sqlite:////a/b.db"
     with pytest.raises(TrackingError) as refused:
         check_uri("mssql://me:secret@host/db")
