@@ -44,6 +44,23 @@ def meet(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
         leave_gang()
 
 
+def hold_meeting(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
+    """Join the gang and stay in it; tell where it met in the file `told`."""
+    from mae_core.runtime import collectives
+    from mae_core.train.deepspeed_engine import join_gang, leave_gang
+
+    join_gang()
+    collectives.barrier()
+    if control.rank == 0:
+        told = Path(payload["told"])
+        told.with_suffix(".new").write_text(os.environ["GANG_STORE"])
+        told.with_suffix(".new").rename(told)
+    while not control.stop_requested():
+        time.sleep(0.02)
+    leave_gang()
+    return {"interface": os.environ["GLOO_SOCKET_IFNAME"]}
+
+
 def fail_on_rank_1(payload: dict[str, Any], control: RankControl) -> dict[str, Any]:
     if control.rank == 1:
         raise ValueError("boom")
