@@ -62,6 +62,8 @@ class DataFacts:
     """Encoded bytes of all images."""
     in_train_too: tuple[tuple[str, int], ...] = ()
     """Split and number of its images that are in train as well, byte for byte; only if any."""
+    smallest_class: int | None = None
+    """Training images of the class that has fewest; None = not counted (older facts)."""
 
     def to_json(self) -> dict[str, Json]:
         """Return plain JSON types; `from_json` gives an equal object back."""
@@ -93,6 +95,7 @@ def facts_for_digits() -> DataFacts:
         height=(8, 8),
         formats=(("raw L", NUM_DIGITS),),
         num_bytes=NUM_DIGITS * 64,
+        smallest_class=174,
     )
 
 

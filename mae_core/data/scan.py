@@ -117,6 +117,7 @@ def summarise(surveys: Mapping[str, SplitSurvey], class_names: tuple[str, ...]) 
         height=_range([s.height for s in good]),
         formats=tuple(Counter(s.format for s in good).most_common()),
         num_bytes=sum(s.num_bytes for s in samples),
+        smallest_class=min(_class_counts(surveys["train"], len(class_names)), default=0),
         in_train_too=tuple(
             (name, count)
             for name, survey in surveys.items()

@@ -57,6 +57,8 @@ class DataSize:
     """False if these are the study's own expectation."""
     num_dev: int = 0
     num_test: int = 0
+    smallest_class: int | None = None
+    """Training images of the class that has fewest, at most; None = unknown."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,12 @@ def _num_steps(duration: Duration, num_images: int, global_batch: int) -> int | 
 def _check_eval(recipe: EvalRecipe, labelled: int, size: DataSize) -> None:
     """Refuse what the run would refuse, as far as the counts are known."""
     recipe.check_labels(labelled, size.num_train, size.num_classes)
+    each = (recipe.num_labels or 0) // max(size.num_classes, 1)
+    require(
+        size.smallest_class is None or each <= size.smallest_class,
+        f"{recipe.num_labels} class-balanced labels need {each} images of every class, and one has "
+        f"{size.smallest_class}: ask for fewer labels",
+    )
     require(
         size.num_dev > 0 or not size.is_measured or not recipe.selects_on_dev,
         "it chooses on dev, which has no image: set data.dev_fraction",

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from cluster.verdict import Cause, Verdict
 from orchestrator.drive.observer import View
 from orchestrator.drive.policy import TaskState
 from orchestrator.drive.task import Task
+from orchestrator.plan.time_left import FinishedStage, OpenStage, Pace, time_left
 from orchestrator.store.attempts import DecisionRecord, Remedies
-from orchestrator.store.journal import JOURNAL_FILE, JournalReader
+from orchestrator.store.journal import JOURNAL_FILE, Entry, JournalReader
 from orchestrator.store.records import DoneRecord
 
 REFRESH_S = 1.0
@@ -38,7 +40,11 @@ class Display(View):
         self._console, self._quiet = console, quiet
         self._is_live = console.is_terminal and not quiet
         self._journals: dict[str, JournalReader] = {}
-        self._latest: dict[str, tuple[int, dict[str, float]]] = {}
+        self._latest: dict[str, dict[str, float]] = {}
+        self._pace: dict[str, Pace] = {}
+        self._finished: list[FinishedStage] = []
+        self._slots = 1
+        """Ranks that were seen at work at once."""
         self._began = self._shown = time.monotonic()
         self._live: Live | None = None
         self._num_done = 0
@@ -79,6 +85,10 @@ class Display(View):
     def stage_done(self, task: Task, record: DoneRecord) -> None:
         """Say what came out."""
         self._forget(task)
+        kind = task.planned.stage.kind
+        self._finished.append(
+            FinishedStage(kind=kind, estimate_s=task.estimate_s, seconds=record.seconds)
+        )
         self._num_done += 1
         self.say(
             f"[green]done[/]  {task.planned.cell.address} {task.planned.stage.name}"
@@ -104,24 +114,28 @@ class Display(View):
             f"{escape(decision.reason)}"
         )
 
-    def tick(self, tasks: dict[str, Task]) -> None:
+    def tick(self, tasks: dict[str, Task], ahead_s: Callable[[], float]) -> None:
         """Refresh once a second."""
+        busy = sum(t.execution.world_size for t in tasks.values() if t.state is TaskState.RUNNING)
+        self._slots = max(self._slots, busy)
         if time.monotonic() - self._shown < (REFRESH_S if self._is_live else PLAIN_SUMMARY_S):
             return
         self._shown = time.monotonic()
         for key, reader in self._journals.items():
             for entry in reader.read_new():
-                self._latest[key] = (entry.step, self._latest.get(key, (0, {}))[1] | entry.metrics)
+                self._latest[key] = self._latest.get(key, {}) | entry.metrics
+                self._pace[key] = paced(self._pace.get(key), entry)
         if self._live is not None:
-            self._live.update(self._table(tasks), refresh=True)
+            self._live.update(self._table(tasks, ahead_s()), refresh=True)
         elif not self._quiet:
-            self.say(self._summary(tasks))
+            self.say(self._summary(tasks, ahead_s()))
 
     def _forget(self, task: Task) -> None:
         self._journals.pop(task.key, None)
         self._latest.pop(task.key, None)
+        self._pace.pop(task.key, None)
 
-    def _table(self, tasks: dict[str, Task]) -> Group:
+    def _table(self, tasks: dict[str, Task], ahead_s: float) -> Group:
         table = Table(box=None, pad_edge=False)
         for name in ("cell", "stage", "step", "loss", "images/s", "left"):
             table.add_column(name, justify="left" if name in ("cell", "stage") else "right")
@@ -130,15 +144,15 @@ class Display(View):
                 table.add_row(*self._row(task))
         done = sum(t.state.is_finished for t in tasks.values())
         bar = ProgressBar(total=max(len(tasks), 1), completed=done, width=40)
-        return Group(table, bar, Text(self._summary(tasks)))
+        return Group(table, bar, Text(self._summary(tasks, ahead_s)))
 
     def _row(self, task: Task) -> tuple[str, ...]:
-        step, metrics = self._latest.get(task.key, (0, {}))
+        metrics, pace = self._latest.get(task.key, {}), self._pace.get(task.key)
+        step = pace.last_step if pace else 0
         total = task.planned.cost.steps
         loss = f"{metrics['loss']:.4f}" if "loss" in metrics else ""
         rate = f"{metrics['images_per_s']:,.0f}" if "images_per_s" in metrics else ""
-        ran = time.monotonic() - task.began
-        left = ran * (total - step) / step if total and step else task.estimate_s - ran
+        left = self._open(task).left(time.time(), 1.0)
         slow = ", ".join(map(str, task.gang.stragglers())) if task.gang else ""
         return (
             task.planned.cell.address,
@@ -146,23 +160,49 @@ class Display(View):
             f"{step}/{total}" if total else "",
             loss,
             rate,
-            duration_text(max(0.0, left)),
+            duration_text(left),
         )
 
-    def _summary(self, tasks: dict[str, Task]) -> str:
+    def _open(self, task: Task) -> OpenStage:
+        """A task as the estimate of what is left sees it."""
+        is_running = task.state is TaskState.RUNNING
+        return OpenStage(
+            key=task.key,
+            kind=task.planned.stage.kind,
+            parents=task.parents,
+            ranks=task.execution.world_size,
+            estimate_s=task.estimate_s,
+            steps=task.planned.cost.steps,
+            ran_s=time.monotonic() - task.began if is_running else None,
+            pace=self._pace.get(task.key),
+        )
+
+    def _summary(self, tasks: dict[str, Task], ahead_s: float) -> str:
         counts = Counter(t.state for t in tasks.values())
         elapsed = time.monotonic() - self._began
-        remaining = sum(
-            t.estimate_s * t.num_ranks for t in tasks.values() if not t.state.is_finished
+        remaining = time_left(
+            [self._open(t) for t in tasks.values() if not t.state.is_finished],
+            self._finished,
+            slots=self._slots,
+            ahead_s=ahead_s,
+            now=time.time(),
         )
-        busy = sum(t.execution.world_size for t in tasks.values() if t.state is TaskState.RUNNING)
-        left = f", about {duration_text(remaining / max(busy, 1))} left" if remaining else ""
+        word = "at least" if ahead_s else "about"
+        left = f", {word} {duration_text(remaining)} left" if remaining else ""
         failed = counts[TaskState.FAILED] + counts[TaskState.BLOCKED]
         problems = f", {failed} failed" if failed else ""
         return (
             f"{counts[TaskState.DONE]} of {len(tasks)} stages done, "
             f"{counts[TaskState.RUNNING]} running{problems}; {duration_text(elapsed)} elapsed{left}"
         )
+
+
+def paced(pace: Pace | None, entry: Entry) -> Pace:
+    """The pace of an attempt with one more line of its journal."""
+    at = entry.timestamp_ms / 1000
+    if pace is None or entry.step < pace.last_step:  # it went back to a checkpoint
+        return Pace(first_step=entry.step, first_s=at, last_step=entry.step, last_s=at)
+    return replace(pace, last_step=entry.step, last_s=at)
 
 
 def outcome_text(metrics: dict[str, Any]) -> str:

@@ -113,7 +113,7 @@ class Controller:
             self._pool.wait([gang for _, gang in self._running()], POLL_S)
             self._record()
             for observer in self._observers:
-                observer.tick(self.tasks)
+                observer.tick(self.tasks, self._ahead_s)
         return False
 
     def stop(self, reason: str = "cancelled", grace_s: float | None = None) -> None:
@@ -211,7 +211,8 @@ class Controller:
             self._sweep = None
             if self.sweep_problem is None:
                 trials.decide(trials.values(self._records))
-                self.plan = self._replan()
+                # Estimates stay comparable: whoever shows the time left corrects them itself.
+                self.plan = replace(self._replan(), rates=self.plan.rates)
                 self._add([s for s in self.plan.stages if s.cell.role != "sweep"])
                 self._open_sweep()
 
@@ -223,6 +224,10 @@ class Controller:
             sweep.tell(number, trials.values_of(cell, self._records))
         elif any(t.state.is_finished and t.state is not TaskState.DONE for t in tasks):
             sweep.tell(number, None)
+
+    def _ahead_s(self) -> float:
+        """Estimated rank-seconds of work that is no task yet."""
+        return self.plan.ahead_s(self.tasks.keys(), len(self._trial_keys))
 
     def _add_trial(self, number: int) -> None:
         assert self._sweep is not None and self._searched is not None

@@ -32,8 +32,13 @@ class Observer:
     def attempt_failed(self, task: Task, verdict: Verdict) -> None:
         """An attempt ended without success."""
 
-    def tick(self, tasks: dict[str, Task]) -> None:
-        """Once per poll."""
+    def tick(self, tasks: dict[str, Task], ahead_s: Callable[[], float]) -> None:
+        """Once per poll.
+
+        Args:
+            ahead_s: estimated rank-seconds of work that is no task yet: trials that the sweep has
+                not asked for, and cells that wait for its winner.
+        """
 
 
 class View(Observer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from mae_core.config import CLASSIFIER_FILE, AdoptedRecipe, EncoderConfig, InferenceRecipe
@@ -186,6 +186,23 @@ class Plan:
     def sweep_rank_seconds(self) -> float:
         """Estimated rank-seconds of the trials still to run."""
         return sum(self._trial_seconds(s) * s.missing for s in self.sweeps if s.missing)
+
+    def ahead_s(self, known: Collection[str], num_asked: int) -> float:
+        """Estimated rank-seconds of work beside the stages of the `known` hashes.
+
+        That is trials of the current sweep beyond those it has asked for, those of later sweeps,
+        and cells that wait for a winner.
+        """
+        waiting = [s for s in self.work if s.cell.role != "sweep"]
+        cells = sum(
+            self.seconds(s) * s.cost.world_size
+            for s in waiting
+            if s.cell.uses_winner or s.identity.science_hash not in known
+        )
+        searched = [s for s in self.sweeps if s.winner is None]
+        unasked = [max(0, s.missing - (num_asked if s is searched[0] else 0)) for s in searched]
+        trials = zip(searched, unasked, strict=True)
+        return cells + sum(self._trial_seconds(s) * count for s, count in trials)
 
     def _trial_seconds(self, sweep: SweepPlan) -> float:
         """Mean rank-seconds of a sweep's trials."""

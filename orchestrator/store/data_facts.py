@@ -77,6 +77,7 @@ class Datasets:
             len(facts.class_names),
             num_dev=counts["dev"],
             num_test=counts["test"],
+            smallest_class=facts.smallest_class,
         )
 
     def _remembered(self, path: str) -> DataFacts | None:

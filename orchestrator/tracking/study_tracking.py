@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,7 +123,7 @@ class Tracking(Observer):
         """Note it, as the store has it."""
         self._tell(task)
 
-    def tick(self, tasks: dict[str, Task]) -> None:
+    def tick(self, tasks: dict[str, Task], ahead_s: Callable[[], float]) -> None:
         """See to the shipper; it has its own clock."""
         self._shipper.tend()
 

@@ -146,6 +146,18 @@ def test_a_basis_needs_more_patches_than_components() -> None:
     assert "16 principal components of only 16 patches" in refused(cell(basis))
 
 
+def test_balanced_labels_need_images_of_every_class(tmp_path: Path) -> None:
+    size = Datasets(LocalStore(tmp_path)).size(DIGITS)
+    few = KnnRecipe(data=DIGITS, num_labels=1400)
+    enough = cell(PRETRAIN, replace(few, num_labels=1000))
+    assert cost_of(enough, enough.stages[1], size).is_known
+    uneven = replace(size, smallest_class=99)
+    assert size.smallest_class == 174
+    assert "1400 class-balanced labels need 140 images of every class, and one has 99" in refused(
+        cell(PRETRAIN, few), uneven
+    )
+
+
 def test_a_relative_error_needs_a_whole_baseline() -> None:
     tuned = Stage(name="tuned", recipe=FinetuneRecipe(data=DIGITS), parents=("pretrain",))
     base = CorruptionRecipe(data=DIGITS, severities=SEVERITIES[:2])
