@@ -10,6 +10,7 @@ import click
 
 from orchestrator.cli.options import json_option, open_records, store_option
 from orchestrator.cli.output import make_console, print_json
+from orchestrator.errors import StoreError
 
 if TYPE_CHECKING:
     from orchestrator.store.records import Records
@@ -33,7 +34,7 @@ def verify(study: str, store: str, as_json: bool) -> None:
     else:
         click.echo("\n".join(_text(found, f" {study}" if study else "")))
     if found.damages:
-        sys.exit(8)
+        sys.exit(StoreError.exit_code)
 
 
 @click.command()

@@ -41,20 +41,32 @@ class Resolved:
 
 def resolved_states(records: Records, study: str) -> dict[int, Resolved]:
     """States in which a study was run, by number; those that are damaged are passed over."""
-    prefix = f"studies/{study}/resolved"
-    lost = f"{study}@{{}} is lost; the state before it stands for what was accepted last"
-    read = functools.partial(build_known, Resolved)
-    found = {
-        n: records.side(f"{prefix}/{n:06d}.json", read, lost.format(n))
-        for n in records.store.numbered(prefix)
-    }
-    return {n: state for n, state in found.items() if state is not None}
+    numbers = records.store.numbered(_prefix(study))
+    found = {number: _read(records, study, number) for number in numbers}
+    return {number: state for number, state in found.items() if state is not None}
+
+
+def last_state(records: Records, study: str) -> Resolved | None:
+    """The newest of them; None of a study that never was run."""
+    numbers = reversed(records.store.numbered(_prefix(study)))
+    found = (_read(records, study, number) for number in numbers)
+    return next((state for state in found if state is not None), None)
+
+
+def _read(records: Records, study: str, number: int) -> Resolved | None:
+    lost = f"{study}@{number} is lost; the state before it stands for what was accepted last"
+    key = f"{_prefix(study)}/{number:06d}.json"
+    return records.side(key, functools.partial(build_known, Resolved), lost)
+
+
+def _prefix(study: str) -> str:
+    return f"studies/{study}/resolved"
 
 
 def load_accepted(records: Records, study: str) -> dict[tuple[str, str], Accepted]:
     """Stages that were last run, by cell and name; none of a study that never was."""
-    states = resolved_states(records, study)
-    found = states[max(states)].stages if states else {}
+    state = last_state(records, study)
+    found = {} if state is None else state.stages
     accepted = (_accepted(address, known) for address, known in found.items())
     return {(one.cell, one.stage): one for one in accepted}
 

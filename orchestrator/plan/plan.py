@@ -15,8 +15,8 @@ from orchestrator.plan.accepted import (
     Accepted,
     Resolved,
     accepted_json,
+    last_state,
     load_accepted,
-    resolved_states,
 )
 from orchestrator.plan.estimate import Rates, TimedStage, cost_of
 from orchestrator.store.adopted import with_digests
@@ -418,9 +418,7 @@ def accept(records: Records, plan: Plan) -> None:
         if not s.cell.uses_winner and s.cell.role != "sweep"
     }
     resolved = {"study": to_plain(plan.study), "stages": accepted_json(stages)}
-    states = resolved_states(records, plan.study.name)
-    last = states[max(states)] if states else None
-    if last is None or last != build_known(Resolved, resolved, "state"):
+    if last_state(records, plan.study.name) != build_known(Resolved, resolved, "state"):
         records.store.append_numbered(prefix, resolved)
 
 

@@ -105,6 +105,9 @@ def _parents(planned: PlannedStage, records: Records, encoder: Path | None) -> t
         kept = check_named(records, encoder)
         return (Parent(name="--encoder", kind="pretrain", files={ENCODER_FILE: kept}),)
     found = {p.name: p for p in parents_of(cell, stage, hashes, records)}
+    for parent in found.values():
+        for file in parent.digests.keys() & stage.recipe.needs:
+            check_named(records, parent.files[file])
     for name, science_hash in zip(stage.parents, hashes, strict=True):
         if name not in found:
             found[name] = _left_by_debug(planned, name, science_hash, records)

@@ -5,7 +5,6 @@ Facts are computed once, at import or by `run`; `plan` only looks them up.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -90,9 +89,11 @@ class Datasets:
 
 def read_facts(store: Store, key: str) -> DataFacts | None:
     """Facts that the store keeps; None if it has none, or damaged ones: a scan finds them again."""
-    with contextlib.suppress(DamagedRecord):
+    try:
         plain = store.read_json(key)
         return None if plain is None else build_known(DataFacts, plain, f"record {key}")
+    except DamagedRecord as error:
+        store.note(f"{error}; it is passed over: `run` reads the images again")
     return None
 
 

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,13 @@ class Store:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._is_marked = False
+        self._said: set[str] = set()
+
+    def note(self, text: str) -> None:
+        """Say something about the store to people, once."""
+        if text not in self._said:
+            self._said.add(text)
+            print(f"mae-study: note: {text}", file=sys.stderr, flush=True)
 
     @property
     def is_empty(self) -> bool:

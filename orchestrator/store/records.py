@@ -17,7 +17,6 @@ import datetime
 import functools
 import hashlib
 import os
-import sys
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -112,7 +111,7 @@ class Records:
     """Typed access to the store."""
 
     def __init__(self, store: Store, say: Callable[[str], None] | None = None) -> None:
-        self.store, self._say = store, say or _note
+        self.store, self._say = store, say or store.note
         self.passed_over: dict[str, str] = {}
         """Damaged side records that were read, by key: why."""
 
@@ -281,10 +280,6 @@ class Records:
 class _StoreName:
     id: str
     made: IsoTime = ""
-
-
-def _note(text: str) -> None:
-    print(f"mae-study: note: {text}", file=sys.stderr, flush=True)
 
 
 def digest_outputs(directory: Path) -> dict[str, str]:

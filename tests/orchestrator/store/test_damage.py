@@ -317,6 +317,18 @@ def test_side_records_are_named_set_apart_and_numbers_are_not_used_again(tmp_pat
     assert fresh.done(KEY) is not None and len(said) == before
 
 
+def test_damaged_facts_are_said_once_and_found_again_by_a_scan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, key = write_all(LocalStore(tmp_path)).store, "datasets/facts-f.json"
+    (tmp_path / key).write_text("{}")
+    assert [read_facts(store, key) for _ in range(3)] == [None] * 3
+    assert capsys.readouterr().err.count("`run` reads the images again") == 1
+    keep(store, key, facts_for_digits())
+    assert read_facts(store, key) == facts_for_digits()
+    assert (tmp_path / "damaged" / key).read_text() == "{}"
+
+
 def test_a_study_is_planned_from_the_states_that_are_whole(tmp_path: Path) -> None:
     records = write_all(LocalStore(tmp_path))
     (tmp_path / "studies/quickstart/resolved/000002.json").write_text("[]")

@@ -150,6 +150,11 @@ def test_a_damaged_encoder_is_refused_by_all_that_read_it(folder: Path) -> None:
     for reference in (f"quickstart/{cell}", path):
         done = call("export", reference, *out)
         assert done.exit_code == 8 and "its SHA-256 is not that of its record" in done.stderr
+    kept = store / "studies/quickstart/resolved/000001.json"
+    debugged = call("debug", kept, cell, "knn", "--store", store)
+    assert debugged.exit_code == 8 and ENCODER_FILE in debugged.stderr
+    debugged = call("debug", kept, cell, "knn", "--encoder", path, "--store", store)
+    assert debugged.exit_code == 8 and ENCODER_FILE in debugged.stderr
     with pytest.raises(DamagedRecord, match=ENCODER_FILE):
         find_weights(records, f"quickstart/{cell}")
     with pytest.raises(DamagedRecord):
