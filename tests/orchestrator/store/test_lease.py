@@ -144,6 +144,15 @@ def test_a_driver_that_was_taken_over_stops_at_its_next_heartbeat(store: LocalSt
     assert not is_alive(store, lease.holder)
 
 
+def test_a_driver_that_wakes_looks_before_its_first_heartbeat(store: LocalStore) -> None:
+    """Its main thread may be the first to wake: its last look is long ago then."""
+    lease = acquire(store, "s", LeaseTimes(heartbeat_s=0.0))
+    lease.assert_held()
+    drives(store, 2, **ELSEWHERE)
+    with pytest.raises(StudyBusy, match="taken over by process 4"):
+        lease.assert_held()
+
+
 def test_a_driver_that_ended_in_order_is_gone_for_others_at_once(store: LocalStore) -> None:
     with hold(store, "s") as lease:
         elsewhere = replace(lease.holder, **ELSEWHERE)
