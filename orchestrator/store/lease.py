@@ -234,17 +234,18 @@ def _busy(study: str, holder: Driver, times: LeaseTimes, *, is_seen: bool) -> st
 def _holder(store: Store, prefix: str, epoch: int) -> Driver:
     """Who took the lease with that epoch; of a damaged record only the heartbeat is known."""
     try:
-        plain = store.read_json(f"{prefix}/{epoch:06d}.json") or {}
-        holder = Driver.from_json(plain, f"lease {epoch} in {prefix}")
+        plain = store.read_json(f"{prefix}/{epoch:06d}.json")
+        holder = None if plain is None else Driver.from_json(plain, f"lease {epoch} in {prefix}")
     except StoreError:
-        holder = Driver(host="a machine unknown (its record is damaged)")
+        holder = None
+    holder = holder or Driver(host="a machine unknown (its record is damaged)")
     return replace(holder, epoch=epoch, heartbeat=_heartbeat(prefix, epoch))
 
 
 def _epochs(names: list[str]) -> list[int]:
-    """Epochs of the records among the names in a lease's folder."""
-    records = (name[:-5] for name in names if name.endswith(".json"))
-    return [int(stem) for stem in records if stem.isascii() and stem.isdigit()]
+    """Epochs of the names in a lease's folder; a damaged record may have been set apart."""
+    parts = (name.partition(".") for name in names)
+    return [int(s) for s, _, kind in parts if kind in ("json", "heartbeat") and s.isdecimal()]
 
 
 def _heartbeat(prefix: str, epoch: int) -> str:

@@ -130,6 +130,17 @@ def test_a_damaged_record_goes_by_its_heartbeat(
             acquire(store, "s", QUICK)
 
 
+def test_a_record_that_was_set_apart_leaves_its_epoch_taken(store: LocalStore) -> None:
+    """Else the next driver would bear the number of one that was released."""
+    driver = drives(store)
+    store.path(f"{PREFIX}/000001.json").unlink()
+    with pytest.raises(StudyBusy, match="record is damaged"):
+        acquire(store, "s", QUICK)
+    os.utime(store.path(driver.heartbeat), (1.0, 1.0))
+    with hold(store, "s", QUICK) as lease:
+        assert lease.epoch == 2
+
+
 def test_a_driver_that_was_taken_over_stops_at_its_next_heartbeat(store: LocalStore) -> None:
     """Whatever its main thread waits for; and it shows no sign of life any more."""
     with (
