@@ -46,6 +46,8 @@ class RecordCheck:
     read: Callable[[JsonObject, str], object]
     """From its content and what it is called; raises `StoreError` if it is damaged."""
     stage: str = ""
+    apart: str = ""
+    """What `repair` moves, if it is more than the record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ class _Found:
                 check.read(plain, f"record {check.key}")
                 self._not_verifiable += [] if has_digest else [check.key]
             except StoreError as error:
-                self._damage(check.key, check.kind, str(error), check.stage)
+                self._damage(check.key, check.kind, str(error), check.stage, check.apart)
 
     def files(self, checks: Sequence[FileCheck], on_progress: Progress) -> None:
         sizes = [_size(self._records, check.key) for check in checks]
@@ -160,13 +162,15 @@ def _records(
 
 def _of_stage(records: Records, science_hash: str) -> Iterator[RecordCheck]:
     key = stage_key(science_hash)
-    yield RecordCheck(
-        key=f"{key}/identity.json",
-        kind=Kind.IDENTITY,
-        read=lambda plain, where: records.identity(science_hash),
-        stage=science_hash,
-    )
-    if "done.json" in records.store.list(key):
+    present = set(records.store.list(key))
+    if present:  # a file among the folders of stages is none of ours
+        yield RecordCheck(
+            key=f"{key}/identity.json",
+            kind=Kind.IDENTITY,
+            read=lambda plain, where: records.identity(science_hash),
+            stage=science_hash,
+        )
+    if "done.json" in present:
         yield RecordCheck(
             key=f"{key}/done.json",
             kind=Kind.RESULT,
@@ -203,6 +207,7 @@ def _of_adopted(records: Records, owned: Owned, *, is_all: bool) -> Iterator[Rec
                 key=f"{adopted_key(sha256)}/record.json",
                 kind=Kind.ADOPTED,
                 read=functools.partial(_read_adopted, records, sha256),
+                apart=adopted_key(sha256),
             )
     for name in adopted_names(records) if is_all else ():
         yield RecordCheck(

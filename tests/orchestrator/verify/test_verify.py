@@ -188,6 +188,22 @@ def test_a_damaged_adopted_encoder_is_adopted_again(folder: Path) -> None:
     assert verify(quiet(folder)).damages == ()
 
 
+def test_what_others_put_into_a_store_is_no_damage_and_half_an_adoption_is(folder: Path) -> None:
+    store = folder / "store"
+    for place in ("stages", "stages/ab", "studies/two/predictions", "models/m", "adopted"):
+        (store / place).mkdir(exist_ok=True)
+        (store / place / "notes.txt").write_text("mine")
+    assert verify(quiet(folder)).damages == ()
+    assert call("report", folder / "two.py", "--store", store).exit_code == 0
+    [record] = store.glob("adopted/*/*/record.json")
+    record.unlink()
+    assert [d.kind for d in verify(quiet(folder)).damages] == [Kind.ADOPTED]
+    assert call("repair", "--store", store).exit_code == 0
+    assert [d.kind for d in verify(quiet(folder)).damages] == [Kind.NAME]
+    again = call("adopt", folder / "mae.pth", "--name", "mae_t", "--store", store)
+    assert again.exit_code == 0 and verify(quiet(folder)).damages == ()
+
+
 def test_predictions_that_are_gone_are_refused(folder: Path) -> None:
     store = folder / "store"
     for path in store.rglob("predictions.parquet"):
