@@ -241,7 +241,7 @@ def print_outcome(outcome: RunOutcome, console: Console, *, quiet: bool) -> None
     if outcome.tracking_problem:
         console.print(
             f"[yellow]MLflow is incomplete[/] ({escape(outcome.tracking_problem)}); the store "
-            "has everything; run the same command to send it",
+            "has everything",
             highlight=False,
         )
 

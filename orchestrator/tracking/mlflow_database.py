@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import shlex
 import shutil
 import sqlite3
 import tempfile
@@ -15,15 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mae_core.runtime.storage import umasked
-from orchestrator.errors import StoreError
+from orchestrator.errors import StoreError, TrackingError
 from orchestrator.store.driver import Store
 from orchestrator.store.sharing import owned_mode
-from orchestrator.tracking.uri import UNFIT_TEXT, sqlite_path, sqlite_uri
+from orchestrator.tracking.uri import UNFIT_TEXT, sqlite_path, sqlite_uri, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
 REQUEST_TIMEOUT_S = 10
+SYNCED_TAG = "synced_at"
+"""Of a study's run: when all of the study was last sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,20 +79,55 @@ def experiment_name(study: str) -> str:
 
 
 def database_stamp(uri: str, study: str) -> str:
-    """Identity of a study's experiment in a SQLite file: a rebuilt one differs; empty if unknown.
+    """State of a study's experiment in a SQLite file; empty if unknown.
 
-    Read without MLflow, whose import takes seconds.
+    A rebuilt one differs, a deleted one, and one that was put back to a backup. Read without
+    MLflow, whose import takes seconds.
     """
     path = sqlite_path(uri)
     if path is None:
         return ""
-    query = "SELECT experiment_id, creation_time FROM experiments WHERE name = ?"
+    query = """
+        SELECT experiments.experiment_id, creation_time, lifecycle_stage, (
+            SELECT max(value) FROM tags JOIN runs USING (run_uuid)
+            WHERE key = ? AND runs.experiment_id = experiments.experiment_id
+        ) FROM experiments WHERE name = ?
+    """
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-            row = database.execute(query, (experiment_name(study),)).fetchone()
+            row = database.execute(query, (SYNCED_TAG, experiment_name(study))).fetchone()
     except sqlite3.Error:
         return ""
-    return "" if row is None else f"{row[0]}-{row[1]}"
+    return "" if row is None else "-".join(map(str, row))
+
+
+class ExperimentDeleted(TrackingError):
+    """A study's experiment was deleted in MLflow: whoever did that has to take it back."""
+
+    def __init__(self, uri: str, study: str, experiment_id: str, artifacts: Path | None) -> None:
+        address = shlex.quote(without_credentials(uri))
+        again = (
+            f"`MLFLOW_TRACKING_URI={address} mlflow experiments restore -x {experiment_id}` takes "
+            "it back, then run the same command"
+        )
+        if artifacts is not None:  # the store's own database
+            store = shlex.quote(str(artifacts.parent.parent))
+            again += f"; or `mae-study mlflow rebuild --store {store}` makes all of it anew"
+        super().__init__(f"the experiment {experiment_name(study)} was deleted there: {again}")
+
+
+def find_experiment(
+    client: MlflowClient, uri: str, study: str, artifacts: Path | None = None
+) -> Experiment | None:
+    """A study's experiment, None if there is none (any more).
+
+    Raises:
+        ExperimentDeleted: it is among the deleted ones.
+    """
+    found = client.get_experiment_by_name(experiment_name(study))
+    if found is not None and found.lifecycle_stage != "active":
+        raise ExperimentDeleted(uri, study, str(found.experiment_id), artifacts)
+    return found
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mae_core.config import DataConfig
 from orchestrator.errors import TrackingError
-from orchestrator.tracking.mlflow_database import experiment_name, opened_client
+from orchestrator.tracking.mlflow_database import find_experiment, opened_client
 from orchestrator.tracking.uri import without_credentials
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def register_version(
 
 
 def _find_run(client: MlflowClient, uri: str, study: str, identity: str) -> RunInfo:
-    experiment = client.get_experiment_by_name(experiment_name(study))
+    experiment = find_experiment(client, uri, study)
     query = f"tags.identity = '{identity}'"
     ids = [experiment.experiment_id] if experiment else []
     found = client.search_runs(ids, filter_string=query) if ids else []

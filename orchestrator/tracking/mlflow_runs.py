@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.tracking.mlflow_database import Destination, experiment_name, opened_client
+from orchestrator.tracking.mlflow_database import (
+    Destination,
+    experiment_name,
+    find_experiment,
+    opened_client,
+)
 from orchestrator.tracking.run_values import STUDY, DataUse, Point, RunInfo, RunStatus, Table
 
 if TYPE_CHECKING:
@@ -66,6 +72,8 @@ class RunWriter:
         """By identity: what an earlier driver has made is found, not made a second time."""
         self._tags: dict[str, dict[str, str]] = {}
         """What is set, by run id."""
+        self._shown: dict[str, dict[str, float]] = {}
+        """Latest values of results, by run id."""
         self._described: set[str] = set()
         self.remove_doubles()
         tags = {"study": to.study, NOTE: to.question}
@@ -77,7 +85,7 @@ class RunWriter:
 
     def _get_experiment(self, to: Destination) -> str:
         name = experiment_name(to.study)
-        found = self._client.get_experiment_by_name(name)
+        found = find_experiment(self._client, to.uri, to.study, to.artifacts)
         if found is not None:
             if OLD_NOTE in found.tags.get(NOTE, ""):
                 self._client.set_experiment_tag(found.experiment_id, NOTE, EXPERIMENT_TAGS[NOTE])
@@ -178,10 +186,26 @@ class RunWriter:
             self._client.log_inputs(run.info.run_id, datasets=[_data_input(info.data)])
             self._progress()
 
+    def discard(self, identity: str) -> None:
+        """Delete a run that is of another history than the store's; the next call makes it anew."""
+        run = self._runs.pop(identity)
+        self._client.delete_run(run.info.run_id)
+        self._described.discard(identity)
+        self._progress()
+
+    def results(self, run_id: str, points: Iterable[Point]) -> None:
+        """Send final values, but for those that the run shows already."""
+        shown = self._shown.setdefault(run_id, dict(self._by_id(run_id).data.metrics))
+        news = [p for p in points if not _is_equal(shown.get(p.key), p.value)]
+        self.metrics(run_id, deque(news))
+        shown |= {p.key: p.value for p in news}
+
+    def _by_id(self, run_id: str) -> Run:
+        return next(r for r in self._runs.values() if r.info.run_id == run_id)
+
     def arrived(self, run_id: str) -> set[tuple[str, int]]:
         """Keys and steps of which a run has a value."""
-        run = next(r for r in self._runs.values() if r.info.run_id == run_id)
-        found = set()
+        run, found = self._by_id(run_id), set()
         for key in run.data.metrics:
             found |= {(key, m.step) for m in self._client.get_metric_history(run_id, key)}
             self._progress()
@@ -235,6 +259,11 @@ class RunWriter:
             names = sorted(table.name for table in tables)
             listed = [{"path": f"{name}.json", "type": "table"} for name in names]
             self.tags(run_id, {TABLES_TAG: json.dumps(listed)})
+
+
+def _is_equal(shown: float | None, value: float) -> bool:
+    """NaN is itself here."""
+    return shown is not None and (shown == value or (math.isnan(shown) and math.isnan(value)))
 
 
 def _data_input(use: DataUse) -> DatasetInput:

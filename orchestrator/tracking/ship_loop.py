@@ -22,9 +22,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from pathlib import Path
 
-from orchestrator.errors import StoreError
+from orchestrator.errors import StoreError, TrackingError
 from orchestrator.store.journal import StageReader
-from orchestrator.tracking.mlflow_database import Destination
+from orchestrator.tracking.mlflow_database import Destination, ExperimentDeleted
 from orchestrator.tracking.mlflow_runs import RunWriter
 from orchestrator.tracking.run_values import Point, RunStatus, RunUpdate
 from orchestrator.tracking.uri import without_credentials
@@ -42,7 +42,10 @@ UNSEEN_PATIENCE_S = 15.0
 LAST_PASSES = 3
 """At the end, how often an answering server is asked for what it refuses."""
 SHIPPED_TAG = "shipped_attempt"
-"""Set last on a finished stage's run: all of that attempt has arrived and is not sent again."""
+"""Set last on a finished stage's run: all of that attempt has arrived and is not sent again. Its
+number, and when it ended: a store that was put back to a backup makes another attempt of it."""
+RESEND = "; run the same command to send it"
+"""What helps against all but a deleted experiment."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ class _ShipLoop:
         self._writer: RunWriter | None = None
         self._has_answered = False
         self._failed_once = False
+        self._is_deleted = False
+        """The study's experiment, by a person: no waiting brings it back."""
         self._outage = ""
         """Why the server could not be used when it was last asked; empty if it could."""
         self._probe_at = 0.0
@@ -176,9 +181,10 @@ class _ShipLoop:
                 self._writer = RunWriter(self._to, self._count)
             except Exception as error:  # an outage must not end the loop
                 self._outage, self._failed_once = _one_line(error), True
+                self._is_deleted = isinstance(error, ExperimentDeleted)
                 self._probe_at = time.monotonic() + PROBE_EVERY_S
             else:
-                self._outage, self._has_answered = "", True
+                self._outage, self._has_answered, self._is_deleted = "", True, False
                 self._forget_lost_runs(self._writer)
         return self._writer
 
@@ -215,7 +221,8 @@ class _ShipLoop:
             passes += self._writer is not None
             is_done = not self._outage and not self._errors and not self._todo
             patience = patience_s if self._has_answered else min(patience_s, UNSEEN_PATIENCE_S)
-            if is_done or passes >= LAST_PASSES or time.monotonic() - since >= patience:
+            is_over = is_done or self._is_deleted or passes >= LAST_PASSES
+            if is_over or time.monotonic() - since >= patience:
                 break
             time.sleep(min(1.0, PROBE_EVERY_S))
         if is_done and self._failed_once and self._writer is not None:
@@ -226,27 +233,34 @@ class _ShipLoop:
     def _problem(self) -> str | None:
         uri = without_credentials(self._to.uri)
         if self._outage:
-            return f"{uri} could not be used: {self._outage}"
+            advice = "" if self._is_deleted else RESEND
+            return f"{uri} could not be used: {self._outage}{advice}"
         if not self._errors:
             return None
         identity, error = next(iter(self._errors.items()))
         more = f"; so do {len(self._errors) - 1} more runs" if len(self._errors) > 1 else ""
-        return f"{identity} is incomplete: {error}{more}"
+        return f"{identity} is incomplete: {error}{more}{RESEND}"
 
     def _deliver(self, writer: RunWriter, update: RunUpdate) -> None:
         """Say all that an update says; what is marked as shipped changes only its tags."""
         run_id, status = writer.run(update.info), update.status
         is_final = status is RunStatus.FINISHED and bool(update.attempts)
-        is_shipped = is_final and writer.tag(run_id, SHIPPED_TAG) == str(update.attempt)
+        mark = f"{update.attempt}@{update.ended_ms}"
+        shipped = writer.tag(run_id, SHIPPED_TAG) or ""
+        if status is not None and "@" in shipped and shipped != mark:
+            # Of an attempt that the store does not have: it was put back to an older backup.
+            writer.discard(update.info.identity)
+            run_id, shipped = writer.run(update.info), ""
+        is_shipped = is_final and shipped == mark
         if status is not None and not is_shipped:
             drawn = self._draw(writer, update, run_id) if update.attempts else set()
-            writer.metrics(run_id, deque(p for p in update.results if p.key not in drawn))
+            writer.results(run_id, (p for p in update.results if p.key not in drawn))
             writer.tables(run_id, update.tables)
             if update.report is not None:
                 writer.artifacts(run_id, update.report, "report")
             writer.set_status(run_id, status, update.ended_ms)
         # Also of what was shipped before: a decision may have come after the results.
-        writer.tags(run_id, update.tags | ({SHIPPED_TAG: str(update.attempt)} if is_final else {}))
+        writer.tags(run_id, update.tags | ({SHIPPED_TAG: mark} if is_final else {}))
         if is_final:
             self._curves.pop(update.info.identity, None)
 
@@ -273,4 +287,6 @@ class _ShipLoop:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, TrackingError):
+        return str(error)
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -16,7 +16,7 @@ from multiprocessing.queues import Queue
 from cluster.ranks.stop_request import deaf_children
 from orchestrator.tracking.mlflow_database import Destination
 from orchestrator.tracking.run_values import RunUpdate
-from orchestrator.tracking.ship_loop import PATIENCE_S, End, ship
+from orchestrator.tracking.ship_loop import PATIENCE_S, RESEND, End, ship
 from orchestrator.tracking.uri import check_uri
 
 STALL_S = 60.0
@@ -140,13 +140,13 @@ class Shipper:
                     code = self._process.exitcode
                 if not self._replace():
                     others = f"; so did {self._restarts} before it" if self._restarts else ""
-                    return f"the shipping process died (exit code {code}){others}"
+                    return f"the shipping process died (exit code {code}){others}{RESEND}"
                 self._work.put(End(patience_s))
                 since = time.monotonic()
             if self._progress.value != seen:
                 seen, since = self._progress.value, time.monotonic()
         self._process.kill()
-        return f"shipping made no progress for {stall_s:g} s"
+        return f"shipping made no progress for {stall_s:g} s{RESEND}"
 
 
 @contextlib.contextmanager

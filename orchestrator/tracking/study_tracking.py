@@ -26,9 +26,10 @@ from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import Store
 from orchestrator.store.generations import Generation, generations, milliseconds
 from orchestrator.store.lease import lease_prefix
-from orchestrator.store.records import DoneRecord, Records
+from orchestrator.store.records import DoneRecord, Records, now_iso
 from orchestrator.tracking.cell_values import axes, cell_results, protocols, settings, stage_results
 from orchestrator.tracking.mlflow_database import (
+    SYNCED_TAG,
     Destination,
     artifact_root,
     database_stamp,
@@ -130,7 +131,8 @@ class Tracking(Observer):
     def sync(self, plan: Plan, report: Path | None) -> None:
         """Make runs of everything that is done or was tried, and attach the report."""
         rows = self.sync_cells(plan)
-        self._shipper.send(study_update(plan, self._records, rows, report))
+        update = study_update(plan, self._records, rows, report)
+        self._shipper.send(replace(update, tags=update.tags | {SYNCED_TAG: now_iso()}))
         self._is_synced = True
 
     def sync_cells(self, plan: Plan) -> list[ResultRow]:
@@ -306,7 +308,7 @@ def sync_study(
 def sync_key(uri: str, plan: Plan) -> str:
     """Store key that says that this state of the study is in that MLflow.
 
-    It is another key once a SQLite database was deleted or rebuilt.
+    It is another key once a SQLite database was deleted, rebuilt, or put back to a backup.
     """
     done = sorted(s.address + (s.record.finished_at if s.record else "") for s in plan.stages)
     state = json.dumps([uri, database_stamp(uri, plan.study.name), done])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -195,7 +196,8 @@ def test_only_what_is_still_missing_is_reported(target: Destination, tmp_path: P
 def shipped_attempts(target: Destination) -> dict[str, str]:
     """Attempts that are marked as arrived and will not be sent again, by identity."""
     tags = [run.data.tags for run in runs(target.uri, target.study).values()]
-    return {t["identity"]: t["shipped_attempt"] for t in tags if "shipped_attempt" in t}
+    marked = {t["identity"]: t["shipped_attempt"] for t in tags if "shipped_attempt" in t}
+    return {identity: mark.partition("@")[0] for identity, mark in marked.items()}
 
 
 def arrived(target: Destination, identity: str, key: str) -> bool:
@@ -310,6 +312,66 @@ def test_a_study_is_filled_in_again_after_its_database_was_deleted(
     assert capfd.readouterr() == ("", "")
 
 
+def test_deleted_experiments_and_backups_are_reconciled(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "store", None)
+    uri, database = default_uri(bench.store), tmp_path / "store/tracking/mlflow.db"
+    results = {"top1": 50.0, "top5": 90.0, "loss": 0.6, "num_images": 100}
+    partly = bench.finish(results, leave_out="linear_100")
+    assert bench.sync(partly) is None
+    (older := tmp_path / "older.db").write_bytes(database.read_bytes())
+    shutil.copytree(tmp_path / "store/stages", tmp_path / "stages")
+    plan = bench.finish(results)
+    assert bench.sync(plan) is None and bench.store.read(sync_key(uri, plan)) is not None
+    check_synced(uri, plan)
+
+    client = mlflow_client(uri)
+    experiment = client.get_experiment_by_name(f"mae-study/{bench.study.name}")
+    client.delete_experiment(experiment.experiment_id)
+    assert bench.store.read(sync_key(uri, plan)) is None
+    began = time.monotonic()
+    problem = bench.sync(plan) or ""
+    assert time.monotonic() - began < 20
+    assert f"mlflow experiments restore -x {experiment.experiment_id}" in problem
+    assert f"mae-study mlflow rebuild --store {tmp_path}/store" in problem
+    assert problem.count("run the same command") == 1
+    client.restore_experiment(experiment.experiment_id)
+    before = runs(uri, plan.study.name)
+    assert bench.sync(plan) is None
+    after = runs(uri, plan.study.name)
+    assert {k: r.info.run_id for k, r in after.items()} == {
+        k: r.info.run_id for k, r in before.items()
+    }
+    check_synced(uri, plan)
+    check_single(uri, after)
+
+    newer = database.read_bytes()
+    database.write_bytes(older.read_bytes())  # the database is put back: it lacks what came since
+    assert bench.store.read(sync_key(uri, plan)) is None
+    assert bench.sync(plan) is None
+    check_synced(uri, plan)
+
+    database.write_bytes(newer)  # the store is put back, and goes on in another way
+    shutil.rmtree(tmp_path / "store/stages")
+    shutil.copytree(tmp_path / "stages", tmp_path / "store/stages")
+    plan = bench.finish(results | {"top1": 60.0, "loss": 0.5})
+    key = next(s for s in plan.stages if s.stage.name == "linear_100").identity.science_hash
+    assert bench.sync(plan) is None
+    found = runs(uri, plan.study.name)
+    check_single(uri, found)
+    assert found[f"stage:{key}"].info.run_id != after[f"stage:{key}"].info.run_id
+    assert found[f"stage:{key}"].data.metrics["final.top1"] == 60.0
+    same = found.keys() - {f"stage:{key}"}
+    assert all(found[k].info.run_id == after[k].info.run_id for k in same)
+
+
+def check_single(uri: str, found: dict[str, Any]) -> None:
+    """No result and no point of a curve of a stage is there twice."""
+    for run in found.values():
+        for key in run.data.metrics if run.data.tags["level"] == "stage" else ():
+            steps = [step for step, _ in curve(uri, run, key)]
+            assert len(steps) == len(set(steps)), (run.data.tags["identity"], key)
+
+
 def check_synced(uri: str, plan: Plan) -> None:
     found = runs(uri, plan.study.name)
     assert len(found) == 2 + len(plan.stages)
@@ -340,7 +402,12 @@ def test_runs_of_the_former_layout_are_nested_anew(database: str, tmp_path: Path
     assert after.keys() == before.keys()
     for identity, run in after.items():
         assert run.info.run_id == before[identity].info.run_id
-        assert run.data.tags == before[identity].data.tags
+        old, new = before[identity].data, run.data
+        times = {"synced_at": new.tags.get("synced_at")} if identity == "study" else {}
+        assert new.tags == old.tags | times
+        # A result that is there is not sent once more.
+        same = client.get_metric_history(run.info.run_id, "num_stages_done" if times else "top1")
+        assert len(same) == (1 if "top1" in new.metrics or times else 0)
 
 
 def test_a_note_about_the_former_view_is_replaced(database: str, tmp_path: Path) -> None:
