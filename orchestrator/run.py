@@ -28,6 +28,7 @@ from orchestrator.drive.remedies import PastAttempt, allowed_sizes
 from orchestrator.drive.signals import Notice
 from orchestrator.drive.task import Task
 from orchestrator.errors import DriftError, Preempted, StagesFailed, UserError
+from orchestrator.plan.pasted import command
 from orchestrator.plan.plan import Plan, accept, make_plan
 from orchestrator.plan.rows import make_rows
 from orchestrator.rank.entry import WARM_ENTRY
@@ -189,7 +190,7 @@ class _Session:
                 )
             tracking.sync(final, report and report.parent)
         if failed or problem:
-            raise StagesFailed(_describe_failures(failed, problem, final, report))
+            raise StagesFailed(_describe_failures(failed, problem, self.records, final, report))
         return RunOutcome(
             plan=final,
             num_started=len(self.plan.work),
@@ -319,7 +320,7 @@ def _package_dirs() -> list[Path]:
 
 
 def _describe_failures(
-    failed: list[Task], problem: str | None, plan: Plan, report: Path | None
+    failed: list[Task], problem: str | None, records: Records, plan: Plan, report: Path | None
 ) -> str:
     lines = [problem] if problem else []
     if failed:
@@ -328,5 +329,7 @@ def _describe_failures(
     if len(failed) > 10:
         lines.append(f"  and {len(failed) - 10} more")
     done = f"what succeeded is kept{f', report in {report}' if report else ''}"
-    logs = f"`mae-study logs {plan.study.name} CELL STAGE` shows the full story"
+    first = failed[0].planned if failed else None
+    words = (first.cell.address, first.stage.name) if first else ("CELL", "STAGE")
+    logs = f"`{command(records, plan.study.name, 'logs', *words)}` shows the full story"
     return "\n".join([*lines, f"{logs}; {done}"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-import shlex
 from pathlib import Path
 
 from mae_core.config import GALLERY_FILE, PretrainRecipe, ReconstructionRecipe
 from mae_core.config.inference import gallery_file
+from orchestrator.plan.pasted import command, resolved_path, store_option
 from orchestrator.plan.plan import Plan, PlannedStage, plan_findings
 from orchestrator.plan.rows import make_rows
 from orchestrator.report.goodput import study_goodput
@@ -32,12 +32,11 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
     rows = make_rows(plan, records)
     findings = plan_findings(plan)
     sweep = plan.sweeps[0] if len(plan.sweeps) == 1 else None
-    reference = _resolved(plan, records)
     meta = ReportMeta(
         study=plan.study.name,
         question=plan.study.question,
-        command=f"mae-study run {shlex.quote(reference or plan.study.name)}{_at(records)}",
-        store_option=_at(records),
+        command=command(records, plan.study.name, "run"),
+        store_option=store_option(records),
         created_at=now_iso(),
         notes=plan.study.notes,
         axes=plan.study.axes,
@@ -53,7 +52,7 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
         predictions=score_lines(scored(plan, records)),
         findings=tuple((f.level, f.code, f.message) for f in findings),
         odd={cell: f.message for f in findings for cell in f.cells},
-        reference=reference,
+        reference=resolved_path(records, plan.study.name),
         missing=tuple(
             (s.cell.address, s.stage.name, s.reason)
             for s in plan.stages
@@ -62,19 +61,6 @@ def write_report(plan: Plan, records: Records, directory: Path) -> Path:
     )
     files = write_page(rows, meta=meta, gallery=_gallery(plan, records), directory=directory)
     return files.html
-
-
-def _resolved(plan: Plan, records: Records) -> str:
-    """Path of the study as it was run last, with all its settings, if it was run."""
-    folder = f"studies/{plan.study.name}/resolved"
-    names = sorted(records.store.list(folder))
-    return str(records.store.path(f"{folder}/{names[-1]}")) if names else ""
-
-
-def _at(records: Records) -> str:
-    """The option of the command that names this store, as a shell reads it."""
-    root = records.store.path("reports").parent
-    return f" --store {shlex.quote(str(root))}"
 
 
 def _chosen(winner: Winner | None) -> ChosenSetting | None:
