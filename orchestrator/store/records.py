@@ -9,6 +9,8 @@ stages/<hh>/<hash>/identity.json              what the hash stands for
                   /done.json                  created once: the result
 studies/<study>/resolved/000001.json          the study as it was run, per run that changed it
 studies/<study>/lease/000001.json             drivers, by fencing epoch
+damaged/<key>                                 what was damaged, moved aside as it is
+record_digests.txt                            every record here bears its own digest
 """
 
 from __future__ import annotations
