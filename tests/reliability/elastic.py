@@ -16,7 +16,7 @@ from cluster.slot_pool import SlotPool
 from cluster.slots import slot_shape
 
 WORLDS = (2, 1, 2)
-STAGES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+STAGES = [(zero, precision) for precision in ("fp32", "bf16-mixed", "bf16") for zero in range(4)]
 
 
 def main() -> int:

@@ -13,12 +13,17 @@ import numpy as np
 
 @contextlib.contextmanager
 def applied(
-    payload: dict[str, Any], rank: int, samples: list[list[int]], masks: list[tuple[str, str]]
+    payload: dict[str, Any],
+    rank: int,
+    samples: list[list[int]],
+    masks: list[tuple[str, str]],
+    weights: list[str],
 ) -> Iterator[None]:
-    """Apply what the payload asks for inside the block; note samples and masks."""
+    """Apply what the payload asks for inside the block; note samples, masks, weights."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_noting(samples))
         stack.enter_context(_noting_masks(masks))
+        stack.enter_context(_noting_weights(weights))
         if payload.get("noise"):
             stack.enter_context(_noise())
         if payload.get("grouped"):
@@ -69,6 +74,31 @@ def _noting_masks(masks: list[tuple[str, str]]) -> Iterator[None]:
         return noise
 
     with mock.patch.object(mask_samplers, "mask_noise", noted):
+        yield
+
+
+@contextlib.contextmanager
+def _noting_weights(weights: list[str]) -> Iterator[None]:
+    """Note the digest of all weights in fp32 whenever they are saved, and after they are loaded."""
+    from mae_core.train.deepspeed_engine import Engine
+
+    original_shards, original_load = Engine.shards, Engine.load
+
+    def note(engine: Engine) -> None:
+        digest = hashlib.sha256()
+        for name, weight in sorted(engine.full_state().items()):
+            digest.update(name.encode() + weight.numpy().tobytes())
+        weights.append(digest.hexdigest())
+
+    def shards(self: Engine) -> dict[str, object]:
+        note(self)
+        return original_shards(self)
+
+    def load(self: Engine, *arguments: Any) -> None:
+        original_load(self, *arguments)
+        note(self)
+
+    with mock.patch.object(Engine, "shards", shards), mock.patch.object(Engine, "load", load):
         yield
 
 

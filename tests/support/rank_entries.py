@@ -136,15 +136,17 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
     torch.manual_seed(control.rank)
     deepspeed_engine.join_gang()
     masks: list[tuple[str, str]] = []
+    weights: list[str] = []
     found: dict[str, Any] = {
         "losses": losses,
         "samples": samples,
         "events": events,
         "masks": masks,
+        "weights": weights,
         "watched": watched,
     }
     try:
-        with changes.applied(payload, control.rank, samples, masks):
+        with changes.applied(payload, control.rank, samples, masks, weights):
             metrics = run_pretrain(recipe, execution, context, open_data(recipe.data)).to_json()
     except Stopped:
         return found | {"stopped": True}
