@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-STRANGER = 4242
+from support.other_user import UID
+
+STRANGER = UID
 IS_ROOT = os.getuid() == 0
 
 
