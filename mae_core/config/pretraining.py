@@ -160,8 +160,10 @@ class PretrainRecipe(Recipe):
 
     @property
     def version(self) -> int:
-        """1 for random crops and masks that are no blocks: version 2 changed neither."""
-        return self.VERSION if self.sees_windows or self.mask.sampling == "block" else 1
+        """1 for what version 2 changed nothing of: random crops, no block masks, the usual LN."""
+        is_usual = self.encoder.norm_eps == EncoderConfig.norm_eps
+        is_old = is_usual and not self.sees_windows and self.mask.sampling != "block"
+        return 1 if is_old else self.VERSION
 
     @property
     def new_encoder(self) -> EncoderConfig:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from mae_core.config import DataConfig
 from mae_core.data.facts import DIGITS, DataFacts, Progress, find_facts
+from mae_core.data.order import BLOCK, FULL_PERMUTATION_MAX
 from mae_core.data.parquet import Rows, open_source
 from mae_core.data.sources import bad_images_message, decode_image, load_digits
 from mae_core.errors import DataError
@@ -29,6 +30,8 @@ I64 = npt.NDArray[np.int64]
 
 SHOWN = 5
 """Problems that are named; the rest are counted."""
+MAX_CLUSTERING = 0.05
+"""Largest excess of pairs of one class among neighbouring rows, of what sorted rows have."""
 SPLITS = ("train", "dev", "test")
 
 
@@ -89,14 +92,37 @@ def scan(
 
     Raises:
         DataError: unusable data (`open_source`); with `strict` also null or undecodable images,
-            counted and named.
+            counted and named, and rows that are sorted by class.
     """
     source = path.path if isinstance(path, DataConfig) else path
     surveys, class_names, _ = _survey(source, on_progress, threads)
     facts = summarise(surveys, class_names)
     if strict and facts.num_bad:
         raise DataError(bad_images_message(source, facts))
+    if strict:
+        check_mixed(source, np.array(surveys["train"].labels, np.int64))
     return facts
+
+
+def check_mixed(path: str, labels: I64) -> None:
+    """Refuse (`DataError`) a large set whose neighbouring rows are of one class.
+
+    Its order moves blocks of neighbours (`data.order`): of ImageNet sorted by class a batch of
+    1,024 would hold 150 classes instead of 640.
+    """
+    if len(labels) <= FULL_PERMUTATION_MAX:
+        return
+    blocks = labels[: len(labels) // BLOCK * BLOCK].reshape(-1, BLOCK)
+    in_blocks = blocks + np.arange(len(blocks))[:, None] * (labels.max() + 1)
+    counts = np.unique(in_blocks, return_counts=True)[1]
+    found = float((counts * (counts - 1)).sum() / (blocks.size * (BLOCK - 1)))
+    expected = float(np.square(np.unique(labels, return_counts=True)[1] / len(labels)).sum())
+    if found - expected > MAX_CLUSTERING * (1 - expected):
+        raise DataError(
+            f"{path}: its rows are sorted by class ({found:.0%} of neighbouring images are of one "
+            f"class, {expected:.0%} in random order), so batches would hold few classes: shuffle "
+            "the rows and write them again"
+        )
 
 
 def summarise(surveys: Mapping[str, SplitSurvey], class_names: tuple[str, ...]) -> DataFacts:

@@ -30,7 +30,7 @@ def make_gallery(
     """Reconstruct the first test images; pictures are (n, H, W, C) in 0..1."""
     batch = _first_images(recipe, data)
     module = MAE(recipe)
-    module.load_state_dict(state, strict=False)
+    module.load_state_dict(module.take_positions(state), strict=False)
     module.eval()
     images = batch.normalised(recipe.data, torch.device("cpu"))
     # One seed for all, so that cells can be looked at side by side.

@@ -64,7 +64,7 @@ def run_reconstruction(
     """
     source, state = load_pretraining(recipe, ctx)
     module = MAE(source)
-    load_state(module, state, ctx.output_dir)
+    load_state(module, module.take_positions(state), ctx.output_dir)
     split = data.split(recipe.eval_split)
     gathered = collectives.all_gather_object(
         _concatenate(list(_losses(recipe, source, module, split)))

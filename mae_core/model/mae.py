@@ -9,6 +9,7 @@ instead of tokens, and "predict the masked tokens only" is a slice.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from mae_core.model.flops import target_width
 from mae_core.model.masking import random_masking, shuffle_order
 from mae_core.model.patchify import patch_targets, patchify
 from mae_core.model.positions import sincos_positions
-from mae_core.model.vit import NORM_EPS, TOKEN_STD, Encoder, Linear, TransformerBlock, init_weights
+from mae_core.model.vit import TOKEN_STD, Encoder, Linear, TransformerBlock, init_weights
 
 
 class Reconstruction(NamedTuple):
@@ -44,7 +45,10 @@ class Decoder(nn.Module):
         *,
         generator: torch.Generator,
     ) -> None:
-        """Build for a grid of grid_size² patches; `generator` draws the weights."""
+        """Build for a grid of grid_size² patches; `generator` draws the weights.
+
+        Its LN epsilon is the encoder's, as in the paper's code and in transformers.
+        """
         super().__init__()
         self.embed = Linear(encoder.width, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
@@ -53,9 +57,10 @@ class Decoder(nn.Module):
             "positions", sincos_positions(config.width, grid_size), persistent=False
         )
         self.blocks = nn.ModuleList(
-            TransformerBlock(config.width, config.num_heads) for _ in range(config.depth)
+            TransformerBlock(config.width, config.num_heads, norm_eps=encoder.norm_eps)
+            for _ in range(config.depth)
         )
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(config.width, eps=encoder.norm_eps)
         self.head = Linear(config.width, num_outputs)
         init_weights(self, generator)
 
@@ -104,6 +109,17 @@ class MAE(nn.Module):
         if recipe.mask_tokens_in_encoder:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
             nn.init.normal_(self.mask_token, std=TOKEN_STD, generator=generator)
+
+    def take_positions(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take the positions that adopted weights bring, (1 + L, D); return their other tensors."""
+        rest = dict(state)
+        for part, name in (
+            (self.encoder, "encoder.positions"),
+            (self.decoder, "decoder.positions"),
+        ):
+            if name in rest:
+                part.positions.copy_(rest.pop(name))
+        return rest
 
     def forward(
         self, images_NCHW: Tensor, noise_NL: Tensor, target_NL: Tensor | None = None

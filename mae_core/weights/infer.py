@@ -25,11 +25,16 @@ from mae_core.weights.pretraining_facts import Facts
 HEAD_WIDTH = 64
 HEADS_OF = {1280: 16, 1408: 16, 1664: 16}
 """Heads of the widths that are not cut in 64: H, g and G (arXiv 2106.04560 Table 2)."""
-TWO_READINGS = {1152: "16 (SO400M) or 18 (64 each)", 768: "8 (the older ViT-S) or 12 (ViT-B)"}
+TWO_READINGS = {
+    64: "1 (64 each) or 2 (timm's test_vit)",
+    768: "8 (the older ViT-S) or 12 (ViT-B)",
+    1152: "16 (SO400M) or 18 (64 each)",
+}
 """Widths that were published with two numbers of heads; 768 with a depth of 8 alone."""
 OLDER_SMALL = (768, 8)
 OFFICIAL_SIZE = 224
 """Pixels, where neither positions nor words say it: the default of the official code."""
+FIXED_TABLE = "; if it is the fixed sin-cos table of the official code, say --layout official"
 DECODER_HEADS = 16
 """Of the paper's code, at every decoder width."""
 MAX_DEPTH = 256
@@ -144,7 +149,8 @@ def _grid(
     """Patches a side, which tables are not in the file, and a sentence on them.
 
     A table that is absent is the fixed sin-cos one where the layout says so: the official code's,
-    and every network with a decoder. Anywhere else it may mean rotary or relative positions.
+    and transformers' with a decoder. Anywhere else it may mean rotary or relative positions;
+    mmpretrain's own sin-cos table has rows and columns the other way round.
     """
     wanted = [p for p in ("encoder.positions", "decoder.positions") if _is_used(p, tensors, layout)]
     absent = {p for p in wanted if layout.theirs(p)[0] not in tensors}
@@ -166,11 +172,11 @@ def _grid(
     if not absent:
         return grid, absent, ""
     names = " and ".join(layout.theirs(p)[0] for p in sorted(absent))
-    is_fixed = layout.name == "official" or len(wanted) > 1
+    is_fixed = layout.name == "official" or (layout.name == "hf" and len(wanted) > 1)
     expect(
         is_fixed,
-        f"not the {layout.name} layout of a ViT: missing {names}; if its positions are the fixed "
-        "sin-cos table of the official code, say --layout official",
+        f"not the {layout.name} layout of a ViT: missing {names}"
+        + (FIXED_TABLE if layout.name == "timm" else ""),
     )
     assumed = (
         "" if grids or said else f", image size {OFFICIAL_SIZE} as in the official code (assumed)"

@@ -37,7 +37,11 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     (r"(q|k)_norm\.|query_norm|key_norm", "a ViT with normalised queries and keys"),
     (r"(^|\.|_)rope|freqs_cis|inv_freq", "a ViT with rotary positions (EVA-02, DINOv3)"),
     (r"mlp\.w12|mlp\.w3|fc1_g|gate_proj|weights_in", "a ViT with gated MLPs (SwiGLU)"),
-    (r"head\.0\.running_(mean|var)", "the official linear probe (a BatchNorm before the layer)"),
+    (
+        r"head\.0\.running_(mean|var)",
+        "the official linear probe (a BatchNorm before the layer): its encoder is frozen, so adopt "
+        "the pretraining that it began from",
+    ),
     (r"attn_pool\.|attention_pool", "a ViT with attention pooling"),
     (r"_flat_param|flat_params?$", "flat shards of FSDP: save a full state_dict"),
     (r"word_embeddings|embed_tokens|wte\.", "a language model"),

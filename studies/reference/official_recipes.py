@@ -185,6 +185,7 @@ OFFICIAL: Mapping[str, OfficialRecipe] = {
                 "precision": "fp16 by autocast",
                 "code.without_decay": "1-D",
                 "code.positions": "fixed",
+                "code.qkv_matrix": "whole",
                 "code.beit_min_block": 16,
             },
         ),
@@ -272,6 +273,8 @@ OFFICIAL: Mapping[str, OfficialRecipe] = {
                 "code.jitter": (0.4, 0.4, 0.2, 0.1, 0.8),
                 "code.views": ((0.2, 1.0, (0.1, 2.0), 0.0), (0.2, 0.1, (0.1, 2.0), 0.2)),
                 "code.without_decay": "nothing",
+                "code.token_std": 1e-6,
+                "code.qkv_matrix": "q, k and v apart",
                 "head_width": 4096,
                 "output_width": 256,
                 "temperature": 0.2,
@@ -425,6 +428,20 @@ DEVIATIONS = (
         ours=("1-D",),
         sizes=("B", "L"),
         reason="Biases and norms are treated as in MAE's pretraining.",
+    ),
+    Deviation(
+        recipe="MoCo v3",
+        setting="code.token_std",
+        ours=(0.02,),
+        sizes=("B", "L"),
+        reason="One initialisation for all methods that are compared: MAE's.",
+    ),
+    Deviation(
+        recipe="MoCo v3",
+        setting="code.qkv_matrix",
+        ours=("whole",),
+        sizes=("B", "L"),
+        reason="As for the class token: the bound of their weights is smaller by √2.",
     ),
 )
 

@@ -255,6 +255,14 @@ def _patch_bias(recipe: Any) -> float:
     return float(encoder.patch_embed.bias.detach().abs().max())
 
 
+def _qkv_matrix(recipe: Any) -> str:
+    """Whether the weights of q, k and v are drawn as one matrix (Xavier's bound √(6 / 4D))."""
+    encoder = next(m for m in _network(recipe).modules() if isinstance(m, Encoder))
+    weight = encoder.blocks[0].attn.qkv.weight.detach()  # type: ignore[union-attr]
+    is_whole = float(weight.abs().max()) <= (6 / sum(weight.shape)) ** 0.5
+    return "whole" if is_whole else "q, k and v apart"
+
+
 def _layer_scales(recipe: Any) -> tuple[float, ...]:
     groups = layer_decay_groups(_network(recipe), 1.0, 0.5, 2)
     return tuple(sorted({group.lr_scale for group in groups}))
@@ -270,6 +278,7 @@ CODE: Mapping[str, Callable[[Any], object]] = {
     "adamw_eps": _adamw_eps,
     "lr_of_batch_4096": lambda recipe: OptimizerConfig(base_lr=1.0).lr(4096),
     "lr_curve": _lr_curve,
+    "qkv_matrix": _qkv_matrix,
     "token_std": lambda recipe: TOKEN_STD,
     "patch_bias_bound": _patch_bias,
     "rand_augment_operations": lambda recipe: len(OPERATIONS),

@@ -14,7 +14,8 @@ from mae_core.data.order import (
     rank_in_class,
     stratified_order,
 )
-from mae_core.errors import ConfigError
+from mae_core.data.scan import check_mixed
+from mae_core.errors import ConfigError, DataError
 from mae_core.runtime.keyed_random import Stream, bits
 
 SIZES = [1, 7, 1000, FULL_PERMUTATION_MAX, FULL_PERMUTATION_MAX + 1, 100_003, 131_072]
@@ -125,3 +126,17 @@ def test_orders_are_pinned() -> None:
 PINNED_SMALL = [7, 8, 6, 5, 4, 2, 1, 9, 0, 3]
 PINNED_BLOCKED = [30093, 54433, 67516, 60926, 24469, 40512]
 PINNED_BITS = 16321491304643971414
+
+
+@pytest.mark.parametrize("per_shard", [1, 10])
+def test_a_large_set_sorted_by_class_is_refused(per_shard: int) -> None:
+    """The block shuffle would give it batches of few classes."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 100, FULL_PERMUTATION_MAX + 1)
+    skewed = np.minimum(draw.geometric(0.3, len(labels)), 99)
+    shards = np.lexsort((draw.random(len(labels)), labels // per_shard))
+    for mixed in (labels, skewed, labels[shards][:FULL_PERMUTATION_MAX], 0 * labels):
+        check_mixed("set", mixed)
+    for clustered in (labels[shards], skewed[np.argsort(skewed)]):
+        with pytest.raises(DataError, match="rows are sorted by class .* shuffle the rows"):
+            check_mixed("set", clustered)

@@ -211,11 +211,12 @@ def test_the_heads_of_h_are_eighty_wide(tmp_path: Path) -> None:
     assert any("stored as float32, was bfloat16" in note for note in found.notes)
 
 
-def test_an_unknown_width_asks_for_the_heads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [48, 64])
+def test_an_unknown_width_asks_for_the_heads(tmp_path: Path, width: int) -> None:
     state = timm_state()
-    narrow = {k: v[..., :48] if v.shape[-1] == WIDTH else v for k, v in state.items()}
-    narrow["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:48]
-    with pytest.raises(ConfigError, match="name it with --heads"):
+    narrow = {k: v[..., :width] if v.shape[-1] == WIDTH else v for k, v in state.items()}
+    narrow["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:width]
+    with pytest.raises(ConfigError, match="with --heads"):
         import_weights(written(tmp_path, {k: v.contiguous() for k, v in narrow.items()}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from transformers import (
 )
 
 from mae_core.checkpoint.encoder_file import load_encoder
-from mae_core.config import ENCODER_FILE
+from mae_core.config import ENCODER_FILE, DataConfig, PretrainRecipe
 from mae_core.errors import ConfigError
+from mae_core.model.mae import MAE
 from mae_core.weights import Hints, import_weights, load_own, save_own, write_layout
 
 TOLERANCE = 1e-5
@@ -83,6 +85,27 @@ def test_a_whole_mae_of_transformers_goes_in_and_back_with_the_same_loss(
         again = back.eval()(images(), noise=ORDER)
     assert abs(again.loss - expected.loss) <= 1e-6 * abs(expected.loss)
     assert torch.equal(again.logits, expected.logits)
+
+
+def test_an_adopted_mae_reconstructs_as_transformers_does(tmp_path: Path) -> None:
+    """With its LN epsilon on both sides, and with positions that are not the fixed ones."""
+    model = mae(layer_norm_eps=0.1, mask_ratio=0.5, norm_pix_loss=True)
+    model.save_pretrained(tmp_path / "theirs")
+    network = load_own(own(tmp_path / "theirs", tmp_path / "own") / ENCODER_FILE, with_decoder=True)
+    assert network.decoder is not None
+    recipe = PretrainRecipe(
+        data=DataConfig(path="x", image_size=16, num_channels=3),
+        encoder=network.encoder,
+        decoder=network.decoder,
+        mask_ratio=0.5,
+        norm_pix_loss=True,
+    )
+    module = MAE(recipe)
+    module.load_state_dict(module.take_positions(network.state))
+    with torch.no_grad():
+        assert relative(module(images(), ORDER), model(images(), noise=ORDER).loss) < TOLERANCE
+    usual = replace(network.encoder, norm_eps=1e-6)
+    assert (recipe.version, replace(recipe, encoder=usual).version) == (2, 1)
 
 
 def test_encoders_and_classifiers_as_save_pretrained_writes_them(tmp_path: Path) -> None:

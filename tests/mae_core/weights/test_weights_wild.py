@@ -257,7 +257,7 @@ def test_positions_that_an_official_file_leaves_out_are_the_sin_cos_table(tmp_pa
     with pytest.raises(ConfigError, match="30 pixels are no multiple of the patch, 4"):
         import_weights(path, hints=Hints(image_size=30))
     torch.save(without(timm_state(), "pos_embed"), path)
-    with pytest.raises(ConfigError, match="missing pos_embed; if its positions are the fixed"):
+    with pytest.raises(ConfigError, match="missing pos_embed; if it is the fixed sin-cos"):
         import_weights(path)
     assert import_weights(path, "official", Hints(image_size=16)).network.grid_size == 4
 
@@ -283,6 +283,13 @@ def test_an_mmpretrain_mae_brings_its_decoder(tmp_path: Path) -> None:
     assert found.network.norm_pix_loss is None
     with pytest.raises(ConfigError, match="mmpretrain is read, not written"):
         write_layout(found.network, "mmpretrain", tmp_path / "out.pth")
+    # mmpretrain's sin-cos table has rows and columns the other way round.
+    bare = mmpretrain_names({k: v for k, v in full.items() if "pos_embed" not in k})
+    torch.save({"meta": {}, "state_dict": bare}, tmp_path / "mm.pth")
+    with pytest.raises(
+        ConfigError, match=r"missing neck.decoder_pos_embed and .*pos_embed; accept"
+    ):
+        import_weights(tmp_path / "mm.pth")
 
 
 def shards(folder: Path, state: Mapping[str, Tensor], ending: str = ".safetensors") -> Path:
