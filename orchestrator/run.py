@@ -232,12 +232,14 @@ class _Session:
                         raise
                     return controller.failed(), controller.sweep_problem
             except HeadLost as error:
+                plan = self._replan()
+                if not plan.has_work:  # it was lost when all was done
+                    return [], None
                 if self.options.address or not left:
                     raise
                 self.view.say(
                     f"{escape(str(error))}: starting another; stages go on from their checkpoints"
                 )
-                plan = self._replan()
         raise AssertionError("unreachable: the last round returns or raises")
 
     def _control(self, controller: Controller, lease: Lease) -> None:

@@ -143,19 +143,14 @@ class Controller:
             message = f"not stopped within {longest:g} s: the last checkpoint is kept"
         self._lease.check()
         for task, gang in self._running():
-            self._retry_or_not(
-                task, gang, Verdict(STOPPED_FOR[reason], message, stop_reason=reason)
-            )
+            self._end(task, gang, Verdict(STOPPED_FOR[reason], message, stop_reason=reason))
 
     def abandon(self) -> dict[str, list[PastAttempt]]:
         """Write off gangs whose Ray is gone; return the history for the next controller."""
         self._lease.check()
         message = "Ray's head is gone, and the gang with it: the last checkpoint is kept"
         for task, gang in self._running():
-            if gang.is_finished and judge(list(gang.outcomes.values())).cause is Cause.SUCCESS:
-                self._complete(task, gang)
-            else:
-                self._retry_or_not(task, gang, Verdict(Cause.HEAD_LOST, message))
+            self._end(task, gang, Verdict(Cause.HEAD_LOST, message))
         return self._history | {key: t.attempts for key, t in self.tasks.items() if t.attempts}
 
     def _running(self) -> list[tuple[Task, Gang]]:
@@ -339,16 +334,22 @@ class Controller:
             if verdict.cause is Cause.CANCELLED and gang.stop_reason is None:
                 # Its ranks saw it declared over: another study's driver has the stage now.
                 verdict = replace(verdict, cause=Cause.PREEMPTED)
-            if verdict.cause is Cause.SUCCESS:
-                self._complete(task, gang)
-            else:
-                self._retry_or_not(task, gang, verdict)
+            self._end(task, gang, verdict)
             self._pool.release(gang)
 
-    def _complete(self, task: Task, gang: Gang) -> None:
+    def _end(self, task: Task, gang: Gang, verdict: Verdict) -> None:
+        """A success if the work was finished, whatever ended its ranks after that."""
+        result = StageResult.left_in(self._records.attempt_dir(task.key, task.attempt))
+        if verdict.cause is Cause.SUCCESS and result is None:
+            result = StageResult(**gang.outcomes[0].value or {})
+        if result is not None:
+            self._complete(task, gang, result)
+        else:
+            self._retry_or_not(task, gang, verdict)
+
+    def _complete(self, task: Task, gang: Gang, result: StageResult) -> None:
         """Create the completion record; if another driver was first, its result is the one."""
         seconds = time.monotonic() - task.began
-        result = StageResult(**gang.outcomes[0].value or {})
         record = completion(task, result, seconds, self._records)
         is_ours = self._records.complete(record)
         directory = self._records.attempt_dir(task.key, task.attempt)

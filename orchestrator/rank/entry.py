@@ -111,12 +111,15 @@ def _run(payload: StagePayload, control: RankControl) -> StageResult:
         compute: Callable[..., Metrics] = getattr(importlib.import_module(module), name)
         metrics = compute(recipe, payload.execution, context, data)
         collectives.barrier()
-    deepspeed_engine.leave_gang()
-    return StageResult(
+    result = StageResult(
         metrics=metrics.to_json(),
         seconds={"starting": ready - began, "working": time.monotonic() - ready},
         provenance=provenance() if control.rank == 0 else {},
     )
+    if control.rank == 0:  # every rank is done, whatever becomes of their processes and of Ray
+        result.leave(payload.directory)
+    deepspeed_engine.leave_gang()
+    return result
 
 
 @contextlib.contextmanager

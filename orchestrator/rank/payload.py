@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +18,8 @@ from orchestrator.rank.faults import Fault
 from orchestrator.store.records import Records
 from studies.spec.cell import Cell, Stage
 from studies.spec.codec import from_plain, recipe_from_plain, to_plain
+
+RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,21 @@ class StageResult:
     def to_json(self) -> JsonObject:
         """As plain values."""
         return dataclasses.asdict(self)
+
+    def leave(self, directory: Path) -> None:
+        """Write it into the attempt's directory, where it outlives its process and Ray."""
+        new = directory / f"{RESULT_FILE}.new"
+        with contextlib.suppress(OSError):  # it is returned as well
+            new.write_text(json.dumps(self.to_json()))
+            new.replace(directory / RESULT_FILE)
+
+    @classmethod
+    def left_in(cls, directory: Path) -> StageResult | None:
+        """What `leave` wrote; None if there is nothing that can be read."""
+        try:
+            return cls(**json.loads((directory / RESULT_FILE).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
 
 
 def extensions_of(recipe: AnyRecipe) -> Extensions:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -118,6 +119,27 @@ def test_numerics_go_back_as_often_as_they_may_and_then_fail(tmp_path: Path) -> 
         Remedies(rollback=2),
     ]
     assert [d.decision for d in found.decisions] == ["start"] * 3 + ["fail"]
+
+
+@pytest.mark.usefixtures("clean_machine")
+def test_finished_work_is_kept_though_ray_dies_before_its_ranks_return(tmp_path: Path) -> None:
+    """The result lies in the store as soon as every rank is done."""
+
+    def behead() -> None:
+        while not (results := list(tmp_path.glob("stages/*/*/attempts/*/result.json"))):
+            time.sleep(0.0005)
+        family = psutil.Process().children(recursive=True)
+        for rank in [p for p in family if p.name().startswith("ray::_RankActor")]:
+            rank.suspend()  # it cannot return
+        next(p for p in family if p.name() == "gcs_server").kill()
+        beheaded.extend(results)
+
+    beheaded: list[Path] = []
+    watcher = threading.Thread(target=behead, daemon=True)
+    watcher.start()
+    found = run(pretrain(20, TWO), tmp_path)
+    assert beheaded and found.causes == ["success"]
+    assert found.done is not None and found.done.attempt == 1 and found.done.metrics
 
 
 LONG_STUDY = """
