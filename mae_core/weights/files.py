@@ -20,8 +20,8 @@ from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.vit import NORM_EPS, Encoder
 from mae_core.runtime.storage import umasked
 from mae_core.weights import huggingface
-from mae_core.weights.foreign import LayoutName, naming_for_export
 from mae_core.weights.layout import check_state, to_theirs
+from mae_core.weights.naming import LayoutName, naming_for_export
 from mae_core.weights.network import (
     DECODER,
     ENCODER,

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,18 +13,15 @@ from torch import Tensor
 from mae_core.config import require
 from mae_core.errors import ConfigError
 from mae_core.model.vit import NORM_EPS
-from mae_core.weights import huggingface, mmpretrain
 from mae_core.weights.config_checks import check_model, check_pooling, class_names
 from mae_core.weights.infer import Hints, infer
-from mae_core.weights.layout import Layout, to_ours
+from mae_core.weights.layout import to_ours
 from mae_core.weights.lookalikes import ACCEPTED, OtherNetwork, advice
+from mae_core.weights.naming import LayoutName, Naming, detect_layout, naming_of
 from mae_core.weights.network import DECODER, POSITIONS, Network, position_error, with_positions
 from mae_core.weights.pretraining_facts import Facts, read_facts
 from mae_core.weights.source import Source, read_source
-from mae_core.weights.timm import OFFICIAL, TIMM
 
-LayoutName = Literal["official", "hf", "timm", "mmpretrain"]
-LAYOUTS: tuple[LayoutName, ...] = ("official", "hf", "timm", "mmpretrain")
 SAME_POSITIONS = 1e-5
 """Largest difference at which a table is called sin-cos: float32 roundings of another program."""
 
@@ -59,8 +55,9 @@ def import_weights(path: Path, layout: str = "auto", hints: Hints | None = None)
     """
     hints = hints or Hints()
     source = read_source(path, hints.part)
-    name = detect_layout(source) if layout == "auto" else layout
-    naming = _naming(name, source)
+    name = detect_layout(source.tensors, source.container) if layout == "auto" else layout
+    require(name is not None, f"{path} matches no known layout; {ACCEPTED}")
+    naming = naming_of(str(name), source.tensors)
     facts = read_facts(source, hints.norm_pix_loss, hints.image_size)
     try:
         check_model(source.config)
@@ -85,7 +82,7 @@ def import_weights(path: Path, layout: str = "auto", hints: Hints | None = None)
         check_pooling({"config.json": source.config, **source.arguments}, network.pools_patches)
     return Conversion(
         network=network,
-        layout=name,  # type: ignore[arg-type]
+        layout=naming.name,
         source=source,
         facts=facts,
         mapping={ours: naming.theirs(ours) if ours in state else () for ours in network.state},
@@ -100,43 +97,7 @@ def import_weights(path: Path, layout: str = "auto", hints: Hints | None = None)
     )
 
 
-def detect_layout(source: Source) -> LayoutName:
-    """Recognise the layout by its keys; raises `ConfigError` if it is unknown.
-
-    The official code and timm name an encoder alike; the decoder, or the official container
-    `model`, distinguishes them, and nothing depends on it.
-    """
-    keys = source.tensors
-    if any("patch_embed.projection." in key for key in keys):
-        return "mmpretrain"
-    if any("embeddings.patch_embeddings." in key for key in keys):
-        return "hf"
-    if "patch_embed.proj.weight" in keys:
-        is_official = source.container == "model" or "decoder_embed.weight" in keys
-        return "official" if is_official else "timm"
-    raise ConfigError(f"{source.path} matches no known layout; {ACCEPTED}")
-
-
-def naming_for_export(layout: LayoutName, network: Network) -> Layout:
-    """The names to write a network in: those of transformers 4, which 5 reads as well."""
-    if layout == "hf":
-        is_bare = network.decoder is None and network.num_classes is None
-        return huggingface.HuggingFace(4, "" if is_bare else "vit.")
-    require(layout in ("official", "timm"), f"the layout {layout} is read, not written")
-    return OFFICIAL if layout == "official" else TIMM
-
-
-def _naming(name: str, source: Source) -> Layout:
-    if name not in LAYOUTS:
-        raise ConfigError(f"layout {name!r}: use auto, {', '.join(LAYOUTS)}")
-    if name == "hf":
-        return huggingface.detect(source.tensors)
-    if name == "mmpretrain":
-        return mmpretrain.detect(source.tensors)
-    return OFFICIAL if name == "official" else TIMM
-
-
-def _check_values(state: dict[str, Tensor], naming: Layout) -> None:
+def _check_values(state: dict[str, Tensor], naming: Naming) -> None:
     """Refuse (`ConfigError`) weights that are no finite floating-point numbers, by key."""
     for what, is_bad in (("no floating-point numbers", _is_integer), ("not finite", _is_poisoned)):
         bad = [key for ours, v in state.items() if is_bad(v) for key in naming.theirs(ours)]
@@ -160,7 +121,7 @@ def _grouped(keys: Sequence[str]) -> list[str]:
 
 
 def _notes(
-    network: Network, source: Source, naming: Layout, state: Mapping[str, Tensor]
+    network: Network, source: Source, naming: Naming, state: Mapping[str, Tensor]
 ) -> list[str]:
     notes = [
         _position_note(name, network.state[name], network.grid_size)
@@ -180,8 +141,7 @@ def _notes(
     elif eps != NORM_EPS:
         notes.append(f"LN epsilon {eps:g}, which transformers takes where config.json says none")
     else:
-        is_hf = isinstance(naming, huggingface.HuggingFace)
-        whose = "; transformers' own default is 1e-12" if is_hf else ""
+        whose = "; transformers' own default is 1e-12" if naming.name == "hf" else ""
         notes.append(f"LN epsilon 1e-06 (assumed{whose})")
     if network.pools_patches:
         notes.append(

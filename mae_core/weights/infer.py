@@ -17,8 +17,9 @@ from mae_core.model.sizes import ENCODERS, hidden_width
 from mae_core.model.sizes import encoder as named_encoder
 from mae_core.model.vit import NORM_EPS
 from mae_core.weights.config_checks import check_config
-from mae_core.weights.layout import PATCHES, Layout
+from mae_core.weights.layout import PATCHES
 from mae_core.weights.lookalikes import OtherNetwork, expect
+from mae_core.weights.naming import Naming
 from mae_core.weights.network import Shape, decoder_shapes, encoder_shapes, head_shapes
 from mae_core.weights.pretraining_facts import Facts
 
@@ -75,7 +76,7 @@ class Inferred:
 
 def infer(
     tensors: Mapping[str, Tensor],
-    layout: Layout,
+    layout: Naming,
     config: Mapping[str, object],
     hints: Hints,
     facts: Facts,
@@ -120,7 +121,7 @@ def infer(
     )
 
 
-def _check_anchors(tensors: Mapping[str, Tensor], layout: Layout) -> None:
+def _check_anchors(tensors: Mapping[str, Tensor], layout: Naming) -> None:
     absent = [k for ours in _ANCHORS for k in layout.theirs(ours) if k not in tensors]
     if absent:
         some = ", ".join(sorted(tensors)[:6])
@@ -136,7 +137,7 @@ def _check_anchors(tensors: Mapping[str, Tensor], layout: Layout) -> None:
     )
 
 
-def _shape(tensors: Mapping[str, Tensor], layout: Layout, ours: str, rank: int) -> Shape:
+def _shape(tensors: Mapping[str, Tensor], layout: Naming, ours: str, rank: int) -> Shape:
     key = layout.theirs(ours)[0]
     shape = tuple(tensors[key].shape)
     expect(len(shape) == rank, f"{key} has shape {shape}: expected {rank} dimensions")
@@ -144,7 +145,7 @@ def _shape(tensors: Mapping[str, Tensor], layout: Layout, ours: str, rank: int) 
 
 
 def _grid(
-    tensors: Mapping[str, Tensor], layout: Layout, patch: int, facts: Facts
+    tensors: Mapping[str, Tensor], layout: Naming, patch: int, facts: Facts
 ) -> tuple[int, set[str], str]:
     """Patches a side, which tables are not in the file, and a sentence on them.
 
@@ -188,7 +189,7 @@ def _grid(
     )
 
 
-def _is_used(positions: str, tensors: Mapping[str, Tensor], layout: Layout) -> bool:
+def _is_used(positions: str, tensors: Mapping[str, Tensor], layout: Naming) -> bool:
     keys = layout.theirs("decoder.embed.weight")
     return positions.startswith("encoder.") or (bool(keys) and keys[0] in tensors)
 
@@ -203,7 +204,7 @@ def _square(num_positions: int) -> int:
     return side
 
 
-def _depth(tensors: Mapping[str, Tensor], layout: Layout, part: str) -> int:
+def _depth(tensors: Mapping[str, Tensor], layout: Naming, part: str) -> int:
     """One more than the highest index: a missing block below it is then named by key."""
     probes = ("norm1.weight", "attn.proj.weight", "mlp.fc2.weight")
     found: list[int] = [
@@ -236,31 +237,23 @@ def _heads(
             return int(given), f"{given} heads, by {where}"
     if is_hf:
         return HF_HEADS, f"{HF_HEADS} heads, which transformers takes where config.json says none"
-    heads = assumed_heads(width, depth)
-    if width in HEADS_OF:
-        return HEADS_OF[width], f"{heads} heads of {width // heads}, as in ViT-H, g and G (assumed)"
+    heads, two = assumed_heads(width, depth), TWO_READINGS.get(width)
     require(
-        heads > 0 or width % HEAD_WIDTH > 0,
-        f"two readings of width {width} at depth {depth}: {TWO_READINGS.get(width)} heads; name "
-        "them with --heads",
+        heads > 0,
+        f"two readings of width {width} at depth {depth}: {two} heads; name them with --heads"
+        if two
+        else f"no file of this layout says its number of heads, and width {width} is not a "
+        f"multiple of {HEAD_WIDTH}: name it with --heads",
     )
-    require(
-        width % HEAD_WIDTH == 0,
-        f"no file of this layout says its number of heads, and width {width} is not a multiple of "
-        f"{HEAD_WIDTH}: name it with --heads",
-    )
-    return (
-        width // HEAD_WIDTH,
-        f"{width // HEAD_WIDTH} heads of 64, as in every ViT but H (assumed)",
-    )
+    whose = "as in ViT-H, g and G" if width in HEADS_OF else "as in every ViT but H"
+    return heads, f"{heads} heads of {width // heads}, {whose} (assumed)"
 
 
 def assumed_heads(width: int, depth: int) -> int:
     """Heads that are assumed where nobody says them, 0 where none can be."""
-    has_two = width in TWO_READINGS and (width != OLDER_SMALL[0] or (width, depth) == OLDER_SMALL)
-    if has_two or width % HEAD_WIDTH:
-        return HEADS_OF.get(width, 0)
-    return HEADS_OF.get(width, width // HEAD_WIDTH)
+    if width in TWO_READINGS and (width != OLDER_SMALL[0] or (width, depth) == OLDER_SMALL):
+        return 0
+    return HEADS_OF.get(width, 0 if width % HEAD_WIDTH else width // HEAD_WIDTH)
 
 
 def _check_size(hints: Hints, width: int, depth: int) -> None:
@@ -290,7 +283,7 @@ def _dimensions(encoder: EncoderConfig) -> Shape:
 
 
 def _decoder(
-    tensors: Mapping[str, Tensor], layout: Layout, numbers: Mapping[str, float], hints: Hints
+    tensors: Mapping[str, Tensor], layout: Naming, numbers: Mapping[str, float], hints: Hints
 ) -> tuple[DecoderConfig | None, str]:
     keys = layout.theirs("decoder.embed.weight")
     if not keys or keys[0] not in tensors:
@@ -310,7 +303,7 @@ def _decoder(
 
 
 def _with_head(
-    shapes: dict[str, Shape], tensors: Mapping[str, Tensor], layout: Layout, width: int
+    shapes: dict[str, Shape], tensors: Mapping[str, Tensor], layout: Naming, width: int
 ) -> dict[str, Shape]:
     """Add the classifier, where the file has one; an LN after pooling takes the final one's place.
 

@@ -9,33 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mae_core.errors import ConfigError
 from mae_core.weights.lookalikes import OtherNetwork
+from mae_core.weights.naming import Naming
 from mae_core.weights.network import POSITIONS, Network, Shape, shapes_of
 
 PATCHES = "encoder.patch_embed.weight"
 SHOWN = 12
 """Keys of a kind that a message lists; the rest are counted."""
-
-
-class Layout(Protocol):
-    """How another library names the tensors of a network."""
-
-    @property
-    def name(self) -> str:
-        """`official`, `hf` or `timm`."""
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """Prefixes of keys that take no part in what an encoder computes."""
-
-    def theirs(self, ours: str) -> tuple[str, ...]:
-        """Their key for a tensor of ours, or the three of q, k and v; none if they have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +46,7 @@ class Mismatch:
         return "; ".join(f"{kind} ({len(keys)}): {_listed(keys)}" for kind, keys in parts if keys)
 
 
-def to_theirs(network: Network, layout: Layout) -> dict[str, Tensor]:
+def to_theirs(network: Network, layout: Naming) -> dict[str, Tensor]:
     """Name the tensors of a network as a layout does, all keys.
 
     Values keep their dtype and bits. Raises `ConfigError` for a tensor that the layout has no
@@ -80,7 +65,7 @@ def to_theirs(network: Network, layout: Layout) -> dict[str, Tensor]:
 
 
 def to_ours(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], layout: Layout, num_channels: int
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], layout: Naming, num_channels: int
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Name tensors of a layout as we do; `shapes` are those of the network they should make.
 

@@ -14,9 +14,15 @@ from torch import Tensor
 
 from mae_core.config import PretrainRecipe
 from mae_core.errors import ConfigError
-from mae_core.weights.huggingface import HuggingFace, config_of
+from mae_core.weights.huggingface import config_of
 from mae_core.weights.layout import to_theirs
+from mae_core.weights.naming import hugging_face
 from mae_core.weights.network import Network, with_positions
+
+NAMES_OF_5 = (
+    "vit.layers.0.attention.o_proj.weight",
+    "decoder.decoder_layers.0.attention.o_proj.weight",
+)
 
 
 def network_of(state_dict: Mapping[str, Tensor], recipe: PretrainRecipe) -> Network:
@@ -48,7 +54,7 @@ def mae_to_hf(state_dict: Mapping[str, Tensor], recipe: PretrainRecipe) -> dict[
     foreign = [key for key in state_dict if not key.startswith(("encoder.", "decoder."))]
     if foreign:
         raise ConfigError(f"weight {foreign[0]!r} is not an MAE's: expected encoder.* or decoder.*")
-    return to_theirs(network_of(state_dict, recipe), HuggingFace(5))
+    return to_theirs(network_of(state_dict, recipe), hugging_face(NAMES_OF_5))
 
 
 def small_vit(**options: Any) -> dict[str, Any]:

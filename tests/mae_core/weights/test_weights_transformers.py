@@ -193,6 +193,10 @@ def test_heads_that_contradict_a_config_are_refused(tmp_path: Path) -> None:
     [
         ({"model_type": "dinov2"}, "model_type = 'dinov2'; accepted are plain ViTs"),
         ({"hidden_act": "gelu_pytorch_tanh"}, "only 'gelu' is supported"),
+        ({"qkv_bias": False}, "qkv_bias = False"),
+        ({"image_size": 224}, "image_size = 224, but the tensors say 16"),
+        ({"num_attention_heads": "many"}, "num_attention_heads = 'many' is not a number"),
+        ({"layer_norm_eps": -1}, "layer_norm_eps = -1 is not a number above 0"),
         ({"num_attention_heads": 2.5}, "is not a number above 0"),
         ({"layer_norm_eps": float("inf")}, "is not a number above 0"),
         ({"intermediate_size": 5}, "intermediate_size = 5, but the tensors say"),

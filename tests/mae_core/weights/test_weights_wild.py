@@ -360,6 +360,9 @@ def test_damaged_shards_are_refused(tmp_path: Path) -> None:
         index.write_text(json.dumps({"weight_map": {"a": name}}))
         with pytest.raises(CheckpointError, match="is not in the folder|is missing"):
             import_weights(index)
+    index.write_text('{"weight_map": ["a"]}')
+    with pytest.raises(CheckpointError, match="no weight_map"):
+        import_weights(index)
     index.write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="not readable as JSON"):
         import_weights(index)
