@@ -243,6 +243,7 @@ def print_outcome(outcome: RunOutcome, console: Console, *, quiet: bool) -> None
             f"[yellow]MLflow is incomplete[/] ({escape(outcome.tracking_problem)}); the store "
             "has everything",
             highlight=False,
+            soft_wrap=True,  # it may hold a command to paste
         )
 
 
