@@ -61,6 +61,7 @@ def rebuild(records: Records, say: Callable[[str], None]) -> Rebuilt:
         for model in models:
             say(f"registering {model.reference} as {model.name}")
             register_again(records, model)
+        records.set_apart()
     return Rebuilt(studies=studies, models=len(models), archived_to=archived)
 
 

@@ -297,7 +297,7 @@ def _checkpoints(records: Records, science_hash: str) -> Iterator[FileCheck]:
                 key=f"{top}/{name}/{file}",
                 kind=Kind.CHECKPOINT,
                 sha256=sha256,
-                apart="",
+                apart=f"{top}/{name}",
                 stage=science_hash,
             )
 

@@ -45,7 +45,7 @@ _FOLLOWS = {
     Kind.HISTORY: "only history is lost, results are whole; `run` moves it below damaged/",
     Kind.CHECKPOINT: "the next attempt goes on from the checkpoint before it",
     Kind.STATE: "the state before it stands for what was accepted",
-    Kind.LEASE: "nothing: its heartbeat says whether its driver lives",
+    Kind.LEASE: "its heartbeat says whether its driver lives; `repair` moves it away",
     Kind.PREDICTION: "after `repair`, it is not scored any more",
     Kind.TRIAL: "after `repair`, the sweep goes on without this trial",
     Kind.WINNER: "after `repair`, `run` decides again from the trials",

@@ -8,10 +8,7 @@ from collections.abc import Iterable
 from orchestrator.plan.history import kept_studies
 from orchestrator.store.lease import hold
 from orchestrator.store.records import Records
-from orchestrator.verify.damage import Damage, Kind
-
-LEFT = frozenset((Kind.CHECKPOINT, Kind.LEASE))
-"""What nothing but its own reader may move: a rank passes over it, epochs are never used again."""
+from orchestrator.verify.damage import Damage
 
 
 def repair(records: Records, damages: Iterable[Damage]) -> list[str]:
@@ -20,8 +17,8 @@ def repair(records: Records, damages: Iterable[Damage]) -> list[str]:
     Raises:
         StudyBusy: a driver runs a study of this store.
     """
-    keys = dict.fromkeys(d.apart or d.key for d in damages if d.kind not in LEFT)
-    with contextlib.ExitStack() as leases:
+    keys = dict.fromkeys(damage.apart or damage.key for damage in damages)
+    with contextlib.ExitStack() as leases:  # ours are the newest: no epoch is given twice
         for study in kept_studies(records) if keys else ():
             leases.enter_context(hold(records.store, study))
         present = [key for key in keys if records.store.path(key).exists()]

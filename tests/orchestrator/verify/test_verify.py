@@ -87,6 +87,22 @@ def test_every_damage_of_every_file_is_found(folder: Path, kind: str) -> None:
     assert verify(quiet(folder)).damages == ()
 
 
+def test_what_commands_pass_over_is_repaired_too(folder: Path) -> None:
+    store = folder / "store"
+    kinds = ("lease", "resolved", "ends", "attempts", "decisions", "superseded")
+    side = [path for kind in kinds for path in store.glob(f"*/**/{kind}/*.json")]
+    with hold(LocalStore(store), "two"):  # the damaged lease is an old one: nobody waits for it
+        pass
+    shards = sorted(store.glob("stages/*/*/checkpoints/*/shards/*"))[:1]
+    for path in (*side, *shards, store / "store.json"):
+        path.write_bytes(path.read_bytes()[:-3])
+    assert call("verify", "--store", store).exit_code == 8
+    repaired = json.loads(call("repair", "--store", store, "--json").stdout)
+    assert len(repaired["moved_to"]) == len(side) + 2 and repaired["computed_again"] == []
+    assert call("verify", "--store", store).exit_code == 0
+    assert call("repair", "--store", store).stdout == "nothing to repair\n"
+
+
 def test_files_that_are_gone_are_found(folder: Path) -> None:
     records = quiet(folder)
     files = [key for key in kept_keys(records) if not key.endswith(".json")]
