@@ -335,7 +335,7 @@ def test_a_dead_idle_process_is_replaced(pool: SlotPool) -> None:
 def test_a_stopped_idle_process_holds_a_launch_up_only_once(
     pool: SlotPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.slot_pool.PORT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("cluster.slot_pool.ANSWER_TIMEOUT_S", 1.0)
     victim = pool.idle[0].process.pid
     os.kill(victim, signal.SIGSTOP)
     assert pool.launch("support.gang_entries:where", {}, 1) is None
