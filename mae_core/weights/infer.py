@@ -95,7 +95,7 @@ def infer(
     hidden = _shape(tensors, layout, "encoder.blocks.0.mlp.fc1.weight", 2)[0]
     depth = _depth(tensors, layout, "encoder")
     _check_size(hints, width, depth)
-    heads, note = _heads(width, depth, numbers, hints, is_hf)
+    heads, note = _heads(width, depth, numbers, hints, facts, is_hf)
     encoder = EncoderConfig(
         width=width,
         depth=depth,
@@ -105,7 +105,7 @@ def infer(
         norm_eps=float(numbers.get("layer_norm_eps", HF_EPS if is_hf else NORM_EPS)),
     )
     encoder = replace(encoder, name=_name(encoder))
-    decoder, decoder_note = _decoder(tensors, layout, numbers, hints)
+    decoder, decoder_note = _decoder(tensors, layout, numbers, hints, facts)
     shapes = encoder_shapes(encoder, grid * patch, num_channels)
     if decoder is not None:
         shapes |= decoder_shapes(decoder, encoder, grid, num_channels)
@@ -224,7 +224,12 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 def _heads(
-    width: int, depth: int, numbers: Mapping[str, float], hints: Hints, is_hf: bool
+    width: int,
+    depth: int,
+    numbers: Mapping[str, float],
+    hints: Hints,
+    facts: Facts,
+    is_hf: bool,
 ) -> tuple[int, str]:
     said = numbers.get("num_attention_heads")
     named = named_encoder(hints.size).num_heads if hints.size else None
@@ -238,6 +243,13 @@ def _heads(
     if is_hf:
         return HF_HEADS, f"{HF_HEADS} heads, which transformers takes where config.json says none"
     heads, two = assumed_heads(width, depth), TWO_READINGS.get(width)
+    if facts.num_heads is not None:
+        require(
+            heads in (0, facts.num_heads),
+            f"two readings: its settings say num_heads = {facts.num_heads}, and published ViTs of "
+            f"width {width} have {heads}; say which with --heads",
+        )
+        return facts.num_heads, ""
     require(
         heads > 0,
         f"two readings of width {width} at depth {depth}: {two} heads; name them with --heads"
@@ -283,14 +295,18 @@ def _dimensions(encoder: EncoderConfig) -> Shape:
 
 
 def _decoder(
-    tensors: Mapping[str, Tensor], layout: Naming, numbers: Mapping[str, float], hints: Hints
+    tensors: Mapping[str, Tensor],
+    layout: Naming,
+    numbers: Mapping[str, float],
+    hints: Hints,
+    facts: Facts,
 ) -> tuple[DecoderConfig | None, str]:
     keys = layout.theirs("decoder.embed.weight")
     if not keys or keys[0] not in tensors:
         return None, ""
     width = _shape(tensors, layout, "decoder.embed.weight", 2)[0]
     said = numbers.get("decoder_num_attention_heads")
-    heads = hints.decoder_heads or said
+    heads = hints.decoder_heads or said or facts.decoder_num_heads
     require(
         said in (None, heads),
         f"--decoder-heads says {heads} heads, and the file's config.json {said}",
@@ -323,11 +339,10 @@ def _with_head(
 
 def _numbers_of(config: Mapping[str, object]) -> dict[str, float]:
     """The numbers that a config says; refuse what should be one above 0 and is none."""
-    changes = config.get("model_args")  # timm's
-    changes = changes if isinstance(changes, Mapping) else {}
     found: dict[str, float] = {}
     for key in ("num_attention_heads", "decoder_num_attention_heads", "layer_norm_eps"):
-        value = config.get(key, changes.get("num_heads") if key == "num_attention_heads" else None)
+        timms = "num_heads" if key == "num_attention_heads" else key
+        value = config.get(key, config.get(timms))
         kind = float if key == "layer_norm_eps" else int
         is_number = isinstance(value, int | kind) and not isinstance(value, bool)
         if value is not None:

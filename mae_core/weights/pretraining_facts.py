@@ -31,6 +31,10 @@ class Facts:
     """Mean of the pixels that the images were normalised with, by channel."""
     pixel_std: tuple[float, ...] | None = None
     """Their deviation."""
+    num_heads: int | None = None
+    """Of the encoder, as the settings of its training say; `config.json` is read by `infer`."""
+    decoder_num_heads: int | None = None
+    """Of the decoder, likewise."""
     notes: tuple[str, ...] = ()
     """Who said what."""
 
@@ -44,12 +48,23 @@ def read_facts(
     """
     found: dict[str, object] = {}
     notes: list[str] = []
-    for name, keys, option, given in (
-        ("norm_pix_loss", ("norm_pix_loss",), "--norm-pix-loss", norm_pix_loss),
-        ("mask_ratio", ("mask_ratio",), "", None),
-        ("image_size", ("image_size", "input_size"), "--image-size", image_size),
+    outer = {where: words for where, words in source.arguments.items() if "." not in where}
+    every = {CONFIG: source.config, **source.arguments}
+    for name, keys, words, option, given in (
+        ("norm_pix_loss", ("norm_pix_loss",), every, "--norm-pix-loss", norm_pix_loss),
+        ("mask_ratio", ("mask_ratio",), every, "", None),
+        # Settings inside others may be of a crop, or of another network.
+        (
+            "image_size",
+            ("image_size", "input_size"),
+            {CONFIG: source.config, **outer},
+            "--image-size",
+            image_size,
+        ),
+        ("num_heads", ("num_heads", "num_attention_heads"), outer, "--heads", None),
+        ("decoder_num_heads", ("decoder_num_heads",), source.arguments, "--decoder-heads", None),
     ):
-        said = [one for key in keys for one in _sayings(source, key, _CHECKS[name], notes)]
+        said = [one for key in keys for one in _sayings(words, key, _CHECKS[name], notes)]
         found[name], note = _agreed(name, said, option, given)
         notes += [note] if note else []
     mean, std = _channels(source, "image_mean", "mean"), _channels(source, "image_std", "std")
@@ -78,14 +93,15 @@ def _agreed(name: str, said: Sequence[Said], option: str, given: object) -> tupl
     return said[0][1], f"{name} {_word(said[0][1])}, by {said[0][0]}"
 
 
-def _sayings(source: Source, key: str, check: _Check, notes: list[str]) -> list[Said]:
+def _sayings(
+    words: Mapping[str, Mapping[str, object]], key: str, check: _Check, notes: list[str]
+) -> list[Said]:
     """Who says what; a config with no such value is refused, settings with none are noted."""
-    words = {CONFIG: source.config, **source.arguments}
     said: list[Said] = []
     for where, settings in words.items():
         value = settings.get(key)
-        if isinstance(value, list) and len(value) == 2 and _is_number(value[0]):
-            value = value[0] if value == [value[0]] * 2 else value  # a square, side by side
+        if isinstance(value, list | tuple) and len(value) == 2 and _is_number(value[0]):
+            value = value[0] if value[0] == value[1] else value  # a square, side by side
         if value is None:
             continue
         wrong = f"{where}: {key} = {reprlib.repr(value)} is not {check.what}"
@@ -111,16 +127,19 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 _CHECKS = {
     "norm_pix_loss": _Check("true or false", lambda value: isinstance(value, bool)),
     "mask_ratio": _Check(
         "a number from 0 to less than 1",
         lambda value: _is_number(value) and 0 <= value < 1,  # type: ignore[operator]
     ),
-    "image_size": _Check(
-        "a number of pixels",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
-    ),
+    "image_size": _Check("a number of pixels", _is_count),
+    "num_heads": _Check("a number of heads", _is_count),
+    "decoder_num_heads": _Check("a number of heads", _is_count),
 }
 
 

@@ -63,8 +63,8 @@ CONFIG, ADAPTER, PIXELS = "config.json", "adapter_config.json", "preprocessor_co
 INDEX = ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Hugging Face's names, whole or with `INDEX` behind them, in the order of transformers."""
-ARGUMENTS = ("args", "hyper_parameters")
-"""Keys under which a training checkpoint keeps its settings (official code, timm; Lightning)."""
+ARGUMENTS = ("args", "hyper_parameters", "config", "cfg", "hparams")
+"""Keys under which a training checkpoint keeps its settings (official code, timm; Lightning; …)."""
 _STARTS = (
     (b"version https://git-lfs", "a pointer of Git LFS instead of the weights: run `git lfs pull`"),
     (b"<", "a web page or XML, not weights: download it again"),
@@ -88,7 +88,7 @@ class Source:
     prefix: str = ""
     """What stood before every key."""
     arguments: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """Settings of the training that the pickle keeps, by the key they were under."""
+    """Settings of the training that the pickle keeps, by the keys they were under, with dots."""
     pixels: Mapping[str, object] = field(default_factory=dict)
     """Its `preprocessor_config.json`, empty if there is none."""
     left_out: tuple[str, ...] = ()
@@ -134,11 +134,11 @@ def read_source(path: Path, part: str | None = None) -> Source:
     return Source(
         path=path,
         tensors=reading.tensors,
-        config=_optional(folder / CONFIG) if is_standard else {},
+        config=_with_changes(_optional(folder / CONFIG)) if is_standard else {},
         digests=files.digests,
         container=".".join(reading.container),
         prefix=reading.prefix,
-        arguments={k: s for k in ARGUMENTS if (s := _settings(files.content.get(k))) is not None},
+        arguments=_arguments(files.content),
         pixels=_optional(folder / PIXELS) if is_standard else {},
         left_out=_other_keys(files.content, reading),
         outside=reading.outside,
@@ -301,10 +301,17 @@ def _nothing(path: Path, content: Mapping[object, object]) -> str:
     return f"{path}: its {len(keys)} tensors match no known layout ({some} …); {advice(signs)}"
 
 
-def _settings(found: object) -> Mapping[str, object] | None:
-    """Settings as a mapping, None if the value holds none."""
-    values = vars(found) if isinstance(found, argparse.Namespace) else found
-    return {str(k): v for k, v in values.items()} if isinstance(values, Mapping) else None
+def _arguments(content: Mapping[object, object]) -> dict[str, Mapping[str, object]]:
+    """Settings by where they stand, those inside others too."""
+    held = {key: content[key] for key in ARGUMENTS if key in content}
+    plain: dict[object, object] = {
+        k: vars(v) if isinstance(v, argparse.Namespace) else v for k, v in held.items()
+    }
+    return {
+        ".".join(above): {str(key): value for key, value in found.items()}
+        for above, found in mappings(plain)
+        if above
+    }
 
 
 def _other_keys(content: Mapping[object, object], reading: Reading) -> tuple[str, ...]:
@@ -318,6 +325,12 @@ def _notes(reading: Reading) -> list[str]:
     if not reading.wrappers:
         return []
     return [f"names of wrappers in its keys are dropped: {', '.join(reading.wrappers)}"]
+
+
+def _with_changes(config: Mapping[str, object]) -> Mapping[str, object]:
+    """timm's config says how a network differs from its architecture in a mapping of its own."""
+    changes = config.get("model_args")
+    return {**changes, **config} if isinstance(changes, Mapping) else config
 
 
 def _optional(path: Path) -> Mapping[str, object]:

@@ -240,3 +240,8 @@ def test_timms_config_says_heads_and_changes_that_tensors_do_not_show(tmp_path: 
     path.write_text(json.dumps({"model_args": {"act_layer": "quick_gelu"}}))
     with pytest.raises(ConfigError, match="model_args change act_layer"):
         import_weights(tmp_path)
+    save_file(timm_state(classes=2), tmp_path / "model.safetensors")
+    for change, said in (("global_pool", "avg"), ("qkv_bias", False), ("patch_size", 16)):
+        path.write_text(json.dumps({"model_args": {change: said}}))
+        with pytest.raises(ConfigError, match=f"config.json: {change} = {said!r}"):
+            import_weights(tmp_path)

@@ -229,6 +229,23 @@ def test_settings_that_contradict_the_tensors_or_each_other_are_refused(tmp_path
         import_weights(path)
 
 
+def test_settings_are_read_wherever_a_program_keeps_them(tmp_path: Path) -> None:
+    path, full = tmp_path / "x.ckpt", official_full_state()
+    model = {"norm_pix_loss": True, "decoder_num_heads": 8, "image_size": 224}
+    for key in ("hyper_parameters", "config", "cfg"):
+        torch.save({"model": full, key: {"model": model, "image_size": (16, 16)}}, path)
+        found = import_weights(path)
+        assert found.network.norm_pix_loss is True
+        assert found.network.decoder is not None and found.network.decoder.num_heads == 8
+        assert f"norm_pix_loss true, by {key}.model" in found.notes
+    torch.save({"model": full, "args": arguments(num_heads=4)}, path)
+    with pytest.raises(ConfigError, match="say num_heads = 4, and published ViTs of width 128 hav"):
+        import_weights(path)
+    assert import_weights(path, hints=Hints(num_heads=4)).network.encoder.num_heads == 4
+    torch.save({"model": full, "args": arguments(num_heads=2)}, path)
+    assert "num_heads 2, by args" in import_weights(path).notes
+
+
 def without(state: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key not in names}
 
