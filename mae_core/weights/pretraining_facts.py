@@ -144,16 +144,29 @@ _CHECKS = {
 
 
 def _channels(source: Source, theirs: str, timms: str) -> tuple[float, ...] | None:
-    """One number per channel, of `preprocessor_config.json` or of timm's `pretrained_cfg`."""
-    timm = source.config.get("pretrained_cfg")
-    for where, settings, key in (
-        (PIXELS, source.pixels if source.pixels.get("do_normalize", True) else {}, theirs),
-        (CONFIG, timm if isinstance(timm, Mapping) else {}, timms),
+    """One number per channel, of `preprocessor_config.json` or of timm's `pretrained_cfg`.
+
+    Of pixels from 0 to 1: transformers may scale bytes otherwise than by 1/255, or not normalise.
+    """
+    pixels, timm = source.pixels, source.config.get("pretrained_cfg")
+    if pixels.get("do_normalize") is False:
+        channels = source.config.get("num_channels", 3)
+        count = channels if _is_count(channels) else 3
+        pixels = {**pixels, theirs: [float(theirs == "image_std")] * count}  # type: ignore[operator]
+    factor = pixels.get("rescale_factor", 1 / 255) if pixels.get("do_rescale", True) else 1
+    require(
+        _is_number(factor) and factor > 0,  # type: ignore[operator]
+        f"{PIXELS}: rescale_factor = {factor!r} is not a number above 0",
+    )
+    scale = round(255 * factor, 9)  # type: ignore[operator]
+    for where, settings, key, unit in (
+        (PIXELS, pixels, theirs, scale),
+        (CONFIG, timm if isinstance(timm, Mapping) else {}, timms, 1.0),
     ):
         value = settings.get(key)
         if value is not None:
             listed = value if isinstance(value, list | tuple) else []
-            numbers = tuple(float(one) for one in listed if _is_number(one))
+            numbers = tuple(float(one) / unit for one in listed if _is_number(one))
             require(
                 len(numbers) == len(listed) > 0, f"{where}: {key} = {value!r} is no list of numbers"
             )

@@ -220,9 +220,20 @@ def test_the_mean_and_deviation_of_pixels_are_kept_where_they_are_said(tmp_path:
     pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels))
     assert import_weights(tmp_path).facts.pixel_mean == (0.5, 0.4, 0.3)
-    unused = json.dumps(pixels | {"do_normalize": False})
-    (tmp_path / "preprocessor_config.json").write_text(unused)
-    assert import_weights(tmp_path).facts.pixel_mean is None
+    path = tmp_path / "preprocessor_config.json"
+    for change, mean, std in (
+        ({"do_normalize": False}, (0, 0, 0), (1, 1, 1)),
+        ({"do_rescale": True, "rescale_factor": 1 / 255}, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)),
+        ({"rescale_factor": 2 / 255}, (0.25, 0.2, 0.15), (0.1, 0.1, 0.1)),
+        (
+            {"do_rescale": False, "image_std": [51] * 3},
+            (0.5 / 255, 0.4 / 255, 0.3 / 255),
+            (0.2,) * 3,
+        ),
+    ):
+        path.write_text(json.dumps(pixels | change))
+        facts = import_weights(tmp_path).facts
+        assert (facts.pixel_mean, facts.pixel_std) == (pytest.approx(mean), pytest.approx(std))
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": "x"}')
     with pytest.raises(ConfigError, match="image_mean = 'x' is no list of numbers"):
         import_weights(tmp_path)
