@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -141,14 +141,10 @@ def write_layout(network: Network, layout: LayoutName, out: Path) -> list[Path]:
         f"--out {out}: the {layout} layout is a file that ends in {' or '.join(endings)}",
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     if out.suffix == ".safetensors":
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        temporary.chmod(umasked(0o666))  # safetensors makes it 0600
-    else:
-        torch.save(_official(network, tensors) if layout == "official" else tensors, temporary)
-    os.replace(temporary, out)
-    return [out]
+        return [_placed(out, lambda path: save_file(tensors, path, metadata={"format": "pt"}))]
+    content = _official(network, tensors) if layout == "official" else tensors
+    return [_placed(out, lambda path: torch.save(content, path))]
 
 
 def tensors_digest(network: Network) -> str:
@@ -263,13 +259,18 @@ def _checked(network: Network, path: Path) -> Network:
 
 def _write_folder(network: Network, out: Path) -> list[Path]:
     tensors = to_theirs(network, naming_for_export("hf", network))
+    config = json.dumps(huggingface.config_of(network), indent=1) + "\n"
     out.mkdir(parents=True, exist_ok=True)
-    weights, config = out / "model.safetensors", out / "config.json"
-    temporary = out / f".{weights.name}.{os.getpid()}.tmp"
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.chmod(umasked(0o666))
-    os.replace(temporary, weights)
-    temporary = out / f".{config.name}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(huggingface.config_of(network), indent=1) + "\n")
-    os.replace(temporary, config)
-    return [config, weights]
+    weights = _placed(
+        out / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"})
+    )
+    return [_placed(out / "config.json", lambda path: path.write_text(config)), weights]
+
+
+def _placed(out: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file under another name, and give it its own when it is whole."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    write(temporary)
+    temporary.chmod(umasked(0o666))  # safetensors makes it 0600
+    os.replace(temporary, out)
+    return out

@@ -16,7 +16,7 @@ from mae_core.model.vit import NORM_EPS
 from mae_core.weights.config_checks import check_model, check_pooling, class_names
 from mae_core.weights.infer import Hints, infer
 from mae_core.weights.layout import to_ours
-from mae_core.weights.lookalikes import ACCEPTED, OtherNetwork, advice
+from mae_core.weights.lookalikes import OtherNetwork, advice
 from mae_core.weights.naming import LayoutName, Naming, detect_layout, naming_of
 from mae_core.weights.network import DECODER, POSITIONS, Network, position_error, with_positions
 from mae_core.weights.pretraining_facts import Facts, read_facts
@@ -55,9 +55,10 @@ def import_weights(path: Path, layout: str = "auto", hints: Hints | None = None)
     """
     hints = hints or Hints()
     source = read_source(path, hints.part)
-    name = detect_layout(source.tensors, source.container) if layout == "auto" else layout
-    require(name is not None, f"{path} matches no known layout; {ACCEPTED}")
-    naming = naming_of(str(name), source.tensors)
+    naming = naming_of(
+        detect_layout(source.tensors, source.container) if layout == "auto" else layout,
+        source.tensors,
+    )
     facts = read_facts(source, hints.norm_pix_loss, hints.image_size)
     try:
         check_model(source.config)
@@ -99,18 +100,12 @@ def import_weights(path: Path, layout: str = "auto", hints: Hints | None = None)
 
 def _check_values(state: dict[str, Tensor], naming: Naming) -> None:
     """Refuse (`ConfigError`) weights that are no finite floating-point numbers, by key."""
-    for what, is_bad in (("no floating-point numbers", _is_integer), ("not finite", _is_poisoned)):
-        bad = [key for ours, v in state.items() if is_bad(v) for key in naming.theirs(ours)]
-        if bad:
-            raise ConfigError(f"weights are {what}: {', '.join(bad[:8])}")
-
-
-def _is_integer(value: Tensor) -> bool:
-    return not value.is_floating_point()
-
-
-def _is_poisoned(value: Tensor) -> bool:
-    return not bool(value.float().isfinite().all())
+    strange = [ours for ours, value in state.items() if not value.is_floating_point()]
+    finite = (n for n, value in state.items() if n in strange or value.float().isfinite().all())
+    poisoned = state.keys() - finite
+    for what, bad in (("no floating-point numbers", strange), ("not finite", sorted(poisoned))):
+        keys = [key for ours in bad for key in naming.theirs(ours)]
+        require(not keys, f"weights are {what}: {', '.join(keys[:8])}")
 
 
 def _grouped(keys: Sequence[str]) -> list[str]:

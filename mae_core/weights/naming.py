@@ -174,8 +174,8 @@ def _prefixed(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
     return {ours: prefix + theirs for ours, theirs in names.items()}
 
 
-def detect_layout(keys: Collection[str], container: str) -> LayoutName | None:
-    """Recognise the layout by its keys, None if it is unknown.
+def detect_layout(keys: Collection[str], container: str) -> LayoutName:
+    """The layout of a network's keys.
 
     The official code and timm name an encoder alike; the decoder, or the official container
     `model`, distinguishes them.
@@ -184,9 +184,7 @@ def detect_layout(keys: Collection[str], container: str) -> LayoutName | None:
         return "mmpretrain"
     if any("embeddings.patch_embeddings." in key for key in keys):
         return "hf"
-    if "patch_embed.proj.weight" in keys:
-        return "official" if container == "model" or "decoder_embed.weight" in keys else "timm"
-    return None
+    return "official" if container == "model" or "decoder_embed.weight" in keys else "timm"
 
 
 def naming_of(name: str, keys: Collection[str]) -> Naming:
