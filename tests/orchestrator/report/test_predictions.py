@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.store_damage import rewrite
 
 from orchestrator.cli.main import main
 from orchestrator.plan.plan import Plan, PlannedStage, make_plan
@@ -109,7 +110,7 @@ def test_a_prediction_is_registered_before_and_scored_after(grid: tuple[str, str
     assert said["registered"] == [1]
     prediction = said["predictions"][0]
     [kept] = Path(store).glob("studies/*/predictions/000001.json")
-    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"mood": "of a newer version"}))
+    rewrite(LocalStore(Path(store)), str(kept.relative_to(store)), mood="of a newer version")
     assert prediction["low"] < prediction["top1"] < prediction["high"]
 
     records = Records(LocalStore(Path(store)))
