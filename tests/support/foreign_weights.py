@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mae_core.checkpoint.encoder_file import load_encoder
+from mae_core.config import ENCODER_FILE
+from mae_core.weights import import_weights, save_own
 
 WIDTH, DEPTH, HEADS, PATCH, PIXELS = 128, 2, 2, 4, 16
 DECODER_WIDTH, DECODER_DEPTH = 64, 1
@@ -121,6 +128,24 @@ def reference_features(
 
 def images(number: int = 3) -> Tensor:
     return torch.randn(number, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(7))
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """Norm of the difference, of the norm of theirs."""
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def features(folder: Path) -> Tensor:
+    """Tokens of the images by an adopted encoder, as stages read it."""
+    with torch.no_grad():
+        return load_encoder(folder / ENCODER_FILE).forward_features(images())
+
+
+def own(source: Path, folder: Path, **options: Any) -> Path:
+    """Take a checkpoint in and leave the files that stages read; returns the folder."""
+    folder.mkdir(exist_ok=True)
+    save_own(import_weights(source, **options).network, folder, {})
+    return folder
 
 
 def mmpretrain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

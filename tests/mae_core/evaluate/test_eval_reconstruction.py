@@ -94,6 +94,23 @@ def test_is_the_pretraining_loss_at_the_reference_ratio(
     assert rows["loss"].to_numpy().mean() == pytest.approx(metrics["loss"])
 
 
+def test_positions_that_came_with_adopted_weights_are_used(tmp_path: Path, data: ImageData) -> None:
+    reference = MAE(replace(PRETRAIN, mask_ratio=0.75))
+    reference.encoder.positions += 0.3
+    reference.decoder.positions -= 0.3
+    parents = pretrained(tmp_path, PRETRAIN)
+    encoder = MAE(PRETRAIN).encoder.state_dict() | {"positions": reference.encoder.positions}
+    save_encoder(parents[0].files[ENCODER_FILE], encoder, PRETRAIN.encoder, 8, 1, extra={})
+    decoder = {f"decoder.{k}": v for k, v in MAE(PRETRAIN).decoder.state_dict().items()}
+    decoder |= {"decoder.positions": reference.decoder.positions}
+    write_tensors(parents[0].files[DECODER_FILE], decoder, {})
+    ctx = RunContext(output_dir=tmp_path, parents=parents)
+    metrics = run_reconstruction(RECIPE, Execution(), ctx, data)
+    with torch.inference_mode():
+        expected = float(reference(*dev_images(data)))
+    assert metrics.values["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_raw_pixels_go_through_the_true_patch_statistics(tmp_path: Path, data: ImageData) -> None:
     recipe = replace(PRETRAIN, norm_pix_loss=False)
     metrics = loss_of(recipe, tmp_path / "out", data)

@@ -12,13 +12,15 @@ from safetensors.torch import load_file, save_file
 from support.foreign_weights import (
     DEPTH,
     WIDTH,
+    features,
     images,
     official_full_state,
+    own,
     reference_features,
+    relative,
     timm_state,
 )
 from support.hugging_face_mae import randomised, small_vit
-from torch import Tensor
 from transformers import (
     AutoModel,
     ViTConfig,
@@ -29,37 +31,20 @@ from transformers import (
 from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import ENCODER_FILE
 from mae_core.evaluate.classifier import load_classifier
-from mae_core.weights import Hints, import_weights, load_own, save_own, tensors_digest, write_layout
+from mae_core.weights import Hints, import_weights, load_own, tensors_digest, write_layout
 
 TOLERANCE = 1e-5
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
-
-
-def adopted(source: Path, folder: Path, **options: Any) -> Path:
-    """Take a checkpoint in and leave the files that stages read."""
-    folder.mkdir()
-    conversion = import_weights(source, **options)
-    save_own(conversion.network, folder, {})
-    return folder / ENCODER_FILE
-
-
-def features(path: Path) -> Tensor:
-    with torch.no_grad():
-        return load_encoder(path).forward_features(images())
 
 
 def test_timm_features_with_learned_positions_equal_a_vit_written_out(tmp_path: Path) -> None:
     state = timm_state()
     save_file(state, tmp_path / "vit.safetensors")
     conversion = import_weights(tmp_path / "vit.safetensors")
-    path = adopted(tmp_path / "vit.safetensors", tmp_path / "own")
+    folder = own(tmp_path / "vit.safetensors", tmp_path / "own")
     assert conversion.layout == "timm"
     assert conversion.position_error > 0.1
     assert any("positions are learned" in note for note in conversion.notes)
-    assert relative(features(path), reference_features(state, images())) < TOLERANCE
+    assert relative(features(folder), reference_features(state, images())) < TOLERANCE
     assert conversion.network.encoder.depth == DEPTH
     assert set(conversion.mapping) == set(conversion.network.state)
 
@@ -68,13 +53,15 @@ def test_official_encoder_and_decoder_come_back_byte_for_byte(tmp_path: Path) ->
     state = official_full_state()
     torch.save({"model": state}, tmp_path / "full.pth")
     assert import_weights(tmp_path / "full.pth").position_error < 1e-6
-    own = adopted(tmp_path / "full.pth", tmp_path / "own")
-    [out] = write_layout(load_own(own, with_decoder=True), "official", tmp_path / "back.pth")
+    folder = own(tmp_path / "full.pth", tmp_path / "own")
+    [out] = write_layout(
+        load_own(folder / ENCODER_FILE, with_decoder=True), "official", tmp_path / "back.pth"
+    )
     back = torch.load(out, weights_only=True)["model"]
     assert back.keys() == state.keys()
     assert all(torch.equal(back[k].view(torch.int32), state[k].view(torch.int32)) for k in state)
-    assert relative(features(own), reference_features(state, images())) < TOLERANCE
-    [alone] = write_layout(load_own(own), "official", tmp_path / "alone.pth")
+    assert relative(features(folder), reference_features(state, images())) < TOLERANCE
+    [alone] = write_layout(load_own(folder / ENCODER_FILE), "official", tmp_path / "alone.pth")
     encoder = torch.load(alone, weights_only=True)["model"]
     assert set(encoder) == set(timm_state())
 
@@ -83,30 +70,30 @@ def test_official_encoder_and_decoder_come_back_byte_for_byte(tmp_path: Path) ->
 def test_the_epsilon_of_a_hugging_face_vit_is_kept(tmp_path: Path, eps: float) -> None:
     model = randomised(ViTModel(ViTConfig(**small_vit(layer_norm_eps=eps))))
     model.save_pretrained(tmp_path)
-    own = adopted(tmp_path, tmp_path / "own")
+    folder = own(tmp_path, tmp_path / "own")
     with torch.no_grad():
         expected = model(images()).last_hidden_state
-    assert relative(features(own), expected) < TOLERANCE
+    assert relative(features(folder), expected) < TOLERANCE
     assert import_weights(tmp_path).left_out  # the pooler
 
 
 def test_export_to_transformers_gives_the_same_features(tmp_path: Path) -> None:
     save_file(timm_state(), tmp_path / "vit.safetensors")
-    own = adopted(tmp_path / "vit.safetensors", tmp_path / "own")
-    write_layout(load_own(own), "hf", tmp_path / "hf")
+    folder = own(tmp_path / "vit.safetensors", tmp_path / "own")
+    write_layout(load_own(folder / ENCODER_FILE), "hf", tmp_path / "hf")
     model = AutoModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False).eval()
     assert isinstance(model, ViTModel)
     with torch.no_grad():
         theirs = model(images()).last_hidden_state
     assert relative(theirs, reference_features(timm_state(), images())) < TOLERANCE
-    assert relative(theirs, features(own)) < TOLERANCE
+    assert relative(theirs, features(folder)) < TOLERANCE
 
 
 def test_a_classifier_of_the_class_token_goes_to_transformers_and_back(tmp_path: Path) -> None:
     state = timm_state(classes=5)
     save_file(state, tmp_path / "vit.safetensors")
-    own = adopted(tmp_path / "vit.safetensors", tmp_path / "own")
-    classifier = own.with_name("finetuned.safetensors")
+    folder = own(tmp_path / "vit.safetensors", tmp_path / "own")
+    classifier = folder / "finetuned.safetensors"
     ours, names = load_classifier(classifier)
     write_layout(load_own(classifier), "hf", tmp_path / "hf")
     theirs = ViTForImageClassification.from_pretrained(tmp_path / "hf").eval()
@@ -126,15 +113,15 @@ def test_a_fine_tuned_official_model_keeps_its_norm_after_the_mean(tmp_path: Pat
     torch.save(saved, tmp_path / "finetuned.pth")
     left = import_weights(tmp_path / "finetuned.pth").source.left_out
     assert left == ("args", "epoch", "optimizer")
-    own = adopted(tmp_path / "finetuned.pth", tmp_path / "own")
+    folder = own(tmp_path / "finetuned.pth", tmp_path / "own")
     mean = reference_features(state, images())[:, 1:].mean(dim=1)
     weights = (state["fc_norm.weight"], state["fc_norm.bias"])
     normed = torch.nn.functional.layer_norm(mean, (WIDTH,), *weights, 1e-6)
     expected = normed @ state["head.weight"].T + state["head.bias"]
-    classifier = own.with_name("finetuned.safetensors")
+    classifier = folder / "finetuned.safetensors"
     with torch.no_grad():
         assert relative(load_classifier(classifier)[0].logits(images()), expected) < TOLERANCE
-    assert torch.equal(load_encoder(own).norm.weight, state["fc_norm.weight"])
+    assert torch.equal(load_encoder(folder / ENCODER_FILE).norm.weight, state["fc_norm.weight"])
     [out] = write_layout(load_own(classifier), "official", tmp_path / "back.pth")
     back = torch.load(out, weights_only=True)["model"]
     assert back.keys() == state.keys()

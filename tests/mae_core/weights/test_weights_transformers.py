@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.foreign_weights import WIDTH, images, official_full_state, timm_state
+from support.foreign_weights import (
+    WIDTH,
+    features,
+    images,
+    official_full_state,
+    own,
+    relative,
+    timm_state,
+)
 from support.hugging_face_mae import legacy_folder, legacy_names, randomised, small_vit
-from torch import Tensor
 from transformers import (
     ViTConfig,
     ViTForImageClassification,
@@ -23,11 +30,10 @@ from transformers import (
     ViTModel,
 )
 
-from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import ENCODER_FILE, DataConfig, PretrainRecipe
 from mae_core.errors import ConfigError
 from mae_core.model.mae import MAE
-from mae_core.weights import Hints, import_weights, load_own, save_own, write_layout
+from mae_core.weights import Hints, import_weights, load_own, write_layout
 
 TOLERANCE = 1e-5
 ORDER = torch.arange(16.0).repeat(3, 1)
@@ -41,21 +47,6 @@ DECODER: dict[str, Any] = {
 
 def mae(**options: Any) -> Any:
     return randomised(ViTMAEForPreTraining(ViTMAEConfig(**small_vit(), **DECODER, **options)))
-
-
-def features(folder: Path) -> Tensor:
-    with torch.no_grad():
-        return load_encoder(folder / ENCODER_FILE).forward_features(images())
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
-
-
-def own(source: Path, folder: Path) -> Path:
-    folder.mkdir()
-    save_own(import_weights(source).network, folder, {})
-    return folder
 
 
 @pytest.mark.parametrize("generation", ["installed", "4, safetensors", "4, pickle"])
@@ -139,11 +130,10 @@ def test_a_model_of_transformers_inside_a_training_program(tmp_path: Path, gener
     hints = Hints(num_heads=3, decoder_heads=2)
     torch.save({"state_dict": inside, "epoch": 1}, tmp_path / "last.ckpt")
     found = import_weights(tmp_path / "last.ckpt", hints=hints)
-    (tmp_path / "own").mkdir()
-    save_own(found.network, tmp_path / "own", {})
     with torch.no_grad():
         expected = model.vit(images(), noise=ORDER).last_hidden_state
-    assert relative(features(tmp_path / "own"), expected) < TOLERANCE
+    ours = own(tmp_path / "last.ckpt", tmp_path / "own", hints=hints)
+    assert relative(features(ours), expected) < TOLERANCE
     assert found.network.decoder is not None
     assert found.source.prefix == "model."
     assert "LN epsilon 1e-06 (assumed; transformers' own default is 1e-12)" in found.notes

@@ -13,10 +13,16 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 from support.finished_study import finished_pretraining
-from support.foreign_weights import images, official_full_state, reference_features, timm_state
+from support.foreign_weights import (
+    features,
+    images,
+    official_full_state,
+    reference_features,
+    relative,
+    timm_state,
+)
 from transformers import ViTMAEForPreTraining
 
-from mae_core.checkpoint.encoder_file import load_encoder
 from mae_core.config import DECODER_FILE, ENCODER_FILE, AdoptedRecipe, DataConfig, FinetuneRecipe
 from mae_core.evaluate.classifier import build_classifier
 from mae_core.model.masking import mask_noise
@@ -169,11 +175,8 @@ def test_an_adopted_encoder_is_a_finished_stage(store: Path, full: Path) -> None
     assert records.done("ab" * 10) == record
     assert set(record.outputs) == {ENCODER_FILE, DECODER_FILE}
     assert record.provenance["adopted"]["source"] == str(full)
-    path = records.outputs("ab" * 10, record.attempt) / ENCODER_FILE
-    with torch.no_grad():
-        ours = load_encoder(path).forward_features(images())
-    expected = reference_features(official_full_state(), images())
-    assert ((ours - expected).norm() / expected.norm()).item() < 1e-5
+    ours = features(records.outputs("ab" * 10, record.attempt))
+    assert relative(ours, reference_features(official_full_state(), images())) < 1e-5
     assert finish_adopted(records, "ab" * 10, SCIENCE, found["sha256"]) == record
     assert len(records.attempts("ab" * 10)) == 1
     assert find_adopted(records, found["sha256"][:10]).sha256 == found["sha256"]
@@ -221,7 +224,7 @@ def test_a_pretraining_of_a_study_loads_in_transformers_with_the_same_reconstruc
     with torch.no_grad():
         expected = model.reconstruct(pictures, noise).prediction_NLP
         logits = theirs(pixel_values=pictures, noise=noise).logits
-    assert ((logits - expected).norm() / expected.norm()).item() < 1e-5
+    assert relative(logits, expected) < 1e-5
 
 
 def test_export_refuses_what_is_not_there(tmp_path: Path, store: Path) -> None:
@@ -303,5 +306,4 @@ def test_fine_tuning_starts_from_the_learned_positions_of_an_adopted_encoder(
     assert torch.equal(encoder.positions, timm_state()["pos_embed"][0])
     with torch.no_grad():
         ours = encoder.forward_features(images())
-    expected = reference_features(timm_state(), images())
-    assert ((ours - expected).norm() / expected.norm()).item() < 1e-5
+    assert relative(ours, reference_features(timm_state(), images())) < 1e-5
