@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
-from cluster.embedded.leftovers import sweep_temp_dirs as sweep_temp_dirs
 from cluster.embedded.preflight import load_ray
 from cluster.embedded.ray_init import first_line, init_ray
 from cluster.embedded.start import embedded_ray
@@ -59,19 +58,14 @@ def connect(
 
 
 @contextlib.contextmanager
-def _attached(address: str | None, py_modules: tuple[str, ...]) -> Iterator[ModuleType]:
+def _attached(address: str, py_modules: tuple[str, ...]) -> Iterator[ModuleType]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    assert address is not None
     _knock(address)
     ray = load_ray()
     runtime_env = {"py_modules": list(py_modules)} if py_modules else None
     try:
-        init_ray(
-            ray,
-            address=address,
-            runtime_env=runtime_env,
-        )
+        init_ray(ray, address=address, runtime_env=runtime_env)
     except Exception as error:  # Ray raises ConnectionError, ValueError, RuntimeError, RpcError
         raise ClusterUnreachable(
             f"no Ray cluster at {address!r} ({first_line(error)}); check the address, that the "

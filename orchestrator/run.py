@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from cluster.connect import Capacity, connect
+from cluster.embedded.preflight import memory_left
 from cluster.errors import HeadLost
 from cluster.ranks.stop_request import GRACE_VARIABLE
 from cluster.slot_pool import SlotPool
@@ -309,11 +310,9 @@ class _Session:
 
 def _slots_in_memory(capacity: Capacity, shape: SlotShape) -> int:
     """Ranks that this machine's free memory holds; a cluster's nodes are its own affair."""
-    import psutil
-
     if not capacity.is_local or shape.gpus:
         return max_slots(capacity, shape)
-    return max(1, int(psutil.virtual_memory().available / RANK_BYTES))
+    return max(1, int(memory_left() / RANK_BYTES))
 
 
 def _package_dirs() -> list[Path]:

@@ -22,9 +22,10 @@ from cluster.errors import ClusterUnreachable
 
 OPEN_FILES, PROCESSES, FILE_MIB, MEMORY_MIB = 256, 200, 64, 400
 """What Ray itself needs on two cores, without ranks."""
+CACHES = frozenset({"active_file", "inactive_file", "slab_reclaimable"})
 PROGRAMS = ("gcs/gcs_server", "raylet/raylet")
 PROGRAM_S = 10.0
-_CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ def resources() -> list[Resource]:
         ),
         Resource(
             name="MiB of memory",
-            left=_memory_left() / 2**20,
+            left=memory_left() / 2**20,
             needed=MEMORY_MIB,
             remedy="end other programs, or ask for more memory",
         ),
@@ -124,19 +125,17 @@ def _can_import(variables: dict[str, str]) -> bool:
 def _check_program(path: Path) -> None:
     try:
         done = subprocess.run([path, "--version"], capture_output=True, timeout=PROGRAM_S)
-        problem = (
-            "" if done.returncode == 0 else done.stderr.decode(errors="replace").strip()[-300:]
-        )
-        is_fine = done.returncode == 0
+        if done.returncode == 0:
+            return
+        problem = done.stderr.decode(errors="replace").strip()[-300:]
     except OSError as error:
-        problem, is_fine = error.strerror or str(error), False
+        problem = error.strerror or str(error)
     except subprocess.TimeoutExpired:
-        problem, is_fine = f"no answer within {PROGRAM_S:.0f} s", False
-    if not is_fine:
-        raise ClusterUnreachable(
-            f"Ray's program {path} does not run ({problem}); install Ray again, on a file system "
-            "that programs may run from"
-        )
+        problem = f"no answer within {PROGRAM_S:.0f} s"
+    raise ClusterUnreachable(
+        f"Ray's program {path} does not run ({problem}); install Ray again, on a file system "
+        "that programs may run from"
+    )
 
 
 def _limit(kind: int, which: int = 0) -> float:
@@ -161,16 +160,24 @@ def _threads_of_this_user() -> int:
     return count
 
 
-def _memory_left() -> float:
-    available = psutil.virtual_memory().available
-    return float(min(available, _cgroup("memory.max") - _cgroup("memory.current", 0)))
+def memory_left() -> float:
+    """Bytes that processes started here can have: of the machine, and of its control group."""
+    # What files were read into counts as used there, and is given up as soon as it is needed.
+    entries = [line.split() for line in _cgroup_text("memory.stat").splitlines()]
+    cached = sum(float(entry[1]) for entry in entries if entry[0] in CACHES)
+    used = _cgroup("memory.current", 0) - cached
+    return float(min(psutil.virtual_memory().available, _cgroup("memory.max") - used))
 
 
 def _cgroup(file: str, missing: float = float("inf")) -> float:
     """A number of the control group that this process is in; `missing` where there is none."""
+    text = _cgroup_text(file).strip()
+    return missing if text in ("", "max") else float(text)
+
+
+def _cgroup_text(file: str) -> str:
     try:
         own = Path("/proc/self/cgroup").read_text().splitlines()[-1].rpartition(":")[2]
-        text = (_CGROUPS / own.lstrip("/") / file).read_text().strip()
-        return missing if text == "max" else float(text)
-    except (OSError, ValueError, IndexError):
-        return missing
+        return (CGROUPS / own.lstrip("/") / file).read_text()
+    except (OSError, IndexError):
+        return ""

@@ -16,7 +16,6 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -177,8 +176,8 @@ def _make_in(place: Path) -> PrivateDirectory:
     directory = PrivateDirectory(Path(tempfile.mkdtemp(prefix=PREFIX, dir=place)))
     try:
         directory.lock(create=True)
-        with _socket(directory.path / "socket"):  # not every file system has them
-            pass
+        with socket.socket(socket.AF_UNIX) as probe:  # not every file system has them
+            probe.bind(str(directory.path / "socket"))
         os.unlink(directory.path / "socket")
         os.mkdir(directory.for_ray, 0o700)
     except OSError:
@@ -186,13 +185,6 @@ def _make_in(place: Path) -> PrivateDirectory:
         directory.close()
         raise
     return directory
-
-
-@contextlib.contextmanager
-def _socket(path: Path) -> Iterator[None]:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.bind(str(path))
-        yield
 
 
 def _longest() -> int:

@@ -46,8 +46,7 @@ class OpenStage:
 
     def measured_left(self, now: float) -> float | None:
         """Seconds by the steps that were measured; None without any."""
-        step_s = self.pace.step_s if self.pace and self.steps else None
-        if step_s is None or self.pace is None or self.steps is None:
+        if self.pace is None or not self.steps or (step_s := self.pace.step_s) is None:
             return None
         return max(0.0, (self.steps - self.pace.last_step) * step_s - (now - self.pace.last_s))
 

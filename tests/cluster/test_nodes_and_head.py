@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.connect import connect, sweep_temp_dirs
+from cluster.connect import connect
+from cluster.embedded.leftovers import sweep_temp_dirs
 from cluster.errors import HeadLost
 from cluster.gang import Gang
 from cluster.ranks.outcome import Loss

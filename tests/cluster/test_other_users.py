@@ -23,7 +23,8 @@ import pytest
 from support import other_user
 from support.other_user import attempt
 
-from cluster.connect import connect, sweep_temp_dirs
+from cluster.connect import connect
+from cluster.embedded.leftovers import sweep_temp_dirs
 from cluster.embedded.private_directory import PREFIX, PrivateDirectory, places
 from cluster.process_identity import ProcessIdentity
 from cluster.slot_pool import SlotPool

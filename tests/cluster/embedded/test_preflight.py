@@ -54,6 +54,22 @@ def test_what_is_short_is_refused_with_numbers(monkeypatch: pytest.MonkeyPatch) 
         check_resources()
 
 
+def test_files_in_the_cache_of_a_container_are_no_memory_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "CGROUPS", tmp_path)
+    group = Path("/proc/self/cgroup").read_text().splitlines()[-1].rpartition(":")[2].lstrip("/")
+    (tmp_path / group).mkdir(parents=True, exist_ok=True)
+    (tmp_path / group / "memory.max").write_text("1000000\n")
+    (tmp_path / group / "memory.current").write_text("990000\n")
+    assert preflight.memory_left() == 10_000
+    cache = "anon 90000\ninactive_file 600000\nactive_file 200000\nslab_reclaimable 100000\n"
+    (tmp_path / group / "memory.stat").write_text(cache)
+    assert preflight.memory_left() == 910_000
+    (tmp_path / group / "memory.max").write_text("max\n")
+    assert preflight.memory_left() > 1_000_000
+
+
 def test_a_failed_start_is_told_by_what_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
