@@ -26,6 +26,8 @@ from orchestrator.store.kept_files import check_named
 from orchestrator.store.records import Records
 from studies.spec.codec import to_plain
 
+_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""torchrun gives it to every process that it starts."""
 METRICS_FILE = "metrics.json"
 """What a stage said, for the stages that build on it."""
 
@@ -146,8 +148,18 @@ def _read_metrics(path: Path) -> JsonObject:
 
 
 def _join_environment() -> int:
-    """World size; sets up a gang of one unless torchrun has set up one."""
-    if "WORLD_SIZE" not in os.environ:
+    """World size; sets up a gang of one unless torchrun has set up one.
+
+    Raises:
+        UserError: another launcher's variables say that there are several ranks.
+    """
+    if _TORCHRUN not in os.environ:
+        world = os.environ.get("WORLD_SIZE", "1")
+        if world != "1":
+            raise UserError(
+                f"WORLD_SIZE is {world!r}, and torchrun did not start this process: unset it for "
+                "one rank, or start several with torchrun"
+            )
         os.environ |= stage_environment(rank=0, world=1, local_rank=0, local_world=1)
         use_interface_of("127.0.0.1")
     return int(os.environ["WORLD_SIZE"])

@@ -413,7 +413,21 @@ def test_more_than_the_cluster_has(store: Path, tmp_path: Path) -> None:
     assert not list(store.glob("*/stages/*/*/attempts/*"))
 
 
-def test_debug_prints_json_alone_and_finds_the_debugged_parent(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", ["8", "two", ""])
+def test_ranks_that_another_launcher_announces_are_refused(
+    store: Path, world: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    said = refused(2, "debug", "quickstart", "N1/e0/s0", "pretrain", "--store", store)
+    assert f"WORLD_SIZE is {world!r}, and torchrun did not start this process" in said
+
+
+def test_debug_prints_json_alone_and_finds_the_debugged_parent(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WORLD_SIZE": "1", "MASTER_ADDR": "10.1.2.3", "RANK": "3"}.items():
+        monkeypatch.setenv(name, value)  # a site's profile; the process is alone all the same
     stage = ("debug", str(tiny_study(tmp_path)), "N1/e0/s0")
     first = mae_study(*stage, "pretrain", "--store", str(store), "--json")
     assert first.returncode == 0, first.stderr
