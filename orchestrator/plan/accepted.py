@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from orchestrator.store.driver import numbered_key
 from orchestrator.store.known_keys import build_known
 from orchestrator.store.records import Records
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accepted:
-    """A stage as it was last run."""
-
-    cell: str
-    stage: str
-    science_hash: str
-    science: Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +39,24 @@ def resolved_states(records: Records, study: str) -> dict[int, Resolved]:
 
 def last_state(records: Records, study: str) -> Resolved | None:
     """The newest of them; None of a study that never was run."""
-    numbers = reversed(records.store.numbered(_prefix(study)))
-    found = (_read(records, study, number) for number in numbers)
+    found = (_read(records, study, number) for number in _newest_first(records, study))
     return next((state for state in found if state is not None), None)
+
+
+def last_key(records: Records, study: str) -> str | None:
+    """Where the store has the newest of them."""
+    numbers = _newest_first(records, study)
+    found = (n for n in numbers if _read(records, study, n) is not None)
+    return next((numbered_key(_prefix(study), number) for number in found), None)
+
+
+def _newest_first(records: Records, study: str) -> Iterator[int]:
+    return reversed(records.store.numbered(_prefix(study)))
 
 
 def _read(records: Records, study: str, number: int) -> Resolved | None:
     lost = f"{study}@{number} is lost; the state before it stands for what was accepted last"
-    key = f"{_prefix(study)}/{number:06d}.json"
+    key = numbered_key(_prefix(study), number)
     return records.side(key, functools.partial(build_known, Resolved), lost)
 
 
@@ -63,22 +64,17 @@ def _prefix(study: str) -> str:
     return f"studies/{study}/resolved"
 
 
-def load_accepted(records: Records, study: str) -> dict[tuple[str, str], Accepted]:
+def load_accepted(records: Records, study: str) -> dict[tuple[str, str], Known]:
     """Stages that were last run, by cell and name; none of a study that never was."""
     state = last_state(records, study)
-    found = {} if state is None else state.stages
-    accepted = (_accepted(address, known) for address, known in found.items())
-    return {(one.cell, one.stage): one for one in accepted}
+    parts = {} if state is None else {a.partition("#"): one for a, one in state.stages.items()}
+    return {(cell, stage): one for (cell, _, stage), one in parts.items()}
 
 
-def accepted_json(accepted: Mapping[tuple[str, str], Accepted]) -> dict[str, object]:
-    """What the store keeps of them: by `cell#stage`."""
-    return {
-        f"{cell}#{stage}": {"hash": one.science_hash, "science": one.science}
-        for (cell, stage), one in accepted.items()
-    }
-
-
-def _accepted(address: str, known: Known) -> Accepted:
-    cell, _, stage = address.partition("#")  # no address of a cell holds one
-    return Accepted(cell=cell, stage=stage, science_hash=known.hash, science=known.science)
+def keep_state(records: Records, study: str, state: Resolved) -> None:
+    """Keep what the addresses of a study stand for now, and others did before, if that is news."""
+    before = last_state(records, study)
+    if before is not None:
+        state = replace(state, stages=before.stages | state.stages)
+    if before != state:
+        records.store.append_numbered(_prefix(study), asdict(state))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from orchestrator.plan.accepted import last_key
 from orchestrator.store.records import Records
 
 
@@ -15,9 +16,8 @@ def command(records: Records, study: str, verb: str, *words: str) -> str:
 
 def resolved_path(records: Records, study: str) -> str:
     """Path of a study as it was run last, with all its settings; empty if it never was."""
-    folder = f"studies/{study}/resolved"
-    names = sorted(records.store.list(folder))
-    return str(records.store.path(f"{folder}/{names[-1]}")) if names else ""
+    key = last_key(records, study)
+    return "" if key is None else str(records.store.path(key))
 
 
 def store_option(records: Records) -> str:

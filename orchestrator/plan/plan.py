@@ -11,17 +11,10 @@ from dataclasses import dataclass, field, replace
 from mae_core.config import CLASSIFIER_FILE, AdoptedRecipe, EncoderConfig, InferenceRecipe
 from mae_core.errors import ConfigError
 from mae_core.model.cost import Cost
-from orchestrator.plan.accepted import (
-    Accepted,
-    Resolved,
-    accepted_json,
-    last_state,
-    load_accepted,
-)
+from orchestrator.plan.accepted import Known, Resolved, keep_state, load_accepted
 from orchestrator.plan.estimate import Rates, TimedStage, cost_of
 from orchestrator.store.adopted import with_digests
 from orchestrator.store.data_facts import Datasets, data_paths
-from orchestrator.store.known_keys import build_known
 from orchestrator.store.records import DoneRecord, Records
 from orchestrator.sweep.trials import Trials, Values, Winner, apply_winner
 from studies.errors import unknown
@@ -296,7 +289,7 @@ class Planner:
         records: Records,
         datasets: Datasets,
         fingerprints: dict[str, str],
-        accepted: Mapping[tuple[str, str], Accepted],
+        accepted: Mapping[tuple[str, str], Known],
         known: set[str],
         study: Study,
     ) -> None:
@@ -372,7 +365,7 @@ class Planner:
     ) -> tuple[Status, str, tuple[FieldChange, ...]]:
         accepted = self._accepted.get((cell.address, stage.name))
         # What was planned but never finished binds nobody.
-        has_result = accepted is not None and self._records.done(accepted.science_hash) is not None
+        has_result = accepted is not None and self._records.done(accepted.hash) is not None
         if cell.uses_winner:
             if has_result:
                 return Status.CHANGED, "its sweep changed and will run again", ()
@@ -382,7 +375,7 @@ class Planner:
             if current == record.parents:
                 return Status.DONE, f"attempt {record.attempt}, {record.finished_at}", ()
             return Status.STALE, "a parent was run again since", ()
-        is_other = accepted is not None and accepted.science_hash != identity.science_hash
+        is_other = accepted is not None and accepted.hash != identity.science_hash
         if accepted is not None and is_other and has_result and cell.role != "sweep":
             changes = tuple(differences(accepted.science, identity.science))
             own = tuple(c for c in changes if c.key != "parents" and c.old != UNKNOWN_DATA)
@@ -406,20 +399,12 @@ def _show(value: object) -> str:
 
 def accept(records: Records, plan: Plan) -> None:
     """Keep the plan as what this study's addresses stand for, if it differs from the last."""
-    prefix = f"studies/{plan.study.name}/resolved"
-    stages = load_accepted(records, plan.study.name) | {
-        (s.cell.address, s.stage.name): Accepted(
-            cell=s.cell.address,
-            stage=s.stage.name,
-            science_hash=s.identity.science_hash,
-            science=s.identity.science,
-        )
+    stages = {
+        s.address: Known(hash=s.identity.science_hash, science=s.identity.science)
         for s in plan.stages
         if not s.cell.uses_winner and s.cell.role != "sweep"
     }
-    resolved = {"study": to_plain(plan.study), "stages": accepted_json(stages)}
-    if last_state(records, plan.study.name) != build_known(Resolved, resolved, "state"):
-        records.store.append_numbered(prefix, resolved)
+    keep_state(records, plan.study.name, Resolved(study=to_plain(plan.study), stages=stages))
 
 
 def plan_findings(plan: Plan) -> list[Finding]:

@@ -128,8 +128,7 @@ def register(plan: Plan, records: Records, forecasts: Sequence[Forecast]) -> lis
 def scored(plan: Plan, records: Records) -> list[Scored]:
     """All registered predictions of a study, with what was measured since."""
     found = []
-    for number in records.store.numbered(_prefix(plan)):
-        key = f"{_prefix(plan)}/{number:06d}.json"
+    for key in records.store.numbered_keys(_prefix(plan)):
         plain = records.store.read_json(key)
         if plain is not None:
             record = build_known(Registered, plain, f"record {key}")

@@ -40,8 +40,6 @@ class Driver(_Record):
 
     host: str = ""
     pid: ProcessNumber = 0
-    process_started: float = 0.0
-    """Unix seconds."""
     boot_id: str = ""
     """Of its machine, empty in an old record; with the namespace it says where `pid` holds."""
     pid_namespace: str = ""

@@ -100,7 +100,7 @@ def read_facts(store: Store, key: str) -> DataFacts | None:
 def keep(store: Store, key: str, facts: DataFacts) -> None:
     """Keep facts, in place of damaged ones."""
     if not store.create_json(key, facts.to_json()) and read_facts(store, key) is None:
-        store.set_apart(key)
+        store.set_apart([key])
         store.create_json(key, facts.to_json())
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ class Store:
         number = max((int(n.split(".")[0]) for n in names if n[:6].isdigit()), default=0)
         while True:
             number += 1
-            if self.create_json(f"{prefix}/{number:06d}.json", value):
+            if self.create_json(numbered_key(prefix, number), value):
                 return number
 
     def numbered(self, prefix: str) -> Sequence[int]:
@@ -156,16 +156,18 @@ class Store:
         stems = [name[:-5] for name in names if name[:-5].isascii() and name[:-5].isdigit()]
         return [int(stem) for stem in stems if stem == f"{int(stem):06d}"]
 
-    def last_numbered(self, prefix: str) -> tuple[int, dict[str, Any]] | None:
-        """Newest of the numbered records below `prefix`."""
-        numbers = self.numbered(prefix)
-        if not numbers:
-            return None
-        value = self.read_json(f"{prefix}/{numbers[-1]:06d}.json")
-        return None if value is None else (numbers[-1], value)
+    def numbered_keys(self, prefix: str) -> Sequence[str]:
+        """Keys of the records below `prefix`, in their order."""
+        return [numbered_key(prefix, number) for number in self.numbered(prefix)]
 
-    def set_apart(self, key: str) -> str:
-        """Move a damaged record or folder below `damaged/`, as it is; return where it is now."""
+    def set_apart(self, keys: Iterable[str]) -> Sequence[str]:
+        """Move damaged records and folders below `damaged/`, as they are; return where they are.
+
+        One that is not there any more, since another command has moved it, is left out.
+        """
+        return [self._set_apart(key) for key in keys if self.path(key).exists()]
+
+    def _set_apart(self, key: str) -> str:
         copies = (f"{ASIDE}/{key}{f'.{n}' if n else ''}" for n in itertools.count())
         place = next(copy for copy in copies if not self.path(copy).exists())
         with self._explained():
@@ -190,6 +192,11 @@ class LocalStore(Store):
         self.root = root.absolute()
         # Records are only parsed, and people move the folder of a stage to another disk by a link.
         super().__init__(LocalStorage(self.root, follow_links=True))
+
+
+def numbered_key(prefix: str, number: int) -> str:
+    """Key of one of the numbered records below `prefix`."""
+    return f"{prefix}/{number:06d}.json"
 
 
 def _seal(key: str, plain: Mapping[str, object]) -> str:

@@ -19,12 +19,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
 from cluster.process_identity import ProcessIdentity
 from orchestrator.errors import StoreError, StudyBusy
 from orchestrator.store.attempts import Driver
-from orchestrator.store.driver import Store
+from orchestrator.store.driver import Store, numbered_key
 from orchestrator.store.records import now_iso
 
 
@@ -66,14 +64,9 @@ class Lease:
         return self.holder.epoch
 
     @property
-    def is_current(self) -> bool:
-        """False once another driver has taken over."""
-        return self._find_successor() is None
-
-    @property
     def over_if(self) -> Path:
         """Record of the driver that takes over, for processes that cannot ask this one."""
-        return self._store.path(f"{self._prefix}/{self.epoch + 1:06d}.json")
+        return self._store.path(numbered_key(self._prefix, self.epoch + 1))
 
     def check(self) -> None:
         """Look whether another driver has taken over; raises `StudyBusy` then: write no more."""
@@ -123,7 +116,7 @@ class Lease:
         self._thread.join()
         if self._interrupts:
             signal.signal(WAKE, self._previous)
-        self._store.create_json(_released(self._prefix, self.epoch), {"at": now_iso()})
+        self._store.create_json(f"{self._prefix}/{_released(self.epoch)}", {"at": now_iso()})
 
 
 def lease_prefix(study: str) -> str:
@@ -148,7 +141,6 @@ def acquire(store: Store, study: str, times: LeaseTimes = TIMES) -> Lease:
     holder = Driver(
         host=socket.gethostname(),
         pid=process.pid,
-        process_started=psutil.Process().create_time(),
         boot_id=process.boot_id,
         pid_namespace=process.pid_namespace,
         uid=process.uid,
@@ -157,7 +149,7 @@ def acquire(store: Store, study: str, times: LeaseTimes = TIMES) -> Lease:
         epoch=last + 1,
         heartbeat=_heartbeat(prefix, last + 1),
     )
-    if not store.create_json(f"{prefix}/{last + 1:06d}.json", asdict(holder)):
+    if not store.create_json(numbered_key(prefix, last + 1), asdict(holder)):
         raise StudyBusy(f"study {study!r} was just taken by another driver")
     return Lease(store, study, holder, times)
 
@@ -178,8 +170,7 @@ def is_alive(store: Store, driver: Driver, times: LeaseTimes = TIMES) -> bool:
     if driver.epoch:
         prefix = driver.heartbeat.rpartition("/")[0]
         names = store.list(prefix)
-        is_released = _released("", driver.epoch)[1:] in names
-        if is_released or max(_epochs(names), default=0) > driver.epoch:
+        if _released(driver.epoch) in names or max(_epochs(names), default=0) > driver.epoch:
             return False
     running = driver.identity.is_running
     if running is not None:
@@ -234,7 +225,7 @@ def _busy(study: str, holder: Driver, times: LeaseTimes, *, is_seen: bool) -> st
 def _holder(store: Store, prefix: str, epoch: int) -> Driver:
     """Who took the lease with that epoch; of a damaged record only the heartbeat is known."""
     try:
-        plain = store.read_json(f"{prefix}/{epoch:06d}.json")
+        plain = store.read_json(numbered_key(prefix, epoch))
         holder = None if plain is None else Driver.from_json(plain, f"lease {epoch} in {prefix}")
     except StoreError:
         holder = None
@@ -252,8 +243,8 @@ def _heartbeat(prefix: str, epoch: int) -> str:
     return f"{prefix}/{epoch:06d}.heartbeat"
 
 
-def _released(prefix: str, epoch: int) -> str:
-    return f"{prefix}/{epoch:06d}.released"
+def _released(epoch: int) -> str:
+    return f"{epoch:06d}.released"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -20,7 +20,7 @@ import functools
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -28,7 +28,7 @@ from typing import Annotated, TypeVar
 from cluster.ranks.outcome import JsonObject
 from orchestrator.errors import DamagedRecord
 from orchestrator.store.attempts import Attempt, AttemptEnd, AttemptStart, DecisionRecord
-from orchestrator.store.driver import Store
+from orchestrator.store.driver import Store, numbered_key
 from orchestrator.store.known_keys import IsoTime, build_known
 from studies.spec.canonical_json import digest
 
@@ -145,9 +145,14 @@ class Records:
                 self._say(f"{error}; it is passed over: {lost}")
             return None
 
-    def set_apart(self) -> list[str]:
+    def sides(self, prefix: str, read: Callable[[JsonObject, str], T], lost: str) -> list[T]:
+        """All numbered records below a prefix, oldest first, but for damaged ones; see `side`."""
+        found = (self.side(key, read, lost) for key in self.store.numbered_keys(prefix))
+        return [record for record in found if record is not None]
+
+    def set_apart(self) -> Sequence[str]:
         """Move the damaged side records that were read below `damaged/`, as they are."""
-        moved = [self.store.set_apart(key) for key in self.passed_over]
+        moved = self.store.set_apart(self.passed_over)
         self.passed_over.clear()
         for place in moved:
             self._say(f"kept as {place}")
@@ -166,7 +171,7 @@ class Records:
 
     def end_attempt(self, science_hash: str, number: int, end: AttemptEnd) -> None:
         """Record how an attempt ended, now unless `end` says when; the first record stands."""
-        key = f"{stage_key(science_hash)}/ends/{number:06d}.json"
+        key = numbered_key(f"{stage_key(science_hash)}/ends", number)
         self.store.create_json(key, replace(end, ended_at=end.ended_at or now_iso()).to_json())
 
     def attempts(self, science_hash: str) -> list[Attempt]:
@@ -175,9 +180,9 @@ class Records:
         found = []
         for n in self.store.numbered(f"{key}/attempts"):
             lost = f"how attempt {n} began is lost, its result is whole"
-            start = self.side(f"{key}/attempts/{n:06d}.json", AttemptStart.from_json, lost)
+            start = self.side(numbered_key(f"{key}/attempts", n), AttemptStart.from_json, lost)
             lost = f"how attempt {n} ended is lost, its result is whole"
-            end = self.side(f"{key}/ends/{n:06d}.json", AttemptEnd.from_json, lost)
+            end = self.side(numbered_key(f"{key}/ends", n), AttemptEnd.from_json, lost)
             found.append(Attempt(number=n, start=start or AttemptStart(), end=end))
         return found
 
@@ -185,9 +190,7 @@ class Records:
         """Results that were replaced by another, oldest first."""
         key = f"{stage_key(science_hash)}/superseded"
         lost = "an archived result is lost, the present one is whole"
-        names = [f"{key}/{n:06d}.json" for n in self.store.numbered(key)]
-        found = [self.side(name, DoneRecord.from_json, lost) for name in names]
-        return [record for record in found if record is not None]
+        return self.sides(key, DoneRecord.from_json, lost)
 
     def lineage(self, science_hash: str) -> list[Attempt]:
         """Attempts that led to the present result: those after an archived one."""
@@ -202,10 +205,7 @@ class Records:
     def decisions(self, science_hash: str) -> list[DecisionRecord]:
         """All decisions about a stage, oldest first."""
         key = f"{stage_key(science_hash)}/decisions"
-        lost = "a decision is lost, results are whole"
-        names = [f"{key}/{n:06d}.json" for n in self.store.numbered(key)]
-        found = [self.side(name, DecisionRecord.from_json, lost) for name in names]
-        return [decision for decision in found if decision is not None]
+        return self.sides(key, DecisionRecord.from_json, "a decision is lost, results are whole")
 
     def complete(self, record: DoneRecord) -> bool:
         """Create the completion record; False if another driver completed the stage."""
@@ -220,8 +220,8 @@ class Records:
         key, archive = (f"{stage_key(science_hash)}/{name}" for name in ("done.json", "superseded"))
         content = self.store.read_json(key)
         if content is not None:
-            numbers, lost = self.store.numbered(archive)[-1:], "an archived result is lost"
-            last = [self.side(f"{archive}/{n:06d}.json", lambda p, _: p, lost) for n in numbers]
+            keys, lost = self.store.numbered_keys(archive)[-1:], "an archived result is lost"
+            last = [self.side(key, lambda plain, _: plain, lost) for key in keys]
             if last != [content]:
                 self.store.append_numbered(archive, content)
             self.store.delete(f"{stage_key(science_hash)}/checkpoints")
@@ -234,8 +234,8 @@ class Records:
     def over_if_any(self, science_hash: str, number: int) -> tuple[Path, ...]:
         """Records that say that an attempt is over: its end, or the start of a later one."""
         key = stage_key(science_hash)
-        names = (f"ends/{number:06d}.json", f"attempts/{number + 1:06d}.json")
-        return tuple(self.store.path(f"{key}/{name}") for name in names)
+        end, next_start = (f"{key}/ends", number), (f"{key}/attempts", number + 1)
+        return tuple(self.store.path(numbered_key(*record)) for record in (end, next_start))
 
     def outputs(self, science_hash: str, number: int) -> Path:
         """Directory of an attempt's outputs."""
@@ -250,7 +250,7 @@ class Records:
         known = self._store_id()
         if known is None:
             if self.passed_over.pop("store.json", None):
-                self.store.set_apart("store.json")
+                self.store.set_apart(["store.json"])
             self.store.create_json("store.json", {"id": uuid.uuid4().hex[:12], "made": now_iso()})
             known = self._store_id()
         assert known is not None

@@ -16,7 +16,7 @@ from typing import Any
 
 from mae_core.config import EncoderConfig
 from mae_core.errors import ConfigError
-from orchestrator.store.driver import Store
+from orchestrator.store.driver import Store, numbered_key
 from orchestrator.store.known_keys import IsoTime, build_known
 from orchestrator.store.records import DoneRecord, Records, now_iso
 from studies.errors import StudyError
@@ -108,9 +108,12 @@ class Trials:
 
     def settings(self, number: int) -> Settings | None:
         """Settings of a trial, None if it was never asked for."""
-        key = f"{self.prefix}/trials/{number:06d}.json"
+        key = self._trial_key(number)
         raw = self._store.read_json(key)
         return None if raw is None else build_known(Asked, raw, f"record {key}").settings
+
+    def _trial_key(self, number: int) -> str:
+        return numbered_key(f"{self.prefix}/trials", number)
 
     def numbers(self) -> Sequence[int]:
         """Trials that were ever asked for."""
@@ -123,11 +126,11 @@ class Trials:
         """
         record = {"number": number, "settings": settings, "asked_at": now_iso()}
         record |= {"source": source} if source else {}
-        return self._store.create_json(f"{self.prefix}/trials/{number:06d}.json", record)
+        return self._store.create_json(self._trial_key(number), record)
 
     def source(self, number: int) -> str:
         """Where a trial's settings are from, empty if the sampler drew them."""
-        raw = self._store.read_json(f"{self.prefix}/trials/{number:06d}.json")
+        raw = self._store.read_json(self._trial_key(number))
         return "" if raw is None else str(raw.get("source", ""))
 
     def cell(self, number: int, settings: Settings) -> Cell:

@@ -80,13 +80,9 @@ def register_again(records: Records, model: Registration) -> None:
 
 def registrations(records: Records) -> list[Registration]:
     """All that were ever registered in the store's own database, oldest first."""
-    keys = [
-        f"models/{name}/{number:06d}.json"
-        for name in records.store.list("models")
-        for number in records.store.numbered(f"models/{name}")
-    ]
-    found = [records.side(key, _dated, "this model is lost") for key in keys]
-    return [model for _, model in sorted((f for f in found if f), key=lambda pair: pair[0])]
+    folders = [f"models/{name}" for name in records.store.list("models")]
+    found = [one for at in folders for one in records.sides(at, _dated, "this model is lost")]
+    return [model for _, model in sorted(found, key=lambda pair: pair[0])]
 
 
 def _dated(plain: JsonObject, where: str) -> tuple[str, Registration]:

@@ -195,8 +195,7 @@ def _numbered(
     read: Callable[[JsonObject, str], object],
     stage: str = "",
 ) -> Iterator[RecordCheck]:
-    for number in records.store.numbered(prefix):
-        key = f"{prefix}/{number:06d}.json"
+    for key in records.store.numbered_keys(prefix):
         yield RecordCheck(key=key, kind=kind, read=read, stage=stage)
 
 
@@ -260,8 +259,7 @@ def _outputs(records: Records, science_hash: str) -> Iterator[FileCheck]:
     key = stage_key(science_hash)
     present = _done(records, science_hash)
     found = [(present, f"{key}/done.json", Kind.OUTPUT)]
-    for number in records.store.numbered(f"{key}/superseded"):
-        place = f"{key}/superseded/{number:06d}.json"
+    for place in records.store.numbered_keys(f"{key}/superseded"):
         found.append((records.side(place, DoneRecord.from_json, ""), place, Kind.ARCHIVED))
     for record, place, kind in found:
         if record is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from orchestrator.plan.history import kept_studies
 from orchestrator.store.lease import hold
@@ -11,7 +11,7 @@ from orchestrator.store.records import Records
 from orchestrator.verify.damage import Damage
 
 
-def repair(records: Records, damages: Iterable[Damage]) -> list[str]:
+def repair(records: Records, damages: Iterable[Damage]) -> Sequence[str]:
     """Move damaged records away, and records that name damaged files; return where they are now.
 
     Raises:
@@ -21,5 +21,4 @@ def repair(records: Records, damages: Iterable[Damage]) -> list[str]:
     with contextlib.ExitStack() as leases:  # ours are the newest: no epoch is given twice
         for study in kept_studies(records) if keys else ():
             leases.enter_context(hold(records.store, study))
-        present = [key for key in keys if records.store.path(key).exists()]
-        return [records.store.set_apart(key) for key in present]
+        return records.store.set_apart(keys)

@@ -147,7 +147,7 @@ def _is_whole(records: Records, sha256: str) -> bool:
         for file in find_adopted(records, sha256).record["files"]:
             adopted_file(records, sha256, file)
     except DamagedRecord:
-        records.store.set_apart(key)
+        records.store.set_apart([key])
         return False
     return True
 
@@ -171,7 +171,7 @@ def _keep(conversion: Conversion, sha256: str, records: Records) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         files = digest_outputs(temporary)  # on disk before they have their name
         if final.exists() and digest_outputs(final) != files:
-            records.store.set_apart(f"{adopted_key(sha256)}/files")
+            records.store.set_apart([f"{adopted_key(sha256)}/files"])
         if not final.exists():
             os.rename(temporary, final)
     except OSError as error:

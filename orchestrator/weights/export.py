@@ -120,7 +120,7 @@ def _splits(address: str) -> Iterator[tuple[str, str]]:
 def _output(study: str, cell: str, stage: str, records: Records) -> Path:
     """The weights that a finished stage of a cell left: the named one, or the first that did."""
     accepted = load_accepted(records, study)
-    stages = {name: one.science_hash for (at, name), one in accepted.items() if at == cell}
+    stages = {name: one.hash for (at, name), one in accepted.items() if at == cell}
     if not stages:
         raise unknown("cell", cell, {at for at, _ in accepted}, where=f"study {study}")
     if stage and stage not in stages:

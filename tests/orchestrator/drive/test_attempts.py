@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from support.fault_studies import TWO, pretrain, study
 from support.store_damage import as_older_version
@@ -81,10 +80,8 @@ def bench(tmp_path: Path) -> Bench:
 
 def dead_driver() -> Driver:
     process = subprocess.Popen([sys.executable, "-c", ""])
-    started = psutil.Process(process.pid).create_time()
     process.wait()
-    host = socket.gethostname()
-    return Driver(host=host, pid=process.pid, process_started=started, heartbeat="x")
+    return Driver(host=socket.gethostname(), pid=process.pid, heartbeat="x")
 
 
 def test_attempts_of_dead_drivers_are_closed_and_those_of_living_ones_left(bench: Bench) -> None:

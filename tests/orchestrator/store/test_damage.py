@@ -18,6 +18,7 @@ from mae_core.data.facts import facts_for_digits
 from orchestrator.errors import DamagedRecord, exit_code
 from orchestrator.plan.accepted import load_accepted
 from orchestrator.plan.history import kept_plans
+from orchestrator.plan.pasted import resolved_path
 from orchestrator.report.goodput import attempt_log
 from orchestrator.report.predictions import Registered, Scored, score_lines
 from orchestrator.store.adopted import adopted_key, find_adopted, held_by, name_key
@@ -64,7 +65,6 @@ HERE = ProcessIdentity.of_this_process()
 DRIVER = Driver(
     host="h",
     pid=1,
-    process_started=1.0,
     boot_id=HERE.boot_id,
     pid_namespace=HERE.pid_namespace,
     since=TIME,
@@ -333,7 +333,8 @@ def test_a_study_is_planned_from_the_states_that_are_whole(tmp_path: Path) -> No
     records = write_all(LocalStore(tmp_path))
     (tmp_path / "studies/quickstart/resolved/000002.json").write_text("[]")
     assert len(list(kept_plans(records, "quickstart"))) == 1
-    assert load_accepted(records, "quickstart")["N4/e240/s0", "pretrain"].science_hash == KEY
+    assert resolved_path(records, "quickstart").endswith("resolved/000001.json")
+    assert load_accepted(records, "quickstart")["N4/e240/s0", "pretrain"].hash == KEY
 
 
 def test_lines_of_a_journal_with_values_of_other_types_are_left_out(tmp_path: Path) -> None:

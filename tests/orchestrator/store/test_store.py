@@ -41,8 +41,10 @@ def test_a_record_is_created_once(store: Store) -> None:
 
 def test_numbered_records_never_overwrite(store: Store) -> None:
     assert [store.append_numbered("log", {"i": i}) for i in range(3)] == [1, 2, 3]
-    assert store.last_numbered("log") == (3, {"i": 2})
-    assert store.last_numbered("nothing") is None
+    assert store.numbered_keys("log")[-1] == "log/000003.json" and not store.numbered("nothing")
+    assert store.read_json("log/000003.json") == {"i": 2}
+    assert store.set_apart(["log/000003.json", "log/000003.json"]) == ["damaged/log/000003.json"]
+    assert store.append_numbered("log", {}) == 4
 
 
 @pytest.mark.parametrize("key", ["../outside", "/etc/passwd", "a/../../b"])
@@ -154,7 +156,7 @@ def test_attempts_come_back_as_they_were_written(tmp_path: Path) -> None:
     records = Records(LocalStore(tmp_path))
     start = AttemptStart(
         address="a#b",
-        driver=Driver(host="h", pid=3, process_started=1.5, heartbeat="k"),
+        driver=Driver(host="h", pid=3, heartbeat="k"),
         epoch=2,
         world_size=4,
         remedies=Remedies(micro_batch=8, avoid_nodes=("n",)),
@@ -187,7 +189,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> Non
     with hold(store, "s") as lease:
         with pytest.raises(StudyBusy, match=str(os.getpid())):
             acquire(store, "s")
-        assert lease.is_current
+        lease.check()
     with hold(store, "s") as later:
         assert later.epoch == 2
         with pytest.raises(StudyBusy):
