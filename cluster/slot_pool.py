@@ -24,7 +24,7 @@ from cluster.ranks.environment import stage_environment
 from cluster.ranks.heartbeat import Heartbeat
 from cluster.ranks.outcome import JsonObject, Loss, lost
 from cluster.ray_outcome import must_retire, outcome_of
-from cluster.slots import Slot, SlotShape, Starter, answered, max_slots
+from cluster.slots import FIRST_CALL_LIMIT_S, Slot, SlotShape, Starter, answered, max_slots
 from cluster.supervision import HeartbeatWatch, end_if_hung, pass_drain_on
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ COLLATERAL_GRACE_S = 3.0
 SLICE_S = 0.2
 """How long `wait` waits at once; slots, heartbeats and nodes are looked after in between."""
 ANSWER_TIMEOUT_S = 10.0
+ROOM_POLL_S = 1
 
 
 class SlotPool:
@@ -48,6 +49,7 @@ class SlotPool:
         warm_entry: entry that a new process runs once, to import what stages need.
         sweep_prefix: placement groups whose name begins so are leftovers, and removed.
         placement_timeout_s: how long to wait for room, and for the first processes.
+        first_call_limit_s: when a new process that has not answered counts as a failed start.
         hang_limits: when a section of a stage counts as hung.
 
     Raises:
@@ -65,6 +67,7 @@ class SlotPool:
         warm_entry: str | None = None,
         sweep_prefix: str | None = None,
         placement_timeout_s: float = 600.0,
+        first_call_limit_s: float = FIRST_CALL_LIMIT_S,
         hang_limits: HangLimits | None = None,
     ) -> None:
         if num_slots + spares > max_slots(capacity, shape):
@@ -76,13 +79,13 @@ class SlotPool:
         self.name, self.num_slots, self.spares, self.shape = name, num_slots, spares, shape
         self._warm_entry, self._timeout = warm_entry, placement_timeout_s
         self._sweep_prefix, self._is_local = sweep_prefix or name, capacity.is_local
+        self._first_call_limit_s = first_call_limit_s
         self._limits = hang_limits or HangLimits()
         self._slots: list[Slot] = []
         self._gangs: dict[str, Gang] = {}
         self._heartbeats = HeartbeatWatch()
 
     def __enter__(self) -> SlotPool:
-        import ray
         from ray.util.placement_group import placement_group
 
         sweep(self._sweep_prefix)
@@ -92,17 +95,20 @@ class SlotPool:
         total = self.num_slots + self.spares
         self._watch = NodeWatch(head_processes() if self._is_local else {})
         self._group = placement_group([bundle] * total, "PACK", name=self.name)
-        self._starter = Starter(self._group, self.shape, self._warm_entry, is_local=self._is_local)
+        self._starter = Starter(
+            self._group,
+            self.shape,
+            self._warm_entry,
+            is_local=self._is_local,
+            first_call_limit_s=self._first_call_limit_s,
+        )
         try:
-            # Elsewhere busy is a wait, not a failure; a wait without end is one.
-            ray.get(self._group.ready(), timeout=self._timeout)
+            self._await_room()
             for index in range(total):
                 self._starter.begin(index)
             self._await_all(total)
-        except BaseException as error:
+        except BaseException:
             self.__exit__()
-            if isinstance(error, ray.exceptions.GetTimeoutError):
-                raise self._no_room() from error
             raise
         return self
 
@@ -173,6 +179,7 @@ class SlotPool:
 
         Raises:
             HeadLost: Ray is gone, and every gang with it.
+            ClusterError: no process of an embedded Ray starts any more.
         """
         if gangs and all(gang.is_finished for gang in gangs):
             return
@@ -198,6 +205,17 @@ class SlotPool:
     def _ready(self) -> list[Slot]:
         draining = self._watch.nodes.draining
         return [slot for slot in self._slots if slot.node not in draining]
+
+    def _await_room(self) -> None:
+        """Elsewhere busy is a wait, not a failure; a wait without end is one.
+
+        Only the head is asked: `ready()` of Ray runs a task, which a silent node never answers.
+        """
+        deadline = time.monotonic() + self._timeout
+        while not self._group.wait(ROOM_POLL_S):
+            self._watch.check_head()
+            if time.monotonic() > deadline:
+                raise self._no_room()
 
     def _await_all(self, total: int) -> None:
         deadline = time.monotonic() + self._timeout
@@ -238,6 +256,9 @@ class SlotPool:
         """Look after slots, heartbeats and nodes; never blocks."""
         self._watch.check_head()
         self._slots += self._starter.poll(self._slots)
+        problem = self._starter.hopeless()
+        if problem and self._is_local and not self._slots:  # elsewhere nodes return
+            raise ClusterError(problem)
         for slot in self._heartbeats.take(self._slots, self._gangs):
             self._retire(slot)
         for gang in self._gangs.values():

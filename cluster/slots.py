@@ -24,6 +24,10 @@ QUICK_RETRIES = 5
 """Starts that may fail in a row, with growing pauses, before a slot counts as lost."""
 LOST_RETRY_S = 30.0
 """Pause between the starts of a lost slot: nodes return."""
+FIRST_CALL_LIMIT_S = 120.0
+"""A process on a node that lives answers its first call by then; shipped packages included."""
+SILENCE_WEIGHT = 3
+"""A start that ends in silence counts as so many failed ones: two in a row are enough."""
 WARM_LIMIT_S = 600.0
 MAX_CONCURRENCY = 4
 """`stop`, `heartbeat` and `stacks` must get through while `run` works."""
@@ -90,11 +94,18 @@ class Starter:
     """
 
     def __init__(
-        self, group: PlacementGroup, shape: SlotShape, warm_entry: str | None, *, is_local: bool
+        self,
+        group: PlacementGroup,
+        shape: SlotShape,
+        warm_entry: str | None,
+        *,
+        is_local: bool,
+        first_call_limit_s: float,
     ) -> None:
         import ray
 
         self._group, self._shape, self._warm_entry = group, shape, warm_entry
+        self._first_call_limit_s = first_call_limit_s
         # Once: Ray sends a class to its head when it is first used, and waits for that.
         self._actor_class = ray.remote(_RankActor)
         self._variables = process_environment(shape.cpus, is_local=is_local)
@@ -179,10 +190,30 @@ class Starter:
                 self._create(index)
         elif start.slot is not None and now - start.began > WARM_LIMIT_S:
             self._failed(start, f"a rank process did not warm up within {WARM_LIMIT_S:.0f} s")
+        elif start.slot is None and now - start.began > self._first_call_limit_s:
+            start.began = now  # a bundle without a node waits on
+            node = self._node_of(index)
+            if node is not None:
+                problem = (
+                    f"a rank process on {node} did not answer its first call within "
+                    f"{self._first_call_limit_s:g} s: look there for what holds new processes up"
+                )
+                self._failed(start, problem, SILENCE_WEIGHT)
 
-    def _failed(self, start: _Start, problem: str) -> None:
+    def _node_of(self, index: int) -> str | None:
+        """Name and address of the node that a bundle is on; None if it has none that lives."""
+        import ray
+        from ray.util import placement_group_table
+
+        node = placement_group_table(self._group)["bundles_to_node_id"].get(index)
+        living = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
+        if node not in living:
+            return None
+        return f"{living[node]['NodeManagerHostname']} ({living[node]['NodeManagerAddress']})"
+
+    def _failed(self, start: _Start, problem: str, weight: int = 1) -> None:
         _kill(start.actor)
-        start.failures += 1
+        start.failures += weight
         start.actor, start.ref, start.slot, start.problem = None, None, None, problem
         start.retry_at = time.monotonic() + pause_s(start.failures)
 

@@ -27,6 +27,7 @@ from cluster.embedded.start_failure import why_not_started
 from cluster.errors import ClusterUnreachable
 from cluster.process_identity import ProcessIdentity
 
+COMPILED_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 OBJECT_STORE_BYTES = 80 << 20  # results are JSON; tensors never go through Ray
 
 
@@ -47,6 +48,9 @@ def embedded_ray(num_cpus: int | None) -> Iterator[ModuleType]:
     directory = make_private_directory()
     record = Record(owner=ProcessIdentity.of_this_process(), token_digest=token_digest(_token()))
     directory.write(record)
+    # torch's compiler believes what lies in a folder of /tmp whose name everybody knows.
+    compiled = str(directory.path / "compiled")
+    is_ours = os.environ.setdefault(COMPILED_VARIABLE, compiled) == compiled
     try:
         _start(ray, directory.for_ray, num_cpus)
         record = with_processes(record)
@@ -54,6 +58,8 @@ def embedded_ray(num_cpus: int | None) -> Iterator[ModuleType]:
         yield ray
     finally:
         ray.shutdown()
+        if is_ours:
+            del os.environ[COMPILED_VARIABLE]
         leave_nothing(directory, record)
         directory.close()
 

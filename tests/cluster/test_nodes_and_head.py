@@ -17,8 +17,9 @@ import pytest
 
 from cluster.connect import connect
 from cluster.embedded.leftovers import sweep_temp_dirs
-from cluster.errors import HeadLost
+from cluster.errors import ClusterError, HeadLost
 from cluster.gang import Gang
+from cluster.ranks.environment import process_environment
 from cluster.ranks.outcome import Loss
 from cluster.slot_pool import SlotPool
 from cluster.slots import SlotShape
@@ -100,6 +101,25 @@ def test_all_that_a_killed_driver_left_is_ended(clean_machine: None) -> None:
         gang = launch(pool, "where", 1)
         until(pool, lambda: gang.is_finished, gang)
         assert gang.outcomes[0].error is None
+
+
+def test_a_process_that_never_answers_is_a_failed_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_machine: None
+) -> None:
+    ranks = process_environment(1, is_local=True)  # of all of Ray's processes they alone have it
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        f"if {ranks!r}.items() <= os.environ.items():\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    told = r"on \S+ \(127\.0\.0\.1\) did not answer its first call within 0.5 s"
+    with connect(num_cpus=1) as capacity, pytest.raises(ClusterError, match=told):
+        compiled = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        assert Path(compiled).parent.stat().st_mode & 0o077 == 0
+        with SlotPool("silent", 1, capacity, shape=ONE_CPU, first_call_limit_s=0.5):
+            pass
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ and not Path(compiled).exists()
 
 
 @pytest.fixture
