@@ -11,11 +11,13 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +34,33 @@ class UnsafeName(ValueError):
 
     def __str__(self) -> str:
         return f"name {self.name[:80]!r} leaves the storage, or not every storage can hold it"
+
+
+class NotAFile(OSError):
+    """What stands there has no content to read: a folder, a pipe, a link to nothing, a bad disk."""
+
+
+NO_CONTENT = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EIO})
+"""A folder, links in a circle, a socket, a broken disk."""
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a regular file for reading; a pipe would be waited for, and a device has no end.
+
+    Raises:
+        NotAFile: it is there, and is none.
+        OSError: it is not there, or may not be read.
+    """
+    try:
+        stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    except OSError as error:
+        if error.errno in NO_CONTENT:
+            raise NotAFile(error.errno, error.strerror, str(path)) from error
+        raise
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    raise NotAFile(errno.EINVAL, "not a regular file", str(path))
 
 
 def _no_fault(name: str) -> None:
@@ -146,8 +175,10 @@ class LocalStorage(Storage):
 
     def list(self, name: str) -> list[str]:
         """List a directory."""
+        path = self.local(name)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return sorted(n for n in os.listdir(self.local(name)) if not n.startswith("."))
+            return sorted(n for n in os.listdir(path) if not n.startswith("."))
+        self._refuse_broken_link(path)
         return []
 
     def open(self, name: str) -> BinaryIO:
@@ -156,7 +187,11 @@ class LocalStorage(Storage):
         is_linked = path.is_symlink() or (path.parent.is_symlink() and path.parent != self.root)
         if is_linked and not self._follow_links:
             raise OSError(f"{path} is a link")
-        return path.open("rb")
+        try:
+            return open_file(path)
+        except FileNotFoundError:
+            self._refuse_broken_link(path)
+            raise
 
     @contextlib.contextmanager
     def writer(self, name: str) -> Iterator[Any]:
@@ -217,6 +252,14 @@ class LocalStorage(Storage):
     def local(self, name: str) -> Path:
         """Path of a file or directory, whether it exists or not."""
         return self.root / check_name(name)
+
+    def _refuse_broken_link(self, path: Path) -> None:
+        """What a link led to may be on a disk that is not mounted: it is not just missing."""
+        for place in (path, *path.parents):
+            if place.is_symlink() and not place.exists():
+                raise NotAFile(errno.ENOENT, f"{place} is a link to nothing", str(place))
+            if place == self.root:
+                return
 
     @contextlib.contextmanager
     def _aside(self, path: Path, content: bytes) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_core.runtime.storage import LocalStorage, Storage, UnsafeName
+from mae_core.runtime.storage import LocalStorage, NotAFile, Storage, UnsafeName
 from orchestrator.errors import FULL, DamagedRecord, StoreError, UserError
 
 MIN_FREE_BYTES = 64 << 20
@@ -28,6 +28,8 @@ MARK = "record_digests.txt"
 """File of a store in which every record bears its digest: one that bears none is damaged there."""
 FOLDERS = frozenset(("stages", "studies", "adopted", "datasets", "sweeps", "models", "store.json"))
 """What a store holds once anything was recorded in it."""
+RECORD_BYTES = 256 << 20
+"""More than any record has; reading a file without an end would take all memory."""
 ASIDE = "damaged"
 """Folder of the store for damaged records, by the keys that they had."""
 
@@ -68,9 +70,23 @@ class Store:
             )
 
     def read(self, key: str) -> bytes | None:
-        """Content of `key`, None if it does not exist."""
-        with self._explained(), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return self._storage.read(_name(key))
+        """Content of the record `key`, None if it does not exist.
+
+        Raises:
+            DamagedRecord: something else stands there.
+        """
+        try:
+            with self._explained(), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                with self._storage.open(_name(key)) as stream:
+                    if stream.seek(0, os.SEEK_END) > RECORD_BYTES:
+                        raise NotAFile(errno.EFBIG, f"it has more than {RECORD_BYTES >> 20} MiB")
+                    stream.seek(0)
+                    return stream.read()
+        except StoreError as error:
+            if isinstance(reason := error.__cause__, NotAFile):
+                problem = f"record {key!r} in the store is damaged: {reason.strerror}"
+                raise DamagedRecord(problem) from error
+            raise
         return None
 
     def create(self, key: str, content: bytes) -> bool:
@@ -165,11 +181,11 @@ class Store:
 
         One that is not there any more, since another command has moved it, is left out.
         """
-        return [self._set_apart(key) for key in keys if self.path(key).exists()]
+        return [self._set_apart(key) for key in keys if os.path.lexists(self.path(key))]
 
     def _set_apart(self, key: str) -> str:
         copies = (f"{ASIDE}/{key}{f'.{n}' if n else ''}" for n in itertools.count())
-        place = next(copy for copy in copies if not self.path(copy).exists())
+        place = next(copy for copy in copies if not os.path.lexists(self.path(copy)))
         with self._explained():
             self.path(place).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(self.path(key), self.path(place))
@@ -230,6 +246,8 @@ def output_dir(named: Path | None, default: Path) -> Path:
 def _explain(root: str, error: OSError) -> StoreError:
     if error.errno in FULL:
         return StoreError(f"store {root} is full: free some space, then run the same command")
+    if isinstance(error, NotAFile):
+        return StoreError(f"store {root} is not usable: {error.strerror}; mount what it led to")
     reason = os.strerror(error.errno) if error.errno else str(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
         reason = "a file stands where a directory should be"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.store.driver import MARK, LocalStore
+from orchestrator.store.driver import MARK, RECORD_BYTES, LocalStore
 
 WRONG: tuple[object, ...] = (None, "x", "1.5", 3, -1, 1.5, True, [], [None], {}, {"x": None})
 """Values that a key of a record may hold by accident."""
@@ -88,3 +89,14 @@ BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "one bit": _flip,
 }
 """What disks, editors and transfers do to a file."""
+
+
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "a folder": lambda path: path.mkdir(),
+    "a pipe": lambda path: os.mkfifo(path),
+    "a device without an end": lambda path: path.symlink_to("/dev/zero"),
+    "a link to nothing": lambda path: path.symlink_to("/nowhere/x"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "larger than any record": lambda path: path.touch() or os.truncate(path, RECORD_BYTES + 1),
+}
+"""What may stand where a record was, after a slip or an attack; none may be waited for."""

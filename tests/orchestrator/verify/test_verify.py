@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from support.finished_study import fill
-from support.store_damage import BYTES, as_older_version, edit
+from support.store_damage import BYTES, NO_FILES, as_older_version, edit
 from support.whole_store import encoder_key, kept_keys, whole_store
 
 from mae_core.config import ENCODER_FILE
@@ -85,6 +85,39 @@ def test_every_damage_of_every_file_is_found(folder: Path, kind: str) -> None:
         for path, content in whole.items():
             path.write_bytes(content)
     assert verify(quiet(folder)).damages == ()
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_stands_in_the_place_of_a_record_is_found_and_moved(folder: Path, kind: str) -> None:
+    store, study = folder / "store", folder / "two.py"
+    sides = [*store.glob("stages/*/*/attempts/*.json"), *store.glob("stages/*/*/ends/*.json")]
+    for path in sides:
+        path.unlink()
+        NO_FILES[kind](path)
+    status = call("status", study, "--store", store)
+    assert status.exit_code == 0 and "it is passed over" in status.stderr
+    done = [p for p in store.glob("stages/*/*/done.json") if "knn" in p.read_text()]
+    [encoder, *_] = store.glob(f"stages/*/*/attempts/*/outputs/{ENCODER_FILE}")
+    for path in (*done, encoder):
+        path.unlink()
+        NO_FILES[kind](path)
+    assert call("plan", study, "--store", store).exit_code == 8
+    named = {store / damage.key for damage in verify(quiet(folder)).damages}
+    assert named == {*sides, *done, encoder}
+    assert call("repair", "--store", store).exit_code == 0
+    assert call("verify", "--store", store).exit_code == 0
+    assert call("plan", study, "--store", store).exit_code == 0
+
+
+def test_a_disk_that_is_not_mounted_is_no_missing_stage(folder: Path) -> None:
+    store = folder / "store"
+    moved = store / "stages"
+    moved.rename(folder / "disk")
+    moved.symlink_to(folder / "disk")
+    assert verify(quiet(folder)).damages == ()
+    (folder / "disk").rename(folder / "unmounted")
+    planned = call("plan", folder / "two.py", "--store", store)
+    assert planned.exit_code == 8 and f"{moved} is a link to nothing" in planned.stderr
 
 
 def test_what_commands_pass_over_is_repaired_too(folder: Path) -> None:
