@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 GRACE_VARIABLE = "MAE_STUDY_GRACE_S"
@@ -26,6 +26,17 @@ def heard_signals() -> tuple[signal.Signals, ...]:
     """Those of `SIGNALS` that this process should hear: `nohup` says that SIGHUP means nothing."""
     is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return tuple(number for number in SIGNALS if not (number == signal.SIGHUP and is_ignored))
+
+
+@contextlib.contextmanager
+def hearing(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle these signals inside the block; for the main thread."""
+    previous = {number: signal.signal(number, handler) for number in heard_signals()}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 @contextlib.contextmanager

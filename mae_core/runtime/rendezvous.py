@@ -44,8 +44,10 @@ def init_method() -> str:
 
 def not_met(error: Exception) -> RendezvousError:
     """The error of a rank that did not meet its gang: who, where, and why."""
-    where = os.environ.get("GANG_STORE") or os.environ.get("MASTER_ADDR", "")
-    place = urlsplit(where).netloc or "a file of this machine"
+    if store := os.environ.get("GANG_STORE"):
+        place = urlsplit(store).netloc or "a file of this machine"
+    else:
+        place = os.environ.get("MASTER_ADDR", "")
     name = os.environ.get("GLOO_SOCKET_IFNAME", "any")
     return RendezvousError(
         f"rank {os.environ['RANK']} of {_world()} on {socket.gethostname()} did not meet its gang "

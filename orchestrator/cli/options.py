@@ -183,19 +183,11 @@ def open_records(store: str) -> Records:
     return Records(local)
 
 
-@contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[None]:
+def stop_on_sigterm() -> contextlib.AbstractContextManager[None]:
     """Treat SIGTERM and SIGHUP as Ctrl-C: half-written files are removed."""
-    import signal
-
-    from cluster.ranks.stop_request import heard_signals
+    from cluster.ranks.stop_request import hearing
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, interrupt) for number in heard_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    return hearing(interrupt)

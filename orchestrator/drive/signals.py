@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 
-from cluster.ranks.stop_request import heard_signals
+from cluster.ranks.stop_request import hearing
 from orchestrator.errors import Preempted
 
 
@@ -22,15 +22,9 @@ class Notice:
         self.is_given = False
         self._is_deferred = False
 
-    @contextlib.contextmanager
-    def listen(self) -> Iterator[None]:
+    def listen(self) -> AbstractContextManager[None]:
         """Handle the signals inside the block; for the main thread."""
-        previous = {number: signal.signal(number, self._hear) for number in heard_signals()}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        return hearing(self._hear)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

@@ -22,4 +22,4 @@ def resolved_path(records: Records, study: str) -> str:
 
 def store_option(records: Records) -> str:
     """The option that names this store."""
-    return f" --store {shlex.quote(str(records.store.path('reports').parent))}"
+    return f" --store {shlex.quote(str(records.store.path('')))}"

@@ -53,11 +53,10 @@ def default_uri(store: Store) -> str:
     Raises:
         StoreError: the store's path has no place in such an address.
     """
-    path = store.path("tracking/mlflow.db")
-    uri = sqlite_uri(path)
+    uri = sqlite_uri(store.path("tracking/mlflow.db"))
     if uri is None:
         raise StoreError(
-            f"the store {str(path.parent.parent)!r} cannot hold MLflow's database: {UNFIT_TEXT}; "
+            f"the store {str(store.path(''))!r} cannot hold MLflow's database: {UNFIT_TEXT}; "
             "name another --store, or an MLflow server with --tracking-uri; nothing was run"
         )
     return uri
