@@ -92,6 +92,7 @@ _BY_ERRNO: dict[int | None, Cause] = {
     errno.EDQUOT: Cause.DISK,
     errno.EIO: Cause.DISK,
     errno.EROFS: Cause.DISK,
+    errno.EFBIG: Cause.DISK,
     errno.ENOMEM: Cause.HOST_OUT_OF_MEMORY,
     errno.EADDRINUSE: Cause.RENDEZVOUS,
 }

@@ -64,6 +64,8 @@ def explain_os_error(error: OSError) -> str | None:
     place = f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""
     if error.errno in FULL:
         return f"{place}no space left: free some, then run the same command"
+    if error.errno == errno.EFBIG:
+        return f"{place}no file may be so large here: raise the limit (ulimit -f)"
     if error.errno in REFUSED:
         reason = os.strerror(error.errno or 0)
         return f"{place}cannot be used ({reason}): change its permissions or name another place"

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import resource
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ OPEN_FILES, PROCESSES, FILE_MIB, MEMORY_MIB = 256, 200, 64, 400
 CACHES = frozenset({"active_file", "inactive_file", "slab_reclaimable"})
 PROGRAMS = ("gcs/gcs_server", "raylet/raylet")
 PROGRAM_S = 10.0
+LOOPBACK_S = 5.0
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -75,6 +77,22 @@ def check_resources() -> None:
     missing = [str(found) for found in resources() if found.left < found.needed]
     if missing:
         raise ClusterUnreachable(f"Ray cannot start on this machine: {'; '.join(missing)}")
+
+
+def check_loopback() -> None:
+    """Raise `ClusterUnreachable` where nothing can be reached at 127.0.0.1, where Ray listens.
+
+    In a sandbox or a container without a network the interface may be down; Ray then waits for
+    many minutes.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=LOOPBACK_S).close()
+    except OSError as error:
+        raise ClusterUnreachable(
+            f"Ray cannot start on this machine: 127.0.0.1 cannot be reached ({error}); bring the "
+            "loopback interface up (ip link set lo up), or start the container with a network"
+        ) from error
 
 
 def load_ray() -> ModuleType:

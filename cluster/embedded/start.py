@@ -20,7 +20,7 @@ from cluster.embedded.leftovers import (
     token_digest,
     with_processes,
 )
-from cluster.embedded.preflight import check_resources, load_ray
+from cluster.embedded.preflight import check_loopback, check_resources, load_ray
 from cluster.embedded.private_directory import Record, make_private_directory
 from cluster.embedded.ray_init import init_ray
 from cluster.embedded.start_failure import why_not_started
@@ -43,6 +43,7 @@ def embedded_ray(num_cpus: int | None) -> Iterator[ModuleType]:
     """
     sweep_temp_dirs()
     check_resources()
+    check_loopback()
     os.environ |= _variables()
     ray = load_ray()
     directory = make_private_directory()

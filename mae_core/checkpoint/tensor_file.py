@@ -49,9 +49,22 @@ def write_tensors(path: Path, state: State, metadata: Mapping[str, str]) -> None
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = {name: _portable(value) for name, value in state.items()}
     described = {METADATA: json.dumps(dict(metadata), sort_keys=True)}
-    save_file(tensors, temporary, metadata=described)
-    temporary.chmod(umasked(0o666))  # safetensors makes it 0600
-    os.replace(temporary, path)
+    try:
+        write_safetensors(temporary, tensors, described)
+        temporary.chmod(umasked(0o666))  # safetensors makes it 0600
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_safetensors(path: Path, tensors: State, metadata: dict[str, str]) -> None:
+    """Write a safetensors file; `OSError` says why it cannot be written."""
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError:  # bears no number: the system is asked for the same room, and says it
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, sum(t.nbytes for t in tensors.values()))
+        raise
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -11,10 +11,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mae_core.checkpoint import encoder_file, tensor_file
+from mae_core.checkpoint.tensor_file import write_safetensors
 from mae_core.config import CLASSIFIER_FILE, DECODER_FILE, ENCODER_FILE, DecoderConfig, require
 from mae_core.errors import CheckpointError, ConfigError
 from mae_core.model.vit import NORM_EPS, Encoder
@@ -142,9 +142,9 @@ def write_layout(network: Network, layout: LayoutName, out: Path) -> list[Path]:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".safetensors":
-        return [_placed(out, lambda path: save_file(tensors, path, metadata={"format": "pt"}))]
+        return [_placed(out, lambda path: write_safetensors(path, tensors, {"format": "pt"}))]
     content = _official(network, tensors) if layout == "official" else tensors
-    return [_placed(out, lambda path: torch.save(content, path))]
+    return [_placed(out, lambda path: _pickle(content, path))]
 
 
 def tensors_digest(network: Network) -> str:
@@ -193,8 +193,8 @@ def _check_epsilon(network: Network, layout: LayoutName) -> None:
     effect = epsilon_effect(network)
     require(
         effect <= MAX_EPSILON_EFFECT,
-        f"the encoder's LN epsilon is {network.encoder.norm_eps:g}, a {layout} file means "
-        f"{NORM_EPS:g} and cannot say another: features would differ by {effect:.1g}; use "
+        f"the encoder's LN epsilon is {network.encoder.norm_eps:g}, files of layout {layout} "
+        f"mean {NORM_EPS:g} and cannot say another: features would differ by {effect:.1g}; use "
         "--layout hf",
     )
 
@@ -262,15 +262,28 @@ def _write_folder(network: Network, out: Path) -> list[Path]:
     config = json.dumps(huggingface.config_of(network), indent=1) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     weights = _placed(
-        out / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"})
+        out / "model.safetensors", lambda path: write_safetensors(path, tensors, {"format": "pt"})
     )
     return [_placed(out / "config.json", lambda path: path.write_text(config)), weights]
+
+
+def _pickle(content: object, path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # torch's writer hides what the file said
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _placed(out: Path, write: Callable[[Path], object]) -> Path:
     """Write a file under another name, and give it its own when it is whole."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    write(temporary)
-    temporary.chmod(umasked(0o666))  # safetensors makes it 0600
-    os.replace(temporary, out)
+    try:
+        write(temporary)
+        temporary.chmod(umasked(0o666))  # safetensors makes it 0600
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
     return out

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.embedded import preflight, start_failure
-from cluster.embedded.preflight import Resource, check_resources
+from cluster.embedded.preflight import Resource, check_loopback, check_resources
 from cluster.embedded.start_failure import why_not_started
 from cluster.errors import ClusterUnreachable
 
@@ -42,6 +42,15 @@ def test_what_would_stop_ray_is_said_at_once(
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout and bool(said) == bool(done.stdout.strip())
+
+
+def test_a_machine_without_loopback_is_refused() -> None:
+    check_loopback()
+    command = [sys.executable, "-c", SCRIPT.replace("check_resources", "check_loopback")]
+    alone = subprocess.run(["unshare", "-rn", *command], capture_output=True, text=True)
+    if "unshare failed" in alone.stderr:
+        pytest.skip("network namespaces may not be made here")
+    assert "127.0.0.1 cannot be reached" in alone.stdout and "ip link set lo up" in alone.stdout
 
 
 def short(left: float) -> list[Resource]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from support.foreign_weights import (
     relative,
     timm_state,
 )
+from support.largest_file import largest_file
 from torch import Tensor
 
 from mae_core.config import ENCODER_FILE
@@ -195,6 +197,12 @@ def test_the_settings_of_an_official_file_are_read_and_exported(
     args = torch.load(out, weights_only=True)["args"]
     assert (args.norm_pix_loss, args.mask_ratio, args.input_size) == (is_normalised, 0.75, 16)
     assert import_weights(out).network.norm_pix_loss is is_normalised
+    for place in (out, tmp_path / "full.pth", tmp_path / "full"):
+        layout = "official" if place.suffix else "hf"
+        with largest_file(4096), pytest.raises(OSError) as refusal:
+            write_layout(network, layout, place)
+        assert refusal.value.errno == errno.EFBIG
+    assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "full.pth").exists()
     write_layout(network, "hf", tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["norm_pix_loss"] is is_normalised
