@@ -104,7 +104,7 @@ def _text(found: Verification, scope: str) -> list[str]:
 
 def _damage_text(damage: Damage) -> str:
     whose = f" of {_some(damage.addresses)}" if damage.addresses else ""
-    return f"{damage.kind.value}{whose}: {damage.problem}\n  {damage.kind.follows}"
+    return f"{damage.kind.text}{whose}: {damage.problem}\n  {damage.kind.follows}"
 
 
 def _again(found: Verification) -> list[str]:

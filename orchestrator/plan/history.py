@@ -13,6 +13,9 @@ from studies.load import study_from_plain
 from studies.spec.identity import UNKNOWN_DATA
 from studies.spec.study import Study
 
+OF_A_STUDY = ("resolved", "lease", "predictions")
+"""Folders that the store has for a study."""
+
 
 def kept_studies(records: Records, prefix: str = "") -> Iterator[str]:
     """Names of the studies that were run in this store."""
@@ -20,7 +23,7 @@ def kept_studies(records: Records, prefix: str = "") -> Iterator[str]:
         below = records.store.list(f"studies/{prefix}{name}")
         if "resolved" in below:
             yield prefix + name
-        elif below and not name.endswith(".json"):
+        if below and name not in OF_A_STUDY:  # others may be called `name/more`
             yield from kept_studies(records, f"{prefix}{name}/")
 
 

@@ -9,52 +9,47 @@ from dataclasses import dataclass
 class Kind(enum.Enum):
     """What a record or file is to the studies that read it."""
 
-    RESULT = "completion record"
-    OUTPUT = "output of a finished stage"
-    IDENTITY = "identity of a stage"
-    ARCHIVED = "archived result"
-    HISTORY = "history of a stage"
-    CHECKPOINT = "checkpoint"
-    STATE = "state of a study"
-    LEASE = "lease of a driver"
-    PREDICTION = "registered prediction"
-    TRIAL = "trial of a sweep"
-    WINNER = "winner of a sweep"
-    ADOPTED = "adopted encoder"
-    NAME = "name of an adopted encoder"
-    MODEL = "registered model"
-    FACTS = "facts of a data set"
-    STORE = "name of the store"
+    RESULT = "completion record", "after `repair`, `run` computes the stage again"
+    OUTPUT = "output of a finished stage", "after `repair`, `run` computes the stage again"
+    IDENTITY = "identity of a stage", "after `repair`, `run` writes it again"
+    ARCHIVED = "archived result", "only an older result is lost"
+    HISTORY = (
+        "history of a stage",
+        "only history is lost, results are whole; `run` moves it below damaged/",
+    )
+    CHECKPOINT = "checkpoint", "the next attempt goes on from the checkpoint before it"
+    STATE = "state of a study", "the state before it stands for what was accepted"
+    LEASE = (
+        "lease of a driver",
+        "its heartbeat says whether its driver lives; `repair` moves it away",
+    )
+    PREDICTION = "registered prediction", "after `repair`, it is not scored any more"
+    TRIAL = "trial of a sweep", "after `repair`, the sweep goes on without this trial"
+    WINNER = "winner of a sweep", "after `repair`, `run` decides again from the trials"
+    ADOPTED = (
+        "adopted encoder",
+        "after `repair`, `adopt` it again from its source, under its name",
+    )
+    NAME = (
+        "name of an adopted encoder",
+        "after `repair`, `adopt` the encoder again under this name",
+    )
+    MODEL = "registered model", "after `repair`, `mlflow register` it again"
+    FACTS = "facts of a data set", "`run` reads the images again"
+    STORE = (
+        "name of the store",
+        "`run` gives the store another name; an MLflow server shows it as another store",
+    )
 
-    @property
-    def follows(self) -> str:
+    def __init__(self, text: str, follows: str) -> None:
+        self.text = text
+        self.follows = follows
         """What is lost, and what is done about it."""
-        return _FOLLOWS[self]
 
     @property
     def is_computed_again(self) -> bool:
         """True if the stage has no result without it."""
         return self in (Kind.RESULT, Kind.OUTPUT)
-
-
-_FOLLOWS = {
-    Kind.RESULT: "after `repair`, `run` computes the stage again",
-    Kind.OUTPUT: "after `repair`, `run` computes the stage again",
-    Kind.IDENTITY: "after `repair`, `run` writes it again",
-    Kind.ARCHIVED: "only an older result is lost",
-    Kind.HISTORY: "only history is lost, results are whole; `run` moves it below damaged/",
-    Kind.CHECKPOINT: "the next attempt goes on from the checkpoint before it",
-    Kind.STATE: "the state before it stands for what was accepted",
-    Kind.LEASE: "its heartbeat says whether its driver lives; `repair` moves it away",
-    Kind.PREDICTION: "after `repair`, it is not scored any more",
-    Kind.TRIAL: "after `repair`, the sweep goes on without this trial",
-    Kind.WINNER: "after `repair`, `run` decides again from the trials",
-    Kind.ADOPTED: "after `repair`, `adopt` it again from its source, under its name",
-    Kind.NAME: "after `repair`, `adopt` the encoder again under this name",
-    Kind.MODEL: "after `repair`, `mlflow register` it again",
-    Kind.FACTS: "`run` reads the images again",
-    Kind.STORE: "`run` gives the store another name; an MLflow server shows it as another store",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +71,7 @@ class Damage:
         """As plain values."""
         return {
             "key": self.key,
-            "kind": self.kind.value,
+            "kind": self.kind.text,
             "problem": self.problem,
             "follows": self.kind.follows,
             "stage": self.stage,
