@@ -34,8 +34,20 @@ class Group(click.Group):
         if command is None and not ctx.resilient_parsing:
             from studies.errors import unknown
 
-            raise click.UsageError(str(unknown("command", cmd_name, self.commands)))
+            raise click.UsageError(str(unknown("command", cmd_name, self.commands)), ctx)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; refuses an empty argument, which would mean a default to some."""
+        for before, argument in zip([ctx.info_name, *args], args, strict=False):
+            option, _, value = argument.partition("=")
+            if not argument or (option.startswith("--") and "=" in argument and not value):
+                raise click.UsageError(
+                    f"the value of {option or before} is empty: a variable may not be set", ctx
+                )
+        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command on streams that never fail; say it if its result found no room."""

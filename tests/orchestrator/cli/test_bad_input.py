@@ -413,6 +413,17 @@ def test_more_than_the_cluster_has(store: Path, tmp_path: Path) -> None:
     assert not list(store.glob("*/stages/*/*/attempts/*"))
 
 
+@pytest.mark.parametrize("empty", [("--store", ""), ("--store=",), ("--address", "")])
+def test_the_value_of_an_unset_variable_is_no_default(
+    empty: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be the working directory, or an embedded Ray on the login node."""
+    monkeypatch.chdir(tmp_path)
+    option = empty[0].rstrip("=")
+    assert f"the value of {option} is empty: a variable" in refused(2, "run", "quickstart", *empty)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("world", ["8", "two", ""])
 def test_ranks_that_another_launcher_announces_are_refused(
     store: Path, world: str, monkeypatch: pytest.MonkeyPatch
