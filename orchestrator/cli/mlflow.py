@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -131,12 +129,9 @@ def _check_database(local: LocalStore) -> None:
 
 
 def _serve(local: LocalStore, port: int) -> None:
-    from orchestrator.tracking.mlflow_database import artifact_root, default_uri
+    from orchestrator.tracking.mlflow_ui import new_key, serve
 
     _check_database(local)
-    command = [sys.executable, "-m", "mlflow", "server"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", default_uri(local)]
-    command += ["--default-artifact-root", artifact_root(local).as_uri()]
-    click.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C stops it)")
-    os.execv(sys.executable, command)
+    key = new_key()
+    click.echo(f"MLflow on http://127.0.0.1:{port}/?key={key} (Ctrl-C stops it)")
+    serve(local, port, key)
