@@ -49,8 +49,19 @@ def print_status(plan: Plan, records: Records, console: Console) -> None:
             highlight=False,
             markup=False,
         )
+    if again := _changed(plan):
+        _say(
+            console,
+            f"{len(again)} stages have changed since they were run: `mae-study plan` says how; "
+            "what was computed stays in the store",
+        )
     _print_verdicts(plan, records, console)
     _print_goodput(study_goodput(plan, records), console)
+
+
+def _changed(plan: Plan) -> list[str]:
+    """Addresses of the stages whose results are not counted, since they are of other settings."""
+    return [p.address for p in plan.stages if p.status in (Status.CHANGED, Status.STALE)]
 
 
 def _print_verdicts(plan: Plan, records: Records, console: Console) -> None:
@@ -117,6 +128,7 @@ def status_json(plan: Plan, records: Records) -> dict[str, object]:
             {"size": s, "duration": d, "done": done, "expected": expected}
             for (s, d), (done, expected) in counts.items()
         ],
+        "changed": _changed(plan),
         "unfinished": [
             {
                 "stage": p.address,

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from support.command import mae_study, tiny_study
+from support.finished_study import fill
 from support.make_data import png, write_parquet, write_set, write_tree
 
 from mae_core.config import Duration
@@ -479,3 +480,13 @@ def test_a_duration_that_rounds_to_nothing_is_refused() -> None:
             duration.num_steps(**sizes)
         assert duration.num_steps(**sizes, may_be_zero=True) == 0
     assert Duration.images(0).num_steps(**sizes) == 0
+
+
+def test_status_tells_what_has_changed_from_what_was_never_run(tmp_path: Path) -> None:
+    study, store = fill(tmp_path, 2, 0.1)
+    where = (study, "--store", store)
+    assert "changed" not in invoke("status", *where).stdout
+    assert plain("status", *where)["changed"] == []
+    other = (*where, "--set", "knn.k=3")
+    assert "4 stages have changed since they were run" in invoke("status", *other).stdout
+    assert len(plain("status", *other)["changed"]) == 4
