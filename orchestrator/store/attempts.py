@@ -35,33 +35,21 @@ class _Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Driver(_Record):
-    """A process that drives a study."""
+class Driver(ProcessIdentity, _Record):
+    """A process that drives a study; of one in an old record only host and number are known."""
 
     host: str = ""
     pid: ProcessNumber = 0
     boot_id: str = ""
-    """Of its machine, empty in an old record; with the namespace it says where `pid` holds."""
     pid_namespace: str = ""
     uid: int = -1
-    started_after_boot_s: float = 0.0
+    started: float = 0.0
     since: IsoTime = ""
     """When it took the study's lease."""
     epoch: int = 0
     """Of its lease; 0 in an old record."""
     heartbeat: str = ""
     """Key of the file that it touches while it lives."""
-
-    @property
-    def identity(self) -> ProcessIdentity:
-        """Its process."""
-        return ProcessIdentity(
-            boot_id=self.boot_id,
-            pid_namespace=self.pid_namespace,
-            uid=self.uid,
-            pid=self.pid,
-            started=self.started_after_boot_s,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

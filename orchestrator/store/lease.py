@@ -134,17 +134,12 @@ def acquire(store: Store, study: str, times: LeaseTimes = TIMES) -> Lease:
     last = max(_epochs(store.list(prefix)), default=0)
     if last:
         holder = _holder(store, prefix, last)
-        is_seen = holder.identity.is_running is not None
+        is_seen = holder.is_running is not None
         if is_alive(store, holder, times) or (not is_seen and _beats(store, holder, times)):
             raise StudyBusy(_busy(study, holder, times, is_seen=is_seen))
-    process = ProcessIdentity.of_this_process()
     holder = Driver(
+        **asdict(ProcessIdentity.of_this_process()),
         host=socket.gethostname(),
-        pid=process.pid,
-        boot_id=process.boot_id,
-        pid_namespace=process.pid_namespace,
-        uid=process.uid,
-        started_after_boot_s=process.started,
         since=now_iso(),
         epoch=last + 1,
         heartbeat=_heartbeat(prefix, last + 1),
@@ -172,7 +167,7 @@ def is_alive(store: Store, driver: Driver, times: LeaseTimes = TIMES) -> bool:
         names = store.list(prefix)
         if _released(driver.epoch) in names or max(_epochs(names), default=0) > driver.epoch:
             return False
-    running = driver.identity.is_running
+    running = driver.is_running
     if running is not None:
         return running
     beat = _beat_at(store, driver)

@@ -32,12 +32,8 @@ def drives(store: LocalStore, epoch: int = 1, beat_age_s: float = 0.0, **other: 
     """Leave the record and the heartbeat of a driver; by default this process is it."""
     me = ProcessIdentity.of_this_process()
     here = Driver(
+        **asdict(me),
         host=socket.gethostname(),
-        pid=me.pid,
-        boot_id=me.boot_id,
-        pid_namespace=me.pid_namespace,
-        uid=me.uid,
-        started_after_boot_s=me.started,
         epoch=epoch,
         heartbeat=f"{PREFIX}/{epoch:06d}.heartbeat",
     )
@@ -97,7 +93,7 @@ def beating(heartbeat: Path, age_s: float) -> Iterator[None]:
 
 
 def test_a_dead_driver_that_can_be_seen_is_succeeded_at_once(store: LocalStore) -> None:
-    drives(store, started_after_boot_s=1.0)
+    drives(store, started=1.0)
     with hold(store, "s") as lease:
         assert lease.epoch == 2
 
