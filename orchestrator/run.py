@@ -109,7 +109,8 @@ def run_study(
             plan = make_plan(study, records, datasets)
         accept(records, plan)
         keep_facts(store, datasets, data_paths(study))
-        close_orphans(plan, records)
+        if close_orphans(plan, records):
+            plan = make_plan(study, records, datasets)  # some had finished their stage
         drop_finished_checkpoints(plan, records)
         session = _Session(study, plan, records, datasets, options, view, notice or Notice())
         return session.run(lease)
@@ -212,6 +213,8 @@ class _Session:
         """Drive all stages to their end, restarting an embedded Ray that dies."""
         history: dict[str, list[PastAttempt]] = {}
         plan = self.plan
+        if not plan.has_work:  # a driver that was killed at the end had done it
+            return [], None
         for left in reversed(range(MAX_RECONNECTS + 1)):
             try:
                 with self._pool(lease) as pool:

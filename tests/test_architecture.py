@@ -112,7 +112,7 @@ def test_what_a_stage_left_is_read_through_one_door() -> None:
     """`orchestrator.store.kept_files` compares digests; others may write there or pass them on."""
     free = {
         "orchestrator/store/records.py",  # makes the directory
-        "orchestrator/drive/task.py",  # takes the digests
+        "orchestrator/drive/orphans.py",  # compares all with what rank 0 left of them
         "orchestrator/rank/payload.py",  # hands path and digest to the ranks, which compare
         "orchestrator/weights/adopt.py",  # fills it
         "orchestrator/plan/rows.py",  # names it in the results table

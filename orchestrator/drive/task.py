@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from cluster.gang import Gang
 from mae_core.config import Execution
@@ -18,7 +18,7 @@ from orchestrator.rank.payload import StagePayload, StageResult, extensions_of, 
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.lineage import interventions, level_of
 from orchestrator.store.provenance import code_version
-from orchestrator.store.records import DoneRecord, Records, digest_outputs
+from orchestrator.store.records import DoneRecord, Records
 from orchestrator.store.sharing import sharing_of
 
 
@@ -107,8 +107,18 @@ def make_payload(
     )
 
 
-def completion(task: Task, result: StageResult, seconds: float, records: Records) -> DoneRecord:
-    """The completion record of a task whose gang succeeded, from what rank 0 returned."""
+def completion(
+    task: Task,
+    result: StageResult,
+    seconds: float,
+    records: Records,
+    code: Mapping[str, str | bool] | None = None,
+) -> DoneRecord:
+    """The completion record of a task whose gang succeeded, from what rank 0 returned.
+
+    Args:
+        code: version that computed it; None = this process's.
+    """
     parents = {parent: records.done(parent) for parent in task.parents}
     attempts = records.lineage(task.key)
     own = interventions(attempts, lambda n: records.attempt_dir(task.key, n))
@@ -124,12 +134,12 @@ def completion(task: Task, result: StageResult, seconds: float, records: Records
         kind=task.planned.stage.kind,
         attempt=task.attempt,
         metrics=result.metrics,
-        outputs=digest_outputs(records.outputs(task.key, task.attempt)),
+        outputs=result.outputs,
         parents={p: record.outputs if record else {} for p, record in parents.items()},
         seconds=round(seconds, 3),
         world_size=task.execution.world_size,
         provenance=result.provenance
-        | {"code": code_version(), "execution": asdict(task.execution), "level": level},
+        | {"code": code_version() if code is None else dict(code), "level": level},
         intervened=own + inherited,
     )
 

@@ -6,6 +6,7 @@ The same function serves a warm Ray actor, `mae-study debug`, and plain `torchru
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import importlib
@@ -26,6 +27,7 @@ from mae_core.data.facts import DataFacts
 from orchestrator.rank.faults import fault_hook
 from orchestrator.rank.payload import StagePayload, StageResult
 from orchestrator.store.journal import JOURNAL_FILE, JournalWriter
+from orchestrator.store.records import digest_outputs
 
 if TYPE_CHECKING:
     from mae_core.data.sources import ImageData
@@ -111,12 +113,15 @@ def _run(payload: StagePayload, control: RankControl) -> StageResult:
         compute: Callable[..., Metrics] = getattr(importlib.import_module(module), name)
         metrics = compute(recipe, payload.execution, context, data)
         collectives.barrier()
-    result = StageResult(
-        metrics=metrics.to_json(),
-        seconds={"starting": ready - began, "working": time.monotonic() - ready},
-        provenance=provenance() if control.rank == 0 else {},
-    )
-    if control.rank == 0:  # every rank is done, whatever becomes of their processes and of Ray
+    seconds = {"starting": ready - began, "working": time.monotonic() - ready}
+    result = StageResult(metrics=metrics.to_json(), seconds=seconds)
+    if control.rank == 0:
+        result = dataclasses.replace(
+            result,
+            provenance=provenance() | {"execution": dataclasses.asdict(payload.execution)},
+            outputs=digest_outputs(context.output_dir),
+        )
+        # Every rank is done, whatever becomes of their processes, their driver and Ray.
         result.leave(payload.directory)
     deepspeed_engine.leave_gang()
     return result

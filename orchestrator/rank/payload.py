@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from mae_core.config import AnyRecipe, DataConfig, Execution
 from mae_core.data.facts import DIGITS, DataFacts
 from mae_core.runtime.inputs import Parent
 from mae_core.runtime.plugins import import_root, source_digest
+from orchestrator.errors import DamagedRecord
 from orchestrator.rank.faults import Fault
+from orchestrator.store.known_keys import build_known
 from orchestrator.store.records import Records
 from studies.spec.cell import Cell, Stage
 from studies.spec.codec import from_plain, recipe_from_plain, to_plain
@@ -105,7 +108,9 @@ class StageResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """`starting` and `working`."""
     provenance: JsonObject = field(default_factory=dict)
-    """Versions and device; of rank 0 alone."""
+    """Versions, device and execution; of rank 0 alone."""
+    outputs: dict[str, str] = field(default_factory=dict)
+    """File name → SHA-256; of rank 0 alone. They are on disk."""
 
     def to_json(self) -> JsonObject:
         """As plain values."""
@@ -115,15 +120,19 @@ class StageResult:
         """Write it into the attempt's directory, where it outlives its process and Ray."""
         new = directory / f"{RESULT_FILE}.new"
         with contextlib.suppress(OSError):  # it is returned as well
-            new.write_text(json.dumps(self.to_json()))
+            with new.open("w") as stream:
+                json.dump(self.to_json(), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
             new.replace(directory / RESULT_FILE)
 
     @classmethod
     def left_in(cls, directory: Path) -> StageResult | None:
         """What `leave` wrote; None if there is nothing that can be read."""
+        path = directory / RESULT_FILE
         try:
-            return cls(**json.loads((directory / RESULT_FILE).read_text()))
-        except (OSError, ValueError, TypeError):
+            return build_known(cls, json.loads(path.read_text()), str(path))
+        except (OSError, ValueError, DamagedRecord):
             return None
 
 

@@ -25,13 +25,14 @@ from orchestrator.drive.task import Task, completion, make_payload
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.rank.faults import Fault
 from orchestrator.rank.payload import StagePayload, StageResult
+from orchestrator.run import RunOptions, run_study
 from orchestrator.store.attempts import AttemptEnd, AttemptStart, DecisionRecord, Driver, Remedies
 from orchestrator.store.data_facts import Datasets
 from orchestrator.store.driver import SEAL, LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalWriter
 from orchestrator.store.lease import hold
 from orchestrator.store.lineage import interventions, level_of, steps_of
-from orchestrator.store.records import DoneRecord, Intervention, Records, stage_key
+from orchestrator.store.records import DoneRecord, Intervention, Records, digest_outputs, stage_key
 from studies.catalog import quickstart
 
 
@@ -111,6 +112,54 @@ def test_a_driver_that_died_after_completing_had_success(bench: Bench) -> None:
     end = bench.records.attempts(key)[0].end
     assert end is not None and end.cause == "success"
     assert not checkpoints.exists()
+
+
+def leave_finished(bench: Bench, key: str) -> int:
+    """What is there if a driver is killed once rank 0 is done: no record says it."""
+    number = bench.begin(key, dead_driver(), code={"commit": "c0ffee"})
+    outputs = bench.records.outputs(key, number)
+    (outputs / "encoder.safetensors").write_bytes(b"weights")
+    result = StageResult(
+        metrics={"loss": 0.5},
+        seconds={"starting": 1.0, "working": 2.0},
+        provenance={"device": "one"},
+        outputs=digest_outputs(outputs),
+    )
+    result.leave(bench.records.attempt_dir(key, number))
+    return number
+
+
+def test_what_was_finished_when_its_driver_was_killed_is_kept(bench: Bench) -> None:
+    """The next command completes it: no rank is started for it."""
+    key, _ = bench.keys()
+    number = leave_finished(bench, key)
+    bench.study = study(pretrain(20, TWO))
+    found = run_study(bench.study, RunOptions(store=bench.store.root, write_report=False))
+    assert not found.plan.has_work and len(bench.records.attempts(key)) == 1
+    done, end = bench.records.done(key), bench.records.attempts(key)[0].end
+    assert done is not None and end is not None
+    assert (done.attempt, done.metrics, done.world_size) == (number, {"loss": 0.5}, 2)
+    assert [*done.outputs] == ["encoder.safetensors"] and done.provenance["device"] == "one"
+    assert done.provenance["code"] == {"commit": "c0ffee"}
+    assert done.seconds == end.wall_s == 3.0 and done.finished_at == end.ended_at
+    assert (end.cause, end.seconds) == ("success", {"starting": 1.0, "working": 2.0})
+
+
+def test_what_was_finished_counts_only_whole_and_with_its_parents(bench: Bench) -> None:
+    key, child = bench.keys()
+    cut, torn, orphan = (leave_finished(bench, k) for k in (key, key, child))
+    path = bench.records.attempt_dir(key, cut) / "result.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    (bench.records.outputs(key, torn) / "encoder.safetensors").write_bytes(b"weight\0")
+    assert close_orphans(bench.plan(), bench.records) == 3
+    assert bench.records.done(key) is None and bench.records.done(child) is None
+    bench.records.complete(done_record(key, 3))
+    later = leave_finished(bench, child)  # its parent was there when it began
+    assert close_orphans(bench.plan(), bench.records) == 1
+    ends = [a.end.cause for k in (key, child) for a in bench.records.attempts(k) if a.end]
+    assert ends == ["driver lost", "driver lost", "driver lost", "success"]
+    done = bench.records.done(child)
+    assert done is not None and done.attempt == later != orphan
 
 
 def test_damaged_history_is_moved_aside_and_an_end_is_read_from_the_journal(bench: Bench) -> None:
