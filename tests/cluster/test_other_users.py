@@ -1,7 +1,7 @@
-"""Another user of the machine gets nothing: token, key-value store, sweep, store, files.
+"""Another user of the machine gets nothing: token, key-value store, sweep, lease, store, files.
 
 Each attack is also tried where it must succeed: as the owner, or against something that was opened
-on purpose. What another user could do to the lease of a study is tested beside the lease.
+on purpose.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,8 @@ from pathlib import Path
 import psutil
 import pytest
 from support import other_user
-from support.other_user import attempt
+from support.other_user import ATTACKS, QUICK, Attack, attempt, lease_acts
+from support.strangers import open_folder
 
 from cluster.connect import connect
 from cluster.embedded.leftovers import sweep_temp_dirs
@@ -29,8 +30,12 @@ from cluster.embedded.private_directory import PREFIX, PrivateDirectory, places
 from cluster.process_identity import ProcessIdentity
 from cluster.slot_pool import SlotPool
 from cluster.slots import slot_shape
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.lease import Lease, acquire, lease_prefix
+from orchestrator.tracking.mlflow_database import opened_client
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can play another user")
+UMASKS = {"closed": 0o022, "open": 0}
 TESTS = str(Path(__file__).resolve().parents[1])
 
 
@@ -103,46 +108,54 @@ def _owner(path: Path) -> int | None:
     return None
 
 
-def test_the_token_is_not_found(session: Session) -> None:
+def test_no_attack_of_another_user_succeeds(session: Session) -> None:
+    got = {attack.__name__: TRIALS[attack](session) for attack in ATTACKS}
+    succeed = {name: what for name, what in got.items() if what}
+    print(f"{len(succeed)} of {len(got)} attacks succeed")
+    assert succeed == {} and len(got) == 6
+
+
+def _find_tokens(session: Session) -> list[str]:
     folder = str(session.folder)
-    assert session.token not in attempt(other_user.find_tokens, folder=folder)
     assert session.token in attempt(other_user.find_tokens, uid=0, folder=folder)
     written = [p for p in session.folder.rglob("*") if p.is_file()]
     assert written and not any(session.token in p.read_text(errors="replace") for p in written)
+    return [t for t in attempt(other_user.find_tokens, folder=folder) if t == session.token]
 
 
-@pytest.mark.parametrize("guess", [None, "0" * 64])
-def test_the_key_value_store_is_closed(session: Session, guess: str | None) -> None:
-    assert attempt(other_user.replace_class, token=guess, address=session.address) == []
+def _replace_class(session: Session) -> list[str]:
+    attack, address = other_user.replace_class, session.address
+    assert "written" in attempt(attack, token=session.token, address=address)
+    guessed = attempt(attack, token="0" * 64, address=address)
+    return attempt(attack, address=address) + guessed
 
 
-def test_the_key_value_store_is_open_to_who_has_the_token(session: Session) -> None:
-    assert "written" in attempt(
-        other_user.replace_class, token=session.token, address=session.address
-    )
-
-
-def test_the_sweep_believes_no_other_user(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as shared, _victim() as victim:
+def _plant_leftovers(session: Session) -> list[str]:
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as shared,
+        _victim() as victim,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         Path(shared).chmod(0o1777)
-        monkeypatch.setenv("TMPDIR", shared)
-        monkeypatch.setattr(tempfile, "tempdir", None)
+        patch.setenv("TMPDIR", shared)
+        patch.setattr(tempfile, "tempdir", None)
         named = asdict(ProcessIdentity.of(victim.pid))
         planted = attempt(
             other_user.plant_leftovers, place=shared, victims=[named], live=str(session.folder)
         )
         assert len(planted) == 3
         sweep_temp_dirs()
-        assert victim.poll() is None and session.folder.exists()
-        assert {p.name for p in Path(shared).iterdir()} >= set(planted)
+        left = {p.name for p in Path(shared).iterdir()}
+        got = ["a process"] if victim.poll() is not None else []
+        got += [] if session.folder.exists() else ["a living session"]
+        got += sorted({*planted} - left)
         for name in planted:  # the same, written by its own user, is believed
             os.chown(Path(shared) / name, 0, 0)
         sweep_temp_dirs()
         assert victim.poll() is not None
         left = {p.name for p in Path(shared).iterdir()}
         assert left == {*planted[1:], f"{PREFIX}evillink"}
+        return got
 
 
 @contextlib.contextmanager
@@ -159,32 +172,73 @@ def _victim() -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def test_the_store_of_a_gang_is_closed(session: Session) -> None:
+def _take_lease(session: Session) -> list[str]:
+    with open_folder() as folder:
+        held = [_leased_stores(folder / name, umask) for name, umask in UMASKS.items()]
+        with opened_client(f"sqlite:///{folder}/mlflow.db"):  # the lock as the product makes it
+            pass
+        locked = folder / "closed/lock the database/tracking"
+        (folder / "mlflow.db.lock").replace(locked / "mlflow.db.lock")
+        assert attempt(other_user.take_lease, root=str(folder / "open")) == [*lease_acts(folder)]
+        got = attempt(other_user.take_lease, root=str(folder / "closed"))
+        del held
+        return got
+
+
+def _leased_stores(root: Path, umask: int) -> list[Lease]:
+    """A store for each act, in which a study is driven."""
+    before = os.umask(umask)
+    try:
+        leases = []
+        for act in lease_acts(root):
+            store = root / act
+            leases.append(acquire(LocalStore(store), "s", QUICK))
+            (store / lease_prefix("s") / "000001.heartbeat").touch()
+            (store / "tracking").mkdir()
+            (store / "tracking/mlflow.db.lock").touch()
+        return leases
+    finally:
+        os.umask(before)
+
+
+def _enter_stores(session: Session) -> list[str]:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    assert attempt(other_user.enter_stores, url=session.store, ports=session.ports) == []
     (got,) = attempt(other_user.enter_stores, uid=0, url=session.store, ports=[])
     assert got.startswith("file of")
     opened = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=9), wait_for_workers=False)
-    got = attempt(other_user.enter_stores, url=session.store, ports=[opened.port])
-    assert got == [f"port {opened.port}"]
+    found = attempt(other_user.enter_stores, url=session.store, ports=[opened.port])
+    assert found == [f"port {opened.port}"]
+    return attempt(other_user.enter_stores, url=session.store, ports=session.ports)
 
 
-def test_temporary_files_are_closed(session: Session) -> None:
+def _use_files(session: Session) -> list[str]:
     paths = sorted(str(p) for p in [session.folder, *session.folder.rglob("*")])
     assert any("sockets/raylet" in path for path in paths)
     mapped = {m.path for p in psutil.Process().children(recursive=True) for m in _maps(p)}
     memory = [path for path in mapped if path.startswith("/dev/shm/") and Path(path).exists()]
-    assert attempt(other_user.use_files, paths=[*paths, *memory]) == []
+    got = attempt(other_user.use_files, paths=[*paths, *memory])
     logs = [path for path in paths if "/logs/" in path]
     session.folder.chmod(0o711)
     try:
         assert attempt(other_user.use_files, paths=logs[:1]) != []  # Ray opened them to all
     finally:
         session.folder.chmod(0o700)
+    return got
 
 
 def _maps(process: psutil.Process) -> list[psutil._common.pmmap_grouped]:
     with contextlib.suppress(psutil.Error):
         return list(process.memory_maps())
     return []
+
+
+TRIALS: dict[Attack, Callable[[Session], list[str]]] = {
+    other_user.find_tokens: _find_tokens,
+    other_user.replace_class: _replace_class,
+    other_user.plant_leftovers: _plant_leftovers,
+    other_user.take_lease: _take_lease,
+    other_user.enter_stores: _enter_stores,
+    other_user.use_files: _use_files,
+}
+"""What each attack gets as another user; asserts that it succeeds where it must."""

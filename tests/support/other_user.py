@@ -7,6 +7,7 @@ the user for good, tries, and prints the list of what succeeded as JSON; none is
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -19,8 +20,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import StoreError
+from orchestrator.store.driver import LocalStore
+from orchestrator.store.lease import LeaseTimes, acquire, lease_prefix
+
 UID = 4242
 TRY_S, PING_S = 2.0, 0.5
+QUICK = LeaseTimes(heartbeat_s=0.05, stale_after_s=0.5)
 _TOKEN = re.compile(rb"[0-9a-f]{64}")
 Attack = Callable[..., list[str]]
 
@@ -141,7 +147,54 @@ def _connect(path: Path) -> None:
         client.connect(str(path))
 
 
-ATTACKS: Iterable[Attack] = (find_tokens, replace_class, plant_leftovers, enter_stores, use_files)
+def lease_acts(root: Path) -> dict[str, Callable[[], object]]:
+    """What could be tried with the lease of study `s` in a store, by name."""
+    store, folder = LocalStore(root), root / lease_prefix("s")
+    beat = folder / "000001.heartbeat"
+
+    def lock_database() -> None:
+        """For ever: `flock` asks for no right to write."""
+        with (root / "tracking/mlflow.db.lock").open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def beat_for_ever() -> None:
+        aside = folder / "aside"
+        aside.touch()
+        os.utime(aside, (2e9, 2e9))
+        aside.replace(beat)
+
+    return {
+        "take a free one": lambda: acquire(store, "free", QUICK),
+        "take, by a record": lambda: store.create_json(f"{lease_prefix('s')}/000002.json", {}),
+        "release": lambda: store.create_json(f"{lease_prefix('s')}/000001.released", {}),
+        "remove": lambda: (folder / "000001.json").unlink(),
+        "rewrite": lambda: (folder / "000001.json").write_text("{}"),
+        "stop the heartbeat": beat.unlink,
+        "beat for ever": beat_for_ever,
+        "move the folder": lambda: folder.rename(root / "studies/gone"),
+        "fill another study's folder": lambda: (root / "studies/t/lease").mkdir(parents=True),
+        "lock the database": lock_database,
+    }
+
+
+def take_lease(root: str) -> list[str]:
+    """Try every act with a lease, in a store of its own below `root` that has the act's name."""
+    got = []
+    for name in lease_acts(Path(root)):
+        with contextlib.suppress(PermissionError, StoreError):
+            lease_acts(Path(root) / name)[name]()
+            got.append(name)
+    return got
+
+
+ATTACKS: Iterable[Attack] = (
+    find_tokens,
+    replace_class,
+    plant_leftovers,
+    take_lease,
+    enter_stores,
+    use_files,
+)
 
 
 def _become(uid: int) -> None:
