@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import TextIO
 
 from cluster.ranks.outcome import JsonObject
+from mae_core.runtime.storage import NotAFile, open_file
 
 JOURNAL_FILE = "journal.jsonl"
 OF_A_STEP = ("restored", "saved", "finished")
 """Events that say their `step`."""
 NUMBERS = ("t", "step", "write_s", "stall_s", "seconds")
+NO_JOURNAL = (FileNotFoundError, NotADirectoryError, NotAFile)
+"""There is none, or something else stands there: only history is lost."""
 MAX_WAITING = 100_000
 """Lines kept in memory while the disk is full; the oldest go first."""
 
@@ -110,10 +113,10 @@ class JournalReader:
     def read_new(self) -> list[Entry]:
         """Entries since the last call; empty if the file does not exist yet."""
         try:
-            with self._path.open("rb") as stream:
+            with open_file(self._path) as stream:
                 stream.seek(self._offset)
                 content = stream.read()
-        except FileNotFoundError:
+        except NO_JOURNAL:
             return []
         whole, newline, _ = content.rpartition(b"\n")
         self._offset += len(whole) + len(newline)
@@ -167,8 +170,8 @@ def read_events(path: Path) -> list[JsonObject]:
     A line that is torn, or whose values have other types, is left out.
     """
     found = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():
+    with contextlib.suppress(*NO_JOURNAL), open_file(path) as stream:
+        for line in stream.read().splitlines():
             with contextlib.suppress(ValueError, RecursionError):
                 raw = json.loads(line)
                 if isinstance(raw, dict) and _is_event(raw):

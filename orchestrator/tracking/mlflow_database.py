@@ -156,6 +156,8 @@ def _opening(uri: str, artifacts: Path | None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Whoever can open it could lock it for ever, also one who may only read.
     lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, owned_mode())
+    if os.fstat(lock).st_uid == os.geteuid():
+        os.fchmod(lock, owned_mode())  # older versions opened it to all
     with os.fdopen(lock, "a") as stream:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(stream, fcntl.LOCK_EX)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -26,7 +27,12 @@ from orchestrator.store.driver import LocalStore
 from orchestrator.store.journal import JOURNAL_FILE, JournalWriter, StageReader
 from orchestrator.store.records import DoneRecord, Records
 from orchestrator.tracking.cell_values import final_results
-from orchestrator.tracking.mlflow_database import Destination, database_exists, default_uri
+from orchestrator.tracking.mlflow_database import (
+    Destination,
+    database_exists,
+    default_uri,
+    opened_client,
+)
 from orchestrator.tracking.run_values import STUDY, Point, RunInfo, RunStatus, RunUpdate
 from orchestrator.tracking.shipper import Shipper
 from orchestrator.tracking.study_tracking import Tracking, decision_text, sync_key
@@ -594,3 +600,10 @@ def test_a_password_is_never_shown() -> None:
 def test_decisions_fit_into_a_tag() -> None:
     text = decision_text(DecisionRecord(decision="retry", reason="x" * 900))
     assert text.startswith("retry: xxx") and len(text) == 500
+
+
+def test_a_lock_that_an_older_version_opened_to_all_is_closed(tmp_path: Path) -> None:
+    lock = tmp_path / "mlflow.db.lock"
+    lock.touch(mode=0o644)
+    with opened_client(f"sqlite:///{tmp_path}/mlflow.db"):
+        assert stat.S_IMODE(lock.stat().st_mode) == 0o600

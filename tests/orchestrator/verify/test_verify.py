@@ -18,6 +18,7 @@ from mae_core.config import ENCODER_FILE
 from orchestrator.cli.main import main
 from orchestrator.errors import DamagedRecord
 from orchestrator.store.driver import SEAL, LocalStore
+from orchestrator.store.journal import JOURNAL_FILE
 from orchestrator.store.kept_files import adopted_file, check_named
 from orchestrator.store.lease import hold
 from orchestrator.store.records import Records
@@ -94,8 +95,11 @@ def test_what_stands_in_the_place_of_a_record_is_found_and_moved(folder: Path, k
     for path in sides:
         path.unlink()
         NO_FILES[kind](path)
+    for place in store.glob("stages/*/*/attempts/*/outputs"):
+        NO_FILES[kind](place.with_name(JOURNAL_FILE))
     status = call("status", study, "--store", store)
     assert status.exit_code == 0 and "it is passed over" in status.stderr
+    assert call("report", study, "--store", store).exit_code == 0
     done = [p for p in store.glob("stages/*/*/done.json") if "knn" in p.read_text()]
     [encoder, *_] = store.glob(f"stages/*/*/attempts/*/outputs/{ENCODER_FILE}")
     for path in (*done, encoder):
@@ -107,6 +111,19 @@ def test_what_stands_in_the_place_of_a_record_is_found_and_moved(folder: Path, k
     assert call("repair", "--store", store).exit_code == 0
     assert call("verify", "--store", store).exit_code == 0
     assert call("plan", study, "--store", store).exit_code == 0
+
+
+def test_a_file_in_the_place_of_an_attempt_is_said(folder: Path) -> None:
+    attempts = [p for p in (folder / "store").glob("stages/*/*/attempts/*") if p.is_dir()]
+    for place in attempts:
+        shutil.rmtree(place)
+        place.touch()
+    for verb in ("report", "status", "plan"):
+        assert call(verb, folder / "two.py", "--store", folder / "store").exit_code in (0, 8)
+    found = {damage.key for damage in verify(quiet(folder)).damages}
+    assert {key.rpartition("/outputs/")[0] for key in found} >= {
+        path.relative_to(folder / "store").as_posix() for path in attempts[:1]
+    }
 
 
 def test_a_disk_that_is_not_mounted_is_no_missing_stage(folder: Path) -> None:
