@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
+from cluster.embedded.leftovers import sweep_temp_dirs as sweep_temp_dirs
 from cluster.embedded.preflight import load_ray
 from cluster.embedded.ray_init import first_line, init_ray
 from cluster.embedded.start import embedded_ray

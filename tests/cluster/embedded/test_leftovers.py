@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.embedded.leftovers import sweep_temp_dirs
+from cluster.connect import sweep_temp_dirs
 from cluster.embedded.private_directory import PREFIX, PrivateDirectory, Record
 from cluster.process_identity import ProcessIdentity
 
