@@ -8,6 +8,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import deque
+
+RETIRED_KEPT = 32
+_retired: deque[int] = deque()
+"""Files of closed meeting points. torch opens the path of a `FileStore` again when it is collected,
+which every rank does after the run: a number that meant another file by then would have that file
+written to, or end the process if it is a socket."""
 
 
 class MeetingPoint:
@@ -40,7 +47,9 @@ class MeetingPoint:
         if self._socket is not None:
             self._socket.close()
         else:
-            os.close(self._file)
+            _retired.append(self._file)
+            if len(_retired) > RETIRED_KEPT:
+                os.close(_retired.popleft())
 
 
 def use_interface_of(address: str) -> None:
