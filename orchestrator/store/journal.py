@@ -95,10 +95,16 @@ class JournalWriter:
 
 
 class JournalReader:
-    """Follows a journal that is being written; a torn last line waits for its rest."""
+    """Follows a journal that is being written; a torn last line waits for its rest.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        strict: raise `OSError` where something that is no file stands, for a reader that must say
+            what it has not read; it may be a disk that is away for a while.
+    """
+
+    def __init__(self, path: Path, *, strict: bool = False) -> None:
         self._path, self._offset = path, 0
+        self._absent = (FileNotFoundError,) if strict else NO_JOURNAL
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -116,7 +122,7 @@ class JournalReader:
             with open_file(self._path) as stream:
                 stream.seek(self._offset)
                 content = stream.read()
-        except NO_JOURNAL:
+        except self._absent:
             return []
         whole, newline, _ = content.rpartition(b"\n")
         self._offset += len(whole) + len(newline)
@@ -137,7 +143,7 @@ class StageReader:
     def follow(self, directories: Iterable[Path]) -> None:
         """Follow the journals of these attempts too; those already followed go on."""
         for path in (d / JOURNAL_FILE for d in directories):
-            self._readers.setdefault(path, JournalReader(path))
+            self._readers.setdefault(path, JournalReader(path, strict=True))
 
     @property
     def keys(self) -> set[str]:

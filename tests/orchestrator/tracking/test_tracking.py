@@ -193,7 +193,7 @@ def test_only_what_is_still_missing_is_reported(target: Destination, tmp_path: P
     journal(for_a_while.parent, {1: 0.5})
     problem = shipper.close()
     assert problem is not None
-    assert problem.startswith("stage:2 is incomplete: IsADirectoryError")
+    assert problem.startswith("stage:2 is incomplete: NotAFile")
     assert "more" not in problem
     assert curve(target.uri, runs(target.uri, target.study)["stage:1"], "loss") == [(1, 0.5)]
     assert shipped_attempts(target) == {"stage:1": "1"}
