@@ -106,6 +106,7 @@ def test_all_that_a_killed_driver_left_is_ended(clean_machine: None) -> None:
 def test_a_process_that_never_answers_is_a_failed_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_machine: None
 ) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it
     ranks = process_environment(1, is_local=True)  # of all of Ray's processes they alone have it
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal\n"
