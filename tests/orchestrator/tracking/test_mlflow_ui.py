@@ -16,9 +16,9 @@ import pytest
 import requests
 from support.mlflow_servers import free_port
 
-from orchestrator.tracking.mlflow_ui import Door, new_key
+from orchestrator.tracking.mlflow_ui import Door
 
-KEY = new_key()
+KEY = "the-key-of-this-test"
 
 
 async def _inside(scope: Any, receive: Any, send: Any) -> None:
