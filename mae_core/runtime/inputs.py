@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from mae_core.errors import CheckpointError
 from mae_core.runtime.json_values import Json
+from mae_core.runtime.storage import digest_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,7 @@ def find_input(parents: tuple[Parent, ...], file: str) -> Path | None:
 def verify(path: Path, sha256: str) -> None:
     """Refuse (`CheckpointError`) a parent's output that is not what its completion record says."""
     try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = digest_file(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
     if found != sha256:

@@ -63,6 +63,12 @@ def open_file(path: Path) -> BufferedReader:
     raise NotAFile(errno.EINVAL, "not a regular file", str(path))
 
 
+def digest_file(path: Path) -> str:
+    """SHA-256 of a regular file, hex; raises as `open_file` does."""
+    with open_file(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _no_fault(name: str) -> None:
     """No fault point is set. A function, since a storage travels to ranks by pickle."""
 

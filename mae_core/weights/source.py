@@ -9,7 +9,6 @@ NumPy's values, which settings and histories often have, are read as objects tha
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import warnings
@@ -25,6 +24,7 @@ from torch import Tensor
 from mae_core.checkpoint.shards import foreign_types
 from mae_core.checkpoint.tensor_file import read_tensors
 from mae_core.errors import CheckpointError, ConfigError
+from mae_core.runtime.storage import digest_file
 from mae_core.weights.lookalikes import advice
 from mae_core.weights.readings import Reading, choose, find_readings, mappings
 
@@ -144,12 +144,6 @@ def read_source(path: Path, part: str | None = None) -> Source:
         outside=reading.outside,
         notes=(*files.notes, *_notes(reading)),
     )
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read_folder(folder: Path) -> _Files:

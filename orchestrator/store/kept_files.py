@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from mae_core.runtime.storage import open_file
+from mae_core.runtime.storage import digest_file
 from orchestrator.errors import DamagedRecord
 from orchestrator.store.adopted import find_adopted
 from orchestrator.store.records import DoneRecord, Records, stage_key
@@ -40,8 +39,7 @@ def checked(records: Records, key: str, sha256: str) -> Path:
     """Path of a file of the store; raises `DamagedRecord` unless it has that digest."""
     path = records.store.path(key)
     try:
-        with open_file(path) as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = digest_file(path)
     except OSError as error:
         reason = error.strerror or error
         raise DamagedRecord(f"{path} is damaged: it cannot be read ({reason})") from error

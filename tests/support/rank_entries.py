@@ -87,24 +87,14 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
     """
     import torch
 
-    from mae_core.config import Duration, Execution, OptimizerConfig
+    from mae_core.config import Execution
     from mae_core.data.sources import open_data
     from mae_core.pretrain.masked import run_pretrain
     from mae_core.runtime.context import RunContext
     from mae_core.train import deepspeed_engine
     from mae_core.train.loop import Stopped
-    from studies.catalog import quickstart
 
-    recipe = quickstart.pretrain("N1", 1, 0).recipe
-    recipe = dataclasses.replace(
-        recipe,
-        duration=Duration.steps(payload["steps"]),
-        global_batch=96,
-        precision=payload.get("precision", "fp32"),
-    )
-    if "sgd" in payload:  # SGD without decay, its gradients clipped to this norm
-        sgd = OptimizerConfig(name="sgd", weight_decay=0.0, clip_grad_norm=payload["sgd"])
-        recipe = dataclasses.replace(recipe, optimizer=sgd)
+    recipe = _digit_recipe(payload)
     execution = Execution(**{"loader_threads": 0} | payload["execution"])
     losses: list[tuple[int, float]] = []
     events: list[tuple[str, dict[str, Any]]] = []
@@ -153,9 +143,32 @@ def train_digits(payload: dict[str, Any], control: RankControl) -> dict[str, Any
     finally:
         deepspeed_engine.leave_gang()
     if control.rank == 0:
-        weights = (folder / "outputs" / "encoder.safetensors").read_bytes()
-        decoder = (folder / "outputs" / "decoder.safetensors").read_bytes()
-        found["digest"] = hashlib.sha256(weights + decoder).hexdigest()
-        state = folder / "outputs" / "state.json"
-        found["state"] = state.read_text() if state.exists() else None
+        found |= _written(folder / "outputs")
     return found | {"metrics": metrics}
+
+
+def _digit_recipe(payload: dict[str, Any]) -> Any:
+    from mae_core.config import Duration, OptimizerConfig
+    from studies.catalog import quickstart
+
+    recipe = dataclasses.replace(
+        quickstart.pretrain("N1", 1, 0).recipe,
+        duration=Duration.steps(payload["steps"]),
+        global_batch=96,
+        precision=payload.get("precision", "fp32"),
+    )
+    if "sgd" in payload:  # SGD without decay, its gradients clipped to this norm
+        sgd = OptimizerConfig(name="sgd", weight_decay=0.0, clip_grad_norm=payload["sgd"])
+        recipe = dataclasses.replace(recipe, optimizer=sgd)
+    return recipe
+
+
+def _written(outputs: Path) -> dict[str, Any]:
+    """Digest of the weights that a training left, and its state if it recorded one."""
+    files = [outputs / f"{part}.safetensors" for part in ("encoder", "decoder")]
+    content = b"".join(file.read_bytes() for file in files)
+    state = outputs / "state.json"
+    return {
+        "digest": hashlib.sha256(content).hexdigest(),
+        "state": state.read_text() if state.exists() else None,
+    }
